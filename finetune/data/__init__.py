@@ -1,0 +1,1 @@
+"""Where samples come from: label translation, sources and the loader."""

@@ -1,0 +1,245 @@
+"""All label translation, in one place: raw mask values to class ids, and class ids to colours.
+
+Everything that needs to know what a pixel means (loader, loss, metric, model config, card) reads
+one `Labels`, built once from the recipe's `labels:` block. Nothing else in the package reduces
+zeros, maps, merges or ignores.
+"""
+
+import colorsys
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import UserError
+
+RGB = tuple[int, int, int]
+
+MAX_CLASSES = 65535
+"""Class ids beyond 255 are held in uint16, whose last value is the ignore id."""
+
+_UNCOVERED = -1
+_MAX_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The classes of a data set and what each raw mask value means. Use `Labels.build`."""
+
+    names: tuple[str, ...]
+    colors: tuple[RGB, ...]
+    rules: tuple[tuple[int, int], ...]
+    """(raw mask value, class id or `ignore_index`), sorted; any other raw value is an error."""
+
+    @classmethod
+    def build(
+        cls,
+        names: Sequence[str],
+        *,
+        colors: Sequence[Sequence[int]] | None = None,
+        ignore: Sequence[int] = (255,),
+        map: Mapping[int, int | None] | None = None,
+        reduce_zero: bool = False,
+    ) -> "Labels":
+        """Checks a `labels:` block and turns it into rules.
+
+        Args:
+            names: One name per class id.
+            colors: RGB 0..255 per class. None gives `default_colors`.
+            ignore: Raw values that carry no label.
+            map: Raw value -> class id; several may share a class (merging), None ignores. Without
+                it raw v is class v.
+            reduce_zero: Raw 0 is ignored and raw v is class v - 1, as in ADE20K.
+
+        Raises:
+            UserError: The block contradicts itself; the message names the field.
+        """
+        names = tuple(str(name).strip() for name in names)
+        _check_names(names)
+        ignore_index = _ignore_index(len(names))
+        rules = _class_rules(names, map, reduce_zero, ignore_index)
+        for raw in ignore:
+            class_id = rules.setdefault(int(raw), ignore_index)
+            if class_id != ignore_index:
+                raise UserError(
+                    f"labels.ignore: raw value {raw} is ignored, but it also means class "
+                    f"{class_id} ({names[class_id]!r}). Take {raw} out of labels.ignore (an empty "
+                    f"list ignores nothing), or give that class another raw value in labels.map."
+                )
+        if colors is None:
+            palette = default_colors(len(names))
+        else:
+            palette = _check_colors(colors, len(names))
+        return cls(names, palette, tuple(sorted(rules.items())))
+
+    @property
+    def num_labels(self) -> int:
+        """K, the number of classes; ignored pixels are not one."""
+        return len(self.names)
+
+    @property
+    def ignore_index(self) -> int:
+        """The id of pixels without a label: 255, or 65535 for more than 255 classes."""
+        return _ignore_index(self.num_labels)
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Class id -> name, as `config.id2label`."""
+        return dict(enumerate(self.names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Name -> class id, as `config.label2id`."""
+        return {name: i for i, name in enumerate(self.names)}
+
+    def encode(self, mask: np.ndarray, where: str) -> np.ndarray:
+        """Translates raw mask values to class ids.
+
+        Args:
+            mask: (H, W), any integer dtype or bool.
+            where: The file, for the message.
+
+        Returns:
+            (H, W) uint8 (uint16 for more than 255 classes): 0..K-1 or `ignore_index`.
+
+        Raises:
+            UserError: A value that no rule covers.
+        """
+        if mask.dtype.kind not in "iub":
+            raise UserError(
+                f"{where}: the mask holds {mask.dtype} values; masks must hold whole class ids."
+            )
+        if mask.dtype.kind == "b":  # Pillow's bool arrays hold bytes of 255: no view, no cast
+            mask = np.where(mask, np.uint8(1), np.uint8(0))
+        elif mask.dtype not in (np.uint8, np.uint16) and _fits_uint16(mask):
+            mask = mask.astype(np.uint16)
+
+        if mask.dtype in (np.uint8, np.uint16):
+            encoded = _lookup_table(self.rules).take(mask)
+        else:  # negative or very large values: too many for a table
+            values, inverse = np.unique(mask, return_inverse=True)
+            known = dict(self.rules)
+            table = np.array([known.get(int(v), _UNCOVERED) for v in values], np.int32)
+            encoded = table[inverse].reshape(mask.shape)
+
+        if mask.size and encoded.min() == _UNCOVERED:
+            raise UserError(self._uncovered_message(mask[encoded == _UNCOVERED], where))
+        return encoded.astype(np.uint8 if self.num_labels <= 255 else np.uint16)
+
+    def colorize(self, mask: np.ndarray) -> np.ndarray:
+        """Paints class ids (H, W) as RGB, uint8 (H, W, 3); ignored pixels are black."""
+        palette = np.zeros((self.ignore_index + 1, 3), np.uint8)
+        palette[: self.num_labels] = self.colors
+        return palette[mask]
+
+    def _uncovered_message(self, uncovered: np.ndarray, where: str) -> str:
+        """Says which values have no meaning, how many pixels hold each, and what to do."""
+        values, counts = np.unique(uncovered, return_counts=True)
+        most = np.argsort(-counts, kind="stable")[:_MAX_SHOWN]
+        shown = ", ".join(f"{values[i]} ({counts[i]} pixels)" for i in most)
+        more = f" and {len(values) - _MAX_SHOWN} more" if len(values) > _MAX_SHOWN else ""
+        return (
+            f"{where}: the mask holds values that are neither a class nor ignored: {shown}{more}. "
+            f"There are {self.num_labels} classes (ids 0 to {self.num_labels - 1}). Give these "
+            f"values a class in labels.map, list them in labels.ignore, or set labels.reduce_zero "
+            f"if 0 means 'no label' and classes count from 1."
+        )
+
+
+def default_colors(num_labels: int) -> tuple[RGB, ...]:
+    """A fixed palette for any number of classes: distinct, never black, neighbours far apart.
+
+    Hues step by the golden ratio, which keeps any prefix of the sequence spread over the circle;
+    three shades alternate, so that hues that come near again (5, 8, 13 steps) differ in lightness.
+    """
+    shades = ((0.75, 0.95), (0.95, 0.6), (0.4, 1.0))
+    colors: dict[RGB, None] = {}  # an ordered set
+    step = 0
+    while len(colors) < num_labels:
+        saturation, value = shades[step % len(shades)]
+        rgb = colorsys.hsv_to_rgb(step * 0.618033988749895 % 1, saturation, value)
+        colors[tuple(round(255 * channel) for channel in rgb)] = None  # type: ignore[index]
+        step += 1
+    return tuple(colors)
+
+
+def _ignore_index(num_labels: int) -> int:
+    return 255 if num_labels <= 255 else 65535
+
+
+def _fits_uint16(mask: np.ndarray) -> bool:
+    return mask.size == 0 or bool(mask.min() >= 0 and mask.max() <= 65535)
+
+
+@functools.lru_cache(maxsize=8)
+def _lookup_table(rules: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """One int32 entry per value of an 8 or 16 bit mask; `_UNCOVERED` where there is no rule.
+
+    Kept outside `Labels` so that a pickled Labels (spawn workers) stays small.
+    """
+    table = np.full(65536, _UNCOVERED, np.int32)
+    for raw, class_id in rules:
+        if 0 <= raw < len(table):
+            table[raw] = class_id
+    return table
+
+
+def _class_rules(
+    names: tuple[str, ...],
+    map: Mapping[int, int | None] | None,
+    reduce_zero: bool,
+    ignore_index: int,
+) -> dict[int, int]:
+    """Raw value -> class id (or `ignore_index`), before `ignore`."""
+    if map is None:
+        if reduce_zero:
+            return {0: ignore_index} | {i + 1: i for i in range(len(names))}
+        return {i: i for i in range(len(names))}
+    if reduce_zero:
+        raise UserError(
+            "labels.reduce_zero and labels.map both say what raw values mean. Keep labels.map and "
+            "set labels.reduce_zero to false ({0: null, 1: 0, 2: 1, ...} means the same)."
+        )
+    for raw, class_id in map.items():
+        if class_id is not None and not 0 <= class_id < len(names):
+            raise UserError(
+                f"labels.map: raw value {raw} is mapped to class {class_id}, but labels.names has "
+                f"{len(names)} classes (0 to {len(names) - 1}). Use null to ignore a value."
+            )
+    return {int(raw): ignore_index if c is None else int(c) for raw, c in map.items()}
+
+
+def _check_names(names: tuple[str, ...]) -> None:
+    if not 2 <= len(names) <= MAX_CLASSES:
+        raise UserError(
+            f"labels.names: {len(names)} given, but 2 to {MAX_CLASSES} are needed. Two-class data "
+            f"has two labels (background, thing)."
+        )
+    for i, name in enumerate(names):
+        if not name:
+            raise UserError(f"labels.names: the name of class {i} is empty.")
+        if (first := names.index(name)) != i:
+            raise UserError(
+                f"labels.names: {name!r} names class {first} and class {i}. Names must be unique; "
+                f"to merge two raw values into one class, map both to it in labels.map."
+            )
+
+
+def _check_colors(colors: Sequence[Sequence[int]], num_labels: int) -> tuple[RGB, ...]:
+    if len(colors) != num_labels:
+        raise UserError(
+            f"labels.colors: {len(colors)} colours for {num_labels} classes. Give one per class, "
+            f"or leave labels.colors out."
+        )
+    for i, color in enumerate(colors):
+        if len(color) != 3 or not all(_is_byte(channel) for channel in color):
+            raise UserError(
+                f"labels.colors: colour {i} is {list(color)}, not three numbers from 0 to 255."
+            )
+    return tuple((int(r), int(g), int(b)) for r, g, b in colors)
+
+
+def _is_byte(value: Any) -> bool:
+    return isinstance(value, int) and 0 <= value <= 255

@@ -1,0 +1,9 @@
+"""The one exception that means "the user can mend this": shown as a message, exit status 2."""
+
+
+class UserError(ValueError):
+    """A mistake in what the user supplied: a recipe, a file, a folder, a command line.
+
+    The message names the field or the file and says what to do. Programs print it without a
+    traceback and exit with status 2; every other exception is a defect of this package.
+    """

@@ -1,0 +1,23 @@
+"""What every test shares: no network, two threads, and the real images if they are there."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the Hub fails at once
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+
+torch.set_num_threads(2)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images (CamVid, three ADE20K pictures), which is not in the project."""
+    folder = Path(os.environ.get("FINETUNE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}: set FINETUNE_SHARED_DATA")
+    return folder
