@@ -4,7 +4,7 @@ Each value of `PRESETS` holds keyword arguments of `finetune.data.labels.Labels.
 
 Sources: ADE20K scene parsing, objectInfo150.txt (the first name of each row) and the colours
 that mmsegmentation and the published demos use; Cityscapes, cityscapesScripts' labels.py (train
-ids); CamVid, the SegNet tutorial's 11 classes.
+ids); CamVid, the SegNet tutorial's 11 classes. The shapes are this package's own.
 """
 
 from typing import Any
@@ -55,6 +55,10 @@ ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8 001fff 00ff3d 0047ff ff00cc 00f
 """
 
 PRESETS: dict[str, dict[str, Any]] = {
+    "shapes": {
+        "names": ["background", "disc", "square", "triangle", "star", "ring"],
+        "colors": _colors("464646 e6554b 468ce6 f5c83c 5fb95f aa5fcd"),
+    },
     # Raw 0 is "other objects" and not a class; 1..150 become 0..149.
     "ade20k": {
         "names": _names(_ADE20K_NAMES),

@@ -12,15 +12,9 @@ import cv2
 import datasets
 import numpy as np
 
-NAMES = ("background", "disc", "square", "triangle", "star", "ring")
-COLORS: tuple[tuple[int, int, int], ...] = (
-    (70, 70, 70),
-    (230, 85, 75),
-    (70, 140, 230),
-    (245, 200, 60),
-    (95, 185, 95),
-    (170, 95, 205),
-)
+from finetune.data.presets import PRESETS
+
+NAMES = tuple(PRESETS["shapes"]["names"])
 
 # Difficulty.
 NUM_SHAPES = (2, 5)

@@ -1,0 +1,147 @@
+"""From an image to scores and a mask of the image's own size: one protocol for everybody.
+
+What training's evaluation, `finetune eval` and the saved folder say about preprocessing is one
+`Protocol`, saved in `config.json` under `finetune_eval` (stock transformers ignores it) and, as far
+as it can be said there, in `preprocessor_config.json`.
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from finetune.segformer.configuration import smallest_side
+from finetune.segformer.functional import upsampled_argmax
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How an image is resized and shown to the model.
+
+    Attributes:
+        shortest_edge: the shorter edge after the resize, in pixels; None: no resize.
+        longest_edge: limit of the longer edge, or None.
+        size_divisor: each side is rounded up to a multiple of this.
+        window: height and width of a sliding window; None: the whole image at once.
+        stride: of the window; the last ones are moved back to end at the image's edge.
+    """
+
+    shortest_edge: int | None = None
+    longest_edge: int | None = None
+    size_divisor: int = 1
+    window: tuple[int, int] | None = None
+    stride: tuple[int, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `config.json`."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """The protocol in one line."""
+        if self.shortest_edge is None:
+            text = "images at their own size"
+        else:
+            limit = f", longer at most {self.longest_edge}" if self.longest_edge else ""
+            text = f"shorter edge {self.shortest_edge}{limit}"
+            if self.size_divisor > 1:
+                text += f", sides rounded up to multiples of {self.size_divisor}"
+        if self.window and self.stride:
+            text += f", sliding window {self.window[0]} x {self.window[1]}"
+            text += f" with stride {self.stride[0]} x {self.stride[1]}"
+        return text + ", single scale, scored at the image's own size"
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that an image of height x width is resized to.
+
+        With `longest_edge` the factor is mmsegmentation's for scale (longest, shortest).
+        """
+        if self.shortest_edge is None:
+            return height, width
+        factor = self.shortest_edge / min(height, width)
+        if self.longest_edge:
+            factor = min(factor, self.longest_edge / max(height, width))
+        divisor = self.size_divisor
+        sides = (int(side * factor + 0.5) for side in (height, width))
+        resized = [max(1, -(-side // divisor)) * divisor for side in sides]
+        return resized[0], resized[1]
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """Resizes uint8 (H, W, 3) by Pillow's bilinear filter, as stock's image processor does."""
+        height, width = self.size(*image.shape[:2])
+        if (height, width) == image.shape[:2]:
+            return image
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        return np.asarray(resized)
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Bytes (B, H, W, C) to normalised float32 (B, C, H, W), a view in channels-last memory.
+
+    Args:
+        pixels: uint8, on any device.
+        mean: (C,) of values in 0..1, on that device.
+        std: (C,), likewise.
+    """
+    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+@torch.no_grad()
+def predict_scores(model: nn.Module, pixel_values: Tensor, protocol: Protocol) -> Tensor:
+    """Scores (B, K, h, w), float32, at a resolution from which to upsample to the image's own.
+
+    The whole image gives the logits as they are, at 1/4; a sliding window gives the mean over the
+    windows at the resolution of the input, as published. Images below the model's smallest side
+    are padded right and bottom with zeros, the mean colour.
+
+    Args:
+        model: a SegFormer in eval mode.
+        pixel_values: (B, C, H, W), normalised.
+        protocol: only its window is looked at.
+    """
+    if protocol.window is None or protocol.stride is None:
+        return _scores(model, pixel_values)
+    batch, _, height, width = pixel_values.shape
+    total = pixel_values.new_zeros(batch, model.config.num_labels, height, width)
+    count = pixel_values.new_zeros(height, width)
+    tops = _starts(height, protocol.window[0], protocol.stride[0])
+    lefts = _starts(width, protocol.window[1], protocol.stride[1])
+    for top in tops:
+        for left in lefts:
+            rows = slice(top, min(top + protocol.window[0], height))
+            columns = slice(left, min(left + protocol.window[1], width))
+            crop = pixel_values[:, :, rows, columns]
+            scores = _scores(model, crop)
+            total[:, :, rows, columns] += F.interpolate(
+                scores, size=crop.shape[2:], mode="bilinear", align_corners=False
+            )
+            count[rows, columns] += 1
+    return total / count
+
+
+def predict_mask(
+    model: nn.Module, pixel_values: Tensor, protocol: Protocol, size: tuple[int, int]
+) -> Tensor:
+    """Class ids (B, H, W) int64 of normalised images, at `size` = (H, W)."""
+    return upsampled_argmax(predict_scores(model, pixel_values, protocol), size)
+
+
+def _scores(model: nn.Module, pixel_values: Tensor) -> Tensor:
+    height, width = pixel_values.shape[2:]
+    side = smallest_side(model.config)
+    if min(height, width) >= side:
+        return model(pixel_values).logits.float()
+    padding = (0, max(0, side - width), 0, max(0, side - height))
+    padded = F.pad(pixel_values, padding)
+    logits = model(padded).logits.float()
+    upsampled = F.interpolate(logits, size=padded.shape[2:], mode="bilinear", align_corners=False)
+    return upsampled[:, :, :height, :width]
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along one axis; the last one ends at the edge."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]

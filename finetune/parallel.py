@@ -1,0 +1,151 @@
+"""What several processes must agree on: threads, batch statistics, signals, mistakes.
+
+Everything works with one process too, and on CPU processes over gloo as on GPUs over NCCL.
+"""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from finetune.errors import UserError
+
+T = TypeVar("T")
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (a container or taskset may have taken some)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_threads(threads: int | None) -> None:
+    """Gives this process its share of the cores, or `threads`.
+
+    Launchers export OMP_NUM_THREADS=1 unless told otherwise, which trains on one thread without a
+    word.
+    """
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, usable_cores() // local_processes))
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """The sum over all processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def on_main(work: Callable[[], T]) -> T | None:
+    """Runs `work` on rank 0 while the others wait; its UserError is raised on every rank.
+
+    Returns:
+        What `work` returned, on rank 0; None elsewhere.
+    """
+    if not dist.is_initialized():
+        return work()
+    result, problem = None, [""]
+    if dist.get_rank() == 0:
+        try:
+            result = work()
+        except UserError as error:
+            problem = [str(error)]
+    dist.broadcast_object_list(problem)
+    if problem[0]:
+        raise UserError(problem[0])
+    return result
+
+
+class StopSignals:
+    """Turns SIGINT and SIGTERM into a flag that the loop looks at between two steps.
+
+    A context manager. The first signal asks for a stop, with the state saved; one more SIGINT,
+    three seconds later or more, gives up at once (launchers and terminals deliver the first one
+    twice). Outside the main thread, where Python allows no handlers, it does nothing.
+    """
+
+    PATIENCE = 3.0  # seconds
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._at = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._at = number, now
+        elif number == signal.SIGINT and now - self._at > self.PATIENCE:
+            raise KeyboardInterrupt
+
+
+def synchronise_batch_norm(module: nn.Module) -> nn.Module:
+    """Lets batch norms see the whole batch of all processes, as the original's SyncBN does.
+
+    One process keeps its batch norms. On GPUs they become torch's SyncBatchNorm, on CPUs, where
+    that raises, `CPUSyncBatchNorm`; parameters, buffers and their names stay.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return module
+    if next(module.parameters()).device.type != "cpu":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(module)
+    for norm in module.modules():
+        if type(norm) is nn.BatchNorm2d:
+            norm.__class__ = CPUSyncBatchNorm  # same state, another forward
+    return module
+
+
+class CPUSyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm whose training statistics are taken over all (gloo) processes."""
+
+    affine_in_eval = True  # the head may fold it, as it does a plain one
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalises x (B, C, H, W)."""
+        if not self.training:
+            return super().forward(x)
+        channels = x.shape[1]
+        count = x.new_tensor([x.numel() / channels], dtype=torch.float64)
+        sums = torch.cat([x.double().sum((0, 2, 3)), x.double().square().sum((0, 2, 3)), count])
+        sums = _AllSum.apply(sums)
+        total, mean = sums[-1], sums[:channels] / sums[-1]
+        var = sums[channels:-1] / total - mean.square()  # biased: what training normalises with
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = self.momentum
+            self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+            unbiased = var * total / (total - 1)
+            self.running_var.lerp_(unbiased.to(self.running_var.dtype), momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        shift = self.bias - mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
+class _AllSum(torch.autograd.Function):
+    """The sum over all processes; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor) -> Tensor:
+        return all_sum(tensor.clone())
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return all_sum(gradient.clone())

@@ -1,0 +1,602 @@
+"""Recipes: what to train, on what and how, in typed and closed YAML.
+
+A recipe states only what differs from the defaults, which live in the classes below and nowhere
+else. `base:` names a recipe to start from, `key=value` overrides by dotted path, and an unknown
+key is an error that suggests the nearest one. `load_recipe` returns the resolved recipe: every
+value stands in it, nothing is left to look up.
+
+    recipe = load_recipe("camvid", ["data.path=CamVid", "train.steps=2000"])
+"""
+
+import difflib
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from finetune.data.labels import Labels
+from finetune.data.presets import PRESETS
+from finetune.errors import UserError
+from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest_side
+
+PositiveInt = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Size = tuple[PositiveInt, PositiveInt]
+
+
+class Section(BaseModel):
+    """Closed and frozen: an unknown key is an error, and nobody changes a recipe in passing."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSection(Section):
+    """The model."""
+
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field(
+        "b0", description="size of SegFormer, from b0 (lightest) to b5 (best)"
+    )
+    init: str | None = Field(
+        None,
+        description="folder or Hub id of a SegFormer to start from (any head); null: from scratch",
+    )
+    num_channels: PositiveInt = Field(3, description="channels of the images")
+    depths: list[PositiveInt] | None = Field(None, description="blocks a stage, if not the size's")
+    hidden_sizes: list[PositiveInt] | None = Field(
+        None, description="channels a stage, if not the size's"
+    )
+    num_attention_heads: list[PositiveInt] = Field([1, 2, 5, 8], description="heads a stage")
+    decoder_hidden_size: PositiveInt | None = Field(
+        None, description="channels of the head, if not the size's"
+    )
+    drop_path_rate: Fraction = Field(0.1, description="stochastic depth of the last block")
+    classifier_dropout_prob: Fraction = Field(0.1, description="dropout before the classifier")
+
+    def config_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `SegformerConfig`, less what the labels say."""
+        own = {
+            key: getattr(self, key)
+            for key in ("depths", "hidden_sizes", "decoder_hidden_size")
+            if getattr(self, key) is not None
+        }
+        return {
+            **VARIANTS[self.variant],
+            **own,
+            "num_attention_heads": self.num_attention_heads,
+            "num_channels": self.num_channels,
+            "drop_path_rate": self.drop_path_rate,
+            "classifier_dropout_prob": self.classifier_dropout_prob,
+        }
+
+
+class DataSection(Section):
+    """Where the images and masks come from."""
+
+    source: Literal["shapes", "folder", "camvid", "ade20k", "cityscapes"] = Field(
+        "folder", description="procedural shapes, two folders, or an official layout"
+    )
+    path: str | None = Field(None, description="the data set's folder (every source but shapes)")
+    train_split: str = Field("train", description="what to train on")
+    val_split: str = Field("val", description="what to evaluate on")
+    images: str = Field("images/{split}", description="folder: where the images are, below path")
+    masks: str = Field("masks/{split}", description="folder: where the masks are, below path")
+    image_suffix: str = Field("", description="folder: what image names end in, e.g. _image")
+    mask_suffix: str = Field("", description="folder: what mask names end in, e.g. _mask")
+    train_samples: PositiveInt = Field(4000, description="shapes: pictures to train on")
+    val_samples: PositiveInt = Field(200, description="shapes: pictures to evaluate on")
+    size: Size = Field((96, 96), description="shapes: height and width of the pictures")
+    image_mean: list[float] = Field(
+        [0.485, 0.456, 0.406], description="mean per channel, of values in 0..1"
+    )
+    image_std: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.229, 0.224, 0.225], description="standard deviation per channel, of values in 0..1"
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(
+        2, description="loader processes per training process; never changes what is loaded"
+    )
+
+
+class LabelsSection(Section):
+    """What the values in the masks mean: the only place where labels are translated."""
+
+    preset: Literal["shapes", "ade20k", "camvid", "cityscapes"] | None = Field(
+        None, description="names, colours and rules of a known data set, as defaults for the rest"
+    )
+    names: list[str] = Field([], description="the classes' names, in the order of their ids")
+    colors: list[tuple[int, int, int]] | None = Field(
+        None, description="the classes' colours (R, G, B); null: chosen by the package"
+    )
+    ignore: list[int] = Field([255], description="mask values that do not count")
+    map: dict[int, int | None] | None = Field(
+        None, description="mask value -> class id (null: ignored); null: the value is the id"
+    )
+    reduce_zero: bool = Field(
+        False, description="mask value 0 is ignored and value v is class v - 1 (ADE20K)"
+    )
+
+    def build(self) -> Labels:
+        """The translation itself; its errors name the keys of this section."""
+        rules = self.model_dump(exclude={"preset"})
+        return Labels.build(**rules)
+
+
+class AugmentSection(Section):
+    """What is done to a training image; the defaults are the published recipe's."""
+
+    crop: Size = Field((512, 512), description="height and width of a training crop")
+    base_size: Size | None = Field(
+        None, description="long and short edge at scale 1; null: the image's own size"
+    )
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (0.5, 2.0), description="range of the random scale"
+    )
+    cat_max_ratio: Fraction = Field(
+        0.75, description="largest share of one class in a crop (10 tries); 1: any"
+    )
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    photometric: bool = Field(True, description="distort brightness, contrast, saturation and hue")
+
+
+class TrainSection(Section):
+    """The loop; the defaults are the published recipe's."""
+
+    steps: PositiveInt = Field(160_000, description="optimiser steps")
+    global_batch: PositiveInt = Field(16, description="images a step, over all processes")
+    micro_batch: PositiveInt | None = Field(
+        None, description="images a process takes at once; null: its whole share of global_batch"
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(6e-5, description="peak learning rate (AdamW)")
+    head_lr_multiplier: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="learning rate of the head, in multiples of lr"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's")
+    schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="after warm-up")
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the poly schedule")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(1500, description="of linear warm-up")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest norm of the gradient; null: not clipped"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="mixed precision")
+    eval_every: PositiveInt = Field(2000, description="steps between evaluations")
+    checkpoint_every: PositiveInt | None = Field(
+        None, description="steps between checkpoints; null: eval_every"
+    )
+    keep_checkpoints: PositiveInt = Field(2, description="checkpoints to keep")
+    log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
+    threads: PositiveInt | None = Field(
+        None, description="CPU threads a process; null: usable cores / local processes"
+    )
+
+
+class EvaluationSection(Section):
+    """The protocol: how an image becomes a mask of its own size."""
+
+    shortest_edge: PositiveInt | None = Field(
+        None, description="resize to this shorter edge, keeping the ratio; null: no resize"
+    )
+    longest_edge: PositiveInt | None = Field(
+        None, description="with shortest_edge: the longer edge's limit"
+    )
+    size_divisor: PositiveInt = Field(
+        1, description="with shortest_edge: sides rounded up to multiples of this"
+    )
+    window: Size | None = Field(None, description="sliding window; null: the whole image at once")
+    stride: Size | None = Field(None, description="of the sliding window; null: 3/4 of it")
+    batch_size: PositiveInt = Field(1, description="images of one size evaluated at once")
+
+
+class Recipe(Section):
+    """A whole recipe."""
+
+    name: str = Field("", description="name of the run; default: the recipe's file name")
+    task: Literal["segmentation"] = Field("segmentation", description="what is learned")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of everything random")
+    output: str = Field("", description="run folder; default: runs/<name>")
+    resume: str = Field(
+        "auto", description="auto: go on where output stopped; never; or a checkpoint's folder"
+    )
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    labels: LabelsSection = LabelsSection()
+    augment: AugmentSection = AugmentSection()
+    train: TrainSection = TrainSection()
+    evaluation: EvaluationSection = EvaluationSection()
+
+    def to_yaml(self) -> str:
+        """The resolved recipe, as it is saved beside the model."""
+        values = self.model_dump(mode="json")
+        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+    def hash(self) -> str:
+        """SHA-256 of what the result depends on (`VOLATILE` keys left out)."""
+        content = {key: value for key, value in _flat(self).items() if key not in VOLATILE}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """The lines "key: mine -> other's" in which two recipes would give different results."""
+        mine, theirs = _flat(self), _flat(other)
+        return [
+            f"{key}: {mine[key]} -> {theirs[key]}"
+            for key in mine
+            if key not in VOLATILE and mine[key] != theirs[key]
+        ]
+
+    def batch_split(self, world_size: int) -> tuple[int, int]:
+        """Micro-batch and gradient accumulation steps of each of `world_size` processes.
+
+        Raises:
+            UserError: the processes cannot share the global batch.
+        """
+        share, rest = divmod(self.train.global_batch, world_size)
+        micro = self.train.micro_batch or share
+        if rest or share % micro:
+            raise UserError(
+                f"train.global_batch={self.train.global_batch} cannot be shared by {world_size} "
+                f"process(es) in micro-batches of {micro}: it must be a multiple of "
+                f"{world_size * micro}. Change train.global_batch or train.micro_batch."
+            )
+        return micro, share // micro
+
+
+# What may change between a run and its resumption: where things are and how fast they go.
+VOLATILE = (
+    "name",
+    "output",
+    "resume",
+    "data.path",
+    "data.workers",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "train.threads",
+)
+
+# Keys that only some sources read: setting them for another is a mistake, not a wish.
+READ_BY = {
+    "images": {"folder"},
+    "masks": {"folder"},
+    "image_suffix": {"folder"},
+    "mask_suffix": {"folder"},
+    "train_samples": {"shapes"},
+    "val_samples": {"shapes"},
+    "size": {"shapes"},
+    "path": {"folder", "camvid", "ade20k", "cityscapes"},
+}
+
+
+# ------------------------------------------------------------------------------------- loading
+
+
+def load_recipe(
+    name: str | os.PathLike[str], overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Finds, inherits, overrides and checks a recipe.
+
+    Args:
+        name: a path, or a bare name that is looked up in the working directory and then among the
+            shipped recipes, with or without `.yaml`.
+        overrides: "dotted.key=value" strings (values are YAML), or a mapping of such keys.
+
+    Returns:
+        The resolved recipe.
+
+    Raises:
+        UserError: names the file and the dotted key, and says what to do.
+    """
+    path = find_recipe(str(name))
+    values = _read_with_bases(path, ())
+    if not isinstance(overrides, Mapping):
+        overrides = dict(_parse_override(text) for text in overrides)
+    for key, value in overrides.items():
+        _set(values, key, value)
+    recipe = _validate(values, path)
+    recipe = _resolve(recipe, path.stem)
+    _check(recipe, path)
+    return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe; see `load_recipe`."""
+    candidates = [name, f"{name}.yaml", f"{name}.yml"]
+    for folder in (Path(), shipped_folder()):
+        for candidate in candidates:
+            path = folder / candidate
+            if path.is_file() and path.suffix in (".yaml", ".yml"):
+                return path
+    known = [path.stem for path in shipped_recipes()]
+    close = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"no recipe {name!r} here or among the shipped ones ({', '.join(known)}).{hint}"
+    )
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipes that come with the package, by name."""
+    return sorted(shipped_folder().glob("*.yaml"))
+
+
+def shipped_folder() -> Path:
+    """`recipes/` of the checkout, or of the installed wheel, which carries it in the package."""
+    inside = Path(str(resources.files("finetune"))) / "recipes"
+    return inside if inside.is_dir() else inside.parents[1] / "recipes"
+
+
+def recipe_from_yaml(path: Path) -> Recipe:
+    """A resolved recipe, as a run or a model folder keeps it."""
+    recipe = _validate(_read_yaml(path), path)
+    _check(recipe, path)
+    return recipe
+
+
+def describe_keys() -> list[tuple[str, str, str, str]]:
+    """Dotted key, type, default and description of every value a recipe can hold."""
+
+    def rows(section: type[BaseModel], prefix: str) -> Iterable[tuple[str, str, str, str]]:
+        for key, field in section.model_fields.items():
+            kind = field.annotation
+            if isinstance(kind, type) and issubclass(kind, Section):
+                yield from rows(kind, f"{prefix}{key}.")
+            else:
+                schema = section.model_json_schema()["properties"][key]
+                yield f"{prefix}{key}", _type_name(schema), _value(field.default), (
+                    field.description or ""
+                )
+
+    return list(rows(Recipe, ""))
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(_type_name(option) for option in schema["anyOf"])
+    return schema.get("type", "any")
+
+
+def _value(value: Any) -> str:
+    return yaml.dump(
+        list(value) if isinstance(value, tuple) else value, default_flow_style=True
+    ).split("\n")[0]
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe, and a key that stands twice is an error instead of the last one winning."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"the key {twice!r} stands twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Lists of plain values in one line, as people write them."""
+
+
+def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
+
+
+_Dumper.add_representer(list, _represent_list)
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path}: cannot be read ({error})") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"recipe {path}: not valid YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"recipe {path}: must hold `key: value` lines, not a {type(values)}")
+    return values
+
+
+def _read_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
+    if path.resolve() in above:
+        chain = " -> ".join(str(p.name) for p in (*above, path))
+        raise UserError(f"recipe {path}: base: goes in a circle ({chain})")
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"recipe {path}: base: must be the name of one recipe")
+    beside = [path.parent / candidate for candidate in (base, f"{base}.yaml")]
+    base_path = next((p for p in beside if p.is_file()), None) or find_recipe(base)
+    return _merge(_read_with_bases(base_path, (*above, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`: sections key by key, everything else (lists too) replaced."""
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "map":
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f"{text!r} is not an override: write key=value, such as train.steps=100")
+    try:
+        return key, yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {value!r} is not valid YAML: {error}") from error
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = values.get(section)
+        values[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[section]
+    values[key] = value
+
+
+def _validate(values: Mapping[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(_with_preset(values))
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise UserError(f"recipe {path}: " + "\n  ".join(["", *lines] if lines[1:] else lines)) from (
+            None
+        )
+
+
+def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    labels = values.get("labels")
+    if not isinstance(labels, Mapping) or labels.get("preset") not in PRESETS:
+        return values
+    return {**values, "labels": {**PRESETS[labels["preset"]], **labels}}
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    location = [str(part) for part in problem["loc"] if isinstance(part, str | int)]
+    dotted = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        known = [key for key, *_ in describe_keys()]
+        siblings = [key for key in known if key.rpartition(".")[0] == dotted.rpartition(".")[0]]
+        close = difflib.get_close_matches(dotted, siblings, 1, 0.5) or difflib.get_close_matches(
+            location[-1], [key.rpartition(".")[2] for key in known], 1, 0.7
+        )
+        full = [key for key in known if close and (key == close[0] or key.endswith(f".{close[0]}"))]
+        return f"{dotted}: unknown key" + (f"; did you mean {full[0]}?" if full else "")
+    message = problem["msg"][0].lower() + problem["msg"][1:]
+    return f"{dotted}: {message} (got {problem['input']!r})"
+
+
+def _resolve(recipe: Recipe, stem: str) -> Recipe:
+    """Fills in what depends on other values, so that nothing is left to look up."""
+    name = recipe.name or stem
+    train = recipe.train
+    if train.warmup_steps >= train.steps:
+        shortened = train.steps // 10
+        warnings.warn(
+            f"train.warmup_steps={train.warmup_steps} does not fit into train.steps={train.steps}: "
+            f"shortened to {shortened}",
+            stacklevel=3,
+        )
+        train = train.model_copy(update={"warmup_steps": shortened})
+    if train.checkpoint_every is None:
+        train = train.model_copy(update={"checkpoint_every": train.eval_every})
+    evaluation = recipe.evaluation
+    if evaluation.window and evaluation.stride is None:
+        stride = tuple(max(1, side * 3 // 4) for side in evaluation.window)
+        evaluation = evaluation.model_copy(update={"stride": stride})
+    return recipe.model_copy(
+        update={
+            "name": name,
+            "output": recipe.output or str(Path("runs") / name),
+            "train": train,
+            "evaluation": evaluation,
+        }
+    )
+
+
+def _check(recipe: Recipe, path: Path) -> None:
+    """Values that must fit together, before anything is downloaded, opened or built."""
+    problems = [*_model_problems(recipe), *_data_problems(recipe)]
+    augment, train, evaluation = recipe.augment, recipe.train, recipe.evaluation
+    if augment.scale[0] > augment.scale[1]:
+        problems.append(f"augment.scale: {list(augment.scale)} must be [smallest, largest]")
+    if train.micro_batch and train.global_batch % train.micro_batch:
+        problems.append(
+            f"train.global_batch: {train.global_batch} is not a multiple of "
+            f"train.micro_batch={train.micro_batch}"
+        )
+    if evaluation.shortest_edge is None:
+        for key, default in (("longest_edge", None), ("size_divisor", 1)):
+            if getattr(evaluation, key) != default:
+                problems.append(f"evaluation.{key}: needs evaluation.shortest_edge")
+    if evaluation.stride and not evaluation.window:
+        problems.append("evaluation.stride: needs evaluation.window")
+    if evaluation.window and evaluation.stride:
+        sides = zip(evaluation.stride, evaluation.window, strict=True)
+        if any(stride > window for stride, window in sides):
+            problems.append("evaluation.stride: larger than evaluation.window leaves gaps")
+    if problems:
+        lines = ["", *problems] if problems[1:] else problems
+        raise UserError(f"recipe {path}: " + "\n  ".join(lines))
+
+
+def _model_problems(recipe: Recipe) -> Iterable[str]:
+    model = recipe.model
+    arguments = model.config_arguments()
+    sizes, heads = arguments["hidden_sizes"], model.num_attention_heads
+    lengths = {len(sizes), len(heads), len(arguments["depths"])}
+    if lengths != {4}:
+        yield (
+            "model: depths, hidden_sizes and num_attention_heads must have one number for each of "
+            "the 4 stages"
+        )
+        return
+    for stage, (size, head) in enumerate(zip(sizes, heads, strict=True)):
+        if size % head:
+            yield (
+                f"model.num_attention_heads[{stage}]: {head} heads do not divide "
+                f"model.hidden_sizes[{stage}]={size}"
+            )
+    if not any(True for size, head in zip(sizes, heads, strict=True) if size % head):
+        side = smallest_side(SegformerConfig(**arguments))
+        for key in ("augment.crop", "evaluation.window"):
+            section, _, name = key.partition(".")
+            value = getattr(getattr(recipe, section), name)
+            if value and min(value) < side:
+                yield f"{key}: {list(value)} is smaller than the {side} pixels that the model needs"
+    if model.num_channels != 3:
+        yield f"model.num_channels: {model.num_channels}, but every source gives RGB images (3)"
+    for key in ("image_mean", "image_std"):
+        if len(getattr(recipe.data, key)) != model.num_channels:
+            yield f"data.{key}: one number a channel, {model.num_channels} in all"
+
+
+def _data_problems(recipe: Recipe) -> Iterable[str]:
+    data = recipe.data
+    for key, sources in READ_BY.items():
+        default = DataSection.model_fields[key].default
+        if data.source not in sources and getattr(data, key) != default:
+            yield f"data.{key}: read by source {' / '.join(sorted(sources))}, not {data.source}"
+    if data.path is None and data.source != "shapes":
+        yield f"data.path: missing; the source {data.source} needs the data set's folder"
+    if not recipe.labels.names:
+        yield "labels.names: missing; list the classes in the order of their ids, or name a preset"
+        return
+    try:
+        labels = recipe.labels.build()
+    except UserError as error:
+        yield str(error)
+        return
+    if data.source == "shapes" and labels.names != tuple(PRESETS["shapes"]["names"]):
+        yield "labels: the source shapes draws its own classes; write `preset: shapes`"
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """Dotted key -> plain value."""
+
+    def walk(values: Mapping[str, Any], prefix: str) -> Iterable[tuple[str, Any]]:
+        for key, value in values.items():
+            if isinstance(value, Mapping) and f"{prefix}{key}" in Recipe.model_fields:
+                yield from walk(value, f"{prefix}{key}.")
+            else:
+                yield f"{prefix}{key}", value
+
+    return dict(walk(recipe.model_dump(mode="json"), ""))

@@ -1,0 +1,578 @@
+"""The training loop: `fit`, read from top to bottom.
+
+    accelerate launch finetune/train.py --recipe ade20k.yaml train.steps=1000
+    python -m finetune.train --recipe shapes
+    finetune train shapes                       # all local devices, exact exit status
+
+Exit status: 0 done; 2 a mistake that the message names; 130 / 143 after SIGINT / SIGTERM, with the
+state saved first; 1 a defect of this package. (`accelerate launch` itself turns a 2 into its own
+traceback and a 1.)
+"""
+
+if __name__ == "__main__" and not __package__:
+    # Run as a script: Python put this file's folder first on its path, where our modules would
+    # shadow others; the folder above is where the package lives.
+    import sys
+    from pathlib import Path
+
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import argparse
+import json
+import math
+import os
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from rich.console import Console
+from tqdm.auto import tqdm
+from transformers.utils import logging as transformers_logging
+
+from finetune import checkpoint
+from finetune.errors import UserError
+from finetune.optim import build_optimizer, build_scheduler
+from finetune.parallel import (
+    StopSignals,
+    all_sum,
+    on_main,
+    set_threads,
+    synchronise_batch_norm,
+)
+from finetune.recipe import Recipe, load_recipe, recipe_from_yaml
+from finetune.report import html_report
+from finetune.tracking import MetricsLog, environment, read, write_whole
+from finetune.trainers import Evaluation, Task
+from finetune.trainers.segmentation import SegmentationTask
+
+TRAINERS = {"segmentation": SegmentationTask}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: its folder, the step it reached, and its last evaluation's row."""
+
+    output: Path
+    step: int
+    metrics: dict[str, Any]
+
+
+def fit(recipe: Recipe) -> Result:
+    """Trains, evaluates and saves as the recipe says; goes on where an earlier run stopped.
+
+    Every process of a launch calls it. Files go into `recipe.output`; DESIGN of the folder: see
+    the README, "What a run leaves".
+
+    Args:
+        recipe: resolved, from `finetune.recipe.load_recipe`.
+
+    Returns:
+        The run folder, the last step and the metrics of the last evaluation.
+
+    Raises:
+        UserError: the recipe, a file or the launch is at fault; names it and the remedy.
+        KeyboardInterrupt: after SIGINT, the state saved.
+        SystemExit: with status 143 after SIGTERM, the state saved.
+    """
+    with StopSignals() as signals:
+        train = recipe.train
+        set_threads(train.threads)
+        accelerator = _accelerator(recipe)
+        rank, world_size = accelerator.process_index, accelerator.num_processes
+        micro_batch, accumulation = recipe.batch_split(world_size)
+        output = Path(recipe.output)
+
+        # What can be known to be wrong is known before anything is built.
+        on_main(lambda: _check_output(recipe))
+        task: Task = TRAINERS[recipe.task](recipe)
+        on_main(task.check)
+        on_main(lambda: _write_run_files(recipe, world_size))
+
+        # Model, optimiser and schedule. The same seed everywhere gives the same fresh weights;
+        # from then on each rank draws its own dropout.
+        set_seed(recipe.seed)
+        module = synchronise_batch_norm(task.build().to(accelerator.device))
+        set_seed(recipe.seed + 1 + rank)
+        plain_optimizer = build_optimizer(
+            module,
+            lr=train.lr,
+            weight_decay=train.weight_decay,
+            head_lr_multiplier=train.head_lr_multiplier,
+        )
+        schedule = build_scheduler(  # not prepared: accelerate would step it once a process
+            plain_optimizer,
+            schedule=train.schedule,
+            steps=train.steps,
+            warmup_steps=train.warmup_steps,
+            power=train.power,
+        )
+        model, optimizer = accelerator.prepare(module, plain_optimizer)
+
+        # Everything that a checkpoint must bring back.
+        states = _States(module, optimizer, schedule, accelerator)
+        progress = _Progress()
+        folder = _checkpoint_to_resume(recipe)
+        if folder is not None:
+            manifest, saved = checkpoint.load(folder, rank)
+            states.load(saved)
+            progress = _Progress(**saved["metrics"], step=manifest["step"])
+            if manifest["world_size"] != world_size:
+                _say(rank, f"resuming on {world_size} process(es), saved on "
+                     f"{manifest['world_size']}: the same samples, not the same bits")  # fmt: skip
+            _say(rank, f"resumed {folder} at step {progress.step}")
+        log = MetricsLog(output / "metrics.jsonl")
+        on_main(lambda: log.cut(progress.step))
+        accelerator.wait_for_everyone()
+        step, best, evaluation = progress.step, _best_so_far(log.path, task), None
+        evaluated = {row["step"] for row in _rows(log.path) if task.best_metric in row}
+
+        def save_checkpoint() -> None:
+            meta: checkpoint.Meta = {
+                "samples_seen": step * train.global_batch,
+                "world_size": world_size,
+                "threads": torch.get_num_threads(),
+                "recipe_hash": recipe.hash(),
+            }
+            checkpoint.save(
+                output / "checkpoints",
+                step,
+                {**states.dump(), "metrics": progress.dump()},
+                meta=meta,
+                rank=rank,
+                barrier=accelerator.wait_for_everyone,
+            )
+            on_main(lambda: checkpoint.prune(output / "checkpoints", train.keep_checkpoints))
+
+        batches = task.train_batches(
+            rank=rank,
+            world_size=world_size,
+            first_step=step,
+            pin_memory=accelerator.device.type == "cuda",
+        )
+        bar = tqdm(
+            total=train.steps,
+            initial=step,
+            desc=recipe.name,
+            unit="step",
+            disable=rank != 0,
+            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file wants few lines
+        )
+        # A constant near the sum of the weights keeps fp16 gradients in range; the true weight is
+        # known only after the step's last micro-batch, and divided by then.
+        nominal = float(train.global_batch * math.prod(recipe.augment.crop))
+        model.train()
+        saved_step = step if folder is not None else -1
+        tick = time.monotonic()
+
+        while True:
+            last_step = step == train.steps
+            stopping = bool(all_sum(_flag(signals.received, accelerator)).item())
+            due = step > 0 and (last_step or step % _checkpoint_every(train) == 0)
+            evaluation_due = (
+                step > 0 and (last_step or step % train.eval_every == 0) and step not in evaluated
+            )
+
+            # a) The state first: nothing that follows can lose it.
+            if (due or evaluation_due or stopping) and step != saved_step:
+                _refuse_not_finite(progress.loss, step, output, train.precision)
+                progress.seconds += time.monotonic() - tick
+                save_checkpoint()
+                saved_step, tick = step, time.monotonic()
+            if stopping:
+                break
+
+            # b) How good is it? The best and the last model as stock folders.
+            if evaluation_due:
+                progress.seconds += time.monotonic() - tick
+                evaluation = task.evaluate(
+                    module,
+                    rank=rank,
+                    world_size=world_size,
+                    stop=lambda: signals.received is not None,
+                )
+                if evaluation is None:  # told to stop; evaluated again after the resume
+                    break
+                score = evaluation.metrics[task.best_metric]
+                if rank == 0:
+                    log.write({"step": step, **evaluation.metrics})
+                    _show(evaluation, step, train.steps, recipe.name)
+                    task.save(output / "last", module, evaluation, step)
+                    if score is not None and (best is None or score > best):
+                        best = score
+                        task.save(output / "best", module, evaluation, step)
+                evaluated.add(step)
+                accelerator.wait_for_everyone()
+                tick = time.monotonic()
+            if last_step:
+                break
+
+            # c) One optimiser step over the global batch.
+            totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+            for turn in range(accumulation):
+                batch = next(batches)
+                with _gradients_shared(accelerator, model, turn == accumulation - 1):
+                    total, weight = task.loss(model, batch)
+                    accelerator.backward(total / nominal)
+                totals += torch.stack([total.detach(), weight.detach()]).double()
+            all_sum(totals)
+            # DDP took the mean over the processes: back to the sum, then over the true weight.
+            factor = nominal * world_size / totals[1].clamp(min=1)
+            _scale_gradients(accelerator, optimizer, module, factor)
+            if train.clip_norm is not None:
+                accelerator.clip_grad_norm_(module.parameters(), train.clip_norm)
+            learning_rate = schedule.get_last_lr()[0]
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+            step += 1
+            progress.step = step
+            progress.loss = progress.loss + totals[0]
+            progress.weight = progress.weight + totals[1]
+            progress.steps += 1
+            bar.update()
+
+            # d) Say how it goes.
+            if step % train.log_every == 0 or step == train.steps:
+                loss = float(progress.loss) / max(float(progress.weight), 1.0)
+                _refuse_not_finite(loss, step, output, train.precision)
+                now = time.monotonic()
+                seconds = progress.seconds + now - tick
+                speed = progress.steps * train.global_batch / max(seconds - progress.logged, 1e-9)
+                if rank == 0:
+                    log.write(
+                        {
+                            "step": step,
+                            "epoch": step * train.global_batch / task.num_train_samples,
+                            "seconds": seconds,
+                            "train/loss": loss,
+                            "train/lr": learning_rate,
+                            "train/images_per_second": speed,
+                        }
+                    )
+                bar.set_postfix(
+                    {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.2e}", "img/s": f"{speed:.1f}"}
+                )
+                progress.start_window(seconds)
+
+        bar.close()
+        if signals.received is not None or evaluation is None and step < train.steps:
+            _stop(signals.received, rank, output, recipe, step)
+        on_main(lambda: _finish(task, module, recipe, log.path))
+        accelerator.wait_for_everyone()
+        metrics = [row for row in _rows(log.path) if task.best_metric in row][-1]
+    return Result(output, step, metrics)
+
+
+# ----------------------------------------------------------------------------- state of the loop
+
+
+class _Progress:
+    """What has been summed up since the last line of metrics.jsonl, and the time so far."""
+
+    def __init__(
+        self,
+        step: int = 0,
+        seconds: float = 0.0,
+        logged: float = 0.0,
+        steps: int = 0,
+        loss: Any = 0.0,
+        weight: Any = 0.0,
+    ):
+        self.step = step
+        self.seconds = seconds  # of training and evaluation, over all parts of the run
+        self.logged = logged  # of them, up to the last line
+        self.steps = steps
+        self.loss = loss  # a tensor while it grows: reading it would wait for the device
+        self.weight = weight
+
+    def start_window(self, seconds: float) -> None:
+        """Begins the next line."""
+        self.logged, self.steps, self.loss, self.weight = seconds, 0, 0.0, 0.0
+
+    def dump(self) -> dict[str, Any]:
+        """For a checkpoint, where the step stands by itself."""
+        return {
+            "seconds": self.seconds,
+            "logged": self.logged,
+            "steps": self.steps,
+            "loss": float(self.loss),
+            "weight": float(self.weight),
+        }
+
+
+class _States:
+    """The named states of a checkpoint, together."""
+
+    def __init__(self, module: Any, optimizer: Any, schedule: Any, accelerator: Accelerator):
+        self.parts = {"model": module, "optimizer": optimizer, "schedule": schedule}
+        if accelerator.scaler is not None:
+            self.parts["scaler"] = accelerator.scaler
+
+    def dump(self) -> dict[str, Any]:
+        """Everything but where the loop is."""
+        rng = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        return {**{name: part.state_dict() for name, part in self.parts.items()}, "rng": rng}
+
+    def load(self, saved: dict[str, Any]) -> None:
+        """Brings it all back; a rank that was not there when it was saved keeps its fresh RNG."""
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        rng = saved.get("rng", {})
+        if "cpu" in rng:
+            torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rng["cuda"])
+
+
+# ------------------------------------------------------------------------------ before the loop
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    cpu = not torch.accelerator.is_available()
+    if recipe.train.precision == "fp16" and cpu:
+        raise UserError("train.precision=fp16 needs a GPU; on a CPU take fp32 or bf16")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher always sets it
+    wanted = {"fp32": "no"}.get(recipe.train.precision, recipe.train.precision)
+    if launched not in ("no", wanted):
+        warnings.warn(
+            f"the launcher asked for {launched}, the recipe for train.precision="
+            f"{recipe.train.precision}: the recipe decides",
+            stacklevel=2,
+        )
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=wanted,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    accelerator.gradient_accumulation_steps = 1  # the loop does it; the environment may say other
+    wanted_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != wanted_processes:
+        raise UserError(
+            f"started as {wanted_processes} processes, but accelerate joined "
+            f"{accelerator.num_processes}: they would train apart. Use `finetune train`, torchrun, "
+            "or `accelerate launch --multi_gpu --num_processes N`."
+        )
+    return accelerator
+
+
+def _check_output(recipe: Recipe) -> None:
+    """An output folder is empty, or it is this recipe's."""
+    output = Path(recipe.output)
+    for folder in ("best", "last"):
+        checkpoint.recover(output / folder)
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not (output / "recipe.yaml").is_file():
+        raise UserError(f"output={output}: holds other files; choose a new folder")
+    if recipe.resume == "never":
+        raise UserError(
+            f"output={output}: holds an earlier run and resume=never; choose another folder "
+            f"(output=...) or remove it"
+        )
+    differences = recipe_from_yaml(output / "recipe.yaml").differences(recipe)
+    if differences:
+        raise UserError(
+            f"output={output}: holds the run of another recipe. Choose another folder "
+            f"(output=...), or take these back:\n  " + "\n  ".join(differences)
+        )
+
+
+def _write_run_files(recipe: Recipe, world_size: int) -> None:
+    output = Path(recipe.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
+    write_whole(output / "recipe.yaml", recipe.to_yaml())
+    facts = json.dumps(environment(world_size=world_size), indent=2)
+    write_whole(output / "environment.json", facts + "\n")
+
+
+def _checkpoint_to_resume(recipe: Recipe) -> Path | None:
+    if recipe.resume == "never":
+        return None
+    if recipe.resume != "auto":
+        folder = Path(recipe.resume)
+        manifest = checkpoint.verify(folder)
+        if manifest["recipe_hash"] != recipe.hash():
+            raise UserError(f"resume={folder}: a checkpoint of another recipe")
+        return folder
+    return checkpoint.latest(Path(recipe.output) / "checkpoints")
+
+
+def _best_so_far(path: Path, task: Task) -> float | None:
+    scores = [row.get(task.best_metric) for row in _rows(path)]
+    return max((score for score in scores if score is not None), default=None)
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return read(path) if path.exists() else []
+
+
+# -------------------------------------------------------------------------------- in the loop
+
+
+def _checkpoint_every(train: Any) -> int:
+    return train.checkpoint_every or train.eval_every
+
+
+def _flag(received: int | None, accelerator: Accelerator) -> torch.Tensor:
+    return torch.tensor(int(received is not None), device=accelerator.device)
+
+
+def _gradients_shared(accelerator: Accelerator, model: Any, last: bool) -> Any:
+    """DDP reduces the gradients with a step's last micro-batch only."""
+    return accelerator.no_sync(model) if not last else _Nothing()
+
+
+class _Nothing:
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+
+def _scale_gradients(
+    accelerator: Accelerator, optimizer: Any, module: Any, factor: torch.Tensor
+) -> None:
+    accelerator.unscale_gradients(optimizer)
+    gradients = [p.grad for p in module.parameters() if p.grad is not None]
+    torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+
+
+def _refuse_not_finite(loss: Any, step: int, output: Path, precision: str) -> None:
+    if not math.isfinite(float(loss)):
+        remedy = "lower train.lr or set train.clip_norm=1"
+        if precision == "fp16":
+            remedy += ", or take train.precision=bf16"
+        raise UserError(
+            f"the loss is {float(loss)} near step {step}: {remedy}, with another output. The "
+            f"checkpoints in {output / 'checkpoints'} are from before."
+        )
+
+
+# ------------------------------------------------------------------------------- after the loop
+
+
+def _show(evaluation: Evaluation, step: int, steps: int, name: str) -> None:
+    with tqdm.external_write_mode(sys.stdout):
+        console = Console()
+        console.print(f"\n{name}, step {step} of {steps}", style="bold", highlight=False)
+        console.print(evaluation.table)
+
+
+def _stop(received: int | None, rank: int, output: Path, recipe: Recipe, step: int) -> None:
+    _say(
+        rank,
+        f"stopped at step {step} of {recipe.train.steps}; the state is saved in "
+        f"{output / 'checkpoints'}. The same command goes on from there.",
+    )
+    if received == signal.SIGINT:
+        raise KeyboardInterrupt
+    raise SystemExit(128 + signal.SIGTERM)
+
+
+def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:
+    """Pictures, report, and one screen that says what there is and what to type next."""
+    output = Path(recipe.output)
+    task.examples(module, output / "panel.png")
+    html_report(output)
+    rows = [row for row in _rows(log) if task.best_metric in row]
+    best = max(rows, key=lambda row: row[task.best_metric] or 0.0)
+    seconds = max((row.get("seconds") or 0.0 for row in _rows(log)), default=0.0)
+    images = recipe.train.steps * recipe.train.global_batch
+    key = task.best_metric.removeprefix("eval/")
+    with tqdm.external_write_mode(sys.stdout):
+        print(
+            f"""
+{recipe.name}: {recipe.train.steps} steps, {images} images, {seconds / 60:.1f} minutes
+  {key}: {_score(rows[-1][task.best_metric])} at the end, {_score(best[task.best_metric])} at its \
+best (step {best["step"]})
+
+  pictures   {output / "panel.png"}
+  report     {output / "report.html"}
+  model      {output / "best"}   (a stock Hugging Face folder; the last one: {output / "last"})
+
+Next:
+  finetune eval {output / "best"} --recipe {output / "recipe.yaml"}
+  python -c "from transformers import pipeline; \
+print(pipeline('image-segmentation', '{output / "best"}')('picture.jpg'))"
+"""
+        )
+
+
+def _score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _say(rank: int, text: str) -> None:
+    if rank == 0:
+        tqdm.write(text, file=sys.stderr)
+
+
+# --------------------------------------------------------------------------------------- program
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="finetune/train.py",
+        description="Fine-tune SegFormer from a recipe.",
+        epilog="Example: accelerate launch finetune/train.py --recipe shapes train.steps=100. "
+        "All keys: `finetune show --keys`.",
+    )
+    parser.add_argument(
+        "--recipe", required=True, help="a YAML file, or the name of a shipped recipe"
+    )
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="overrides, such as train.lr=1e-4"
+    )
+    options = parser.parse_args(arguments)
+    return run(options.recipe, options.overrides)
+
+
+def run(name: str, overrides: Sequence[str]) -> int:
+    """Loads a recipe, trains, and turns what happens into an exit status and one message."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    quiet_libraries(main_process)
+    try:
+        fit(load_recipe(name, overrides))
+    except UserError as error:
+        if main_process:
+            print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+def quiet_libraries(main_process: bool) -> None:
+    """One line a warning, from one process; no progress bars of other libraries."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        if main_process:
+            tqdm.write(f"warning: {message}", file=sys.stderr)
+
+    warnings.showwarning = show
+
+
+if __name__ == "__main__":
+    sys.exit(main())
