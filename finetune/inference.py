@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.segformer.configuration import smallest_side
 from finetune.segformer.functional import upsampled_argmax
@@ -90,7 +90,7 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def predict_scores(model: nn.Module, pixel_values: Tensor, protocol: Protocol) -> Tensor:
+def predict_scores(model: Any, pixel_values: Tensor, protocol: Protocol) -> Tensor:
     """Scores (B, K, h, w), float32, at a resolution from which to upsample to the image's own.
 
     The whole image gives the logits as they are, at 1/4; a sliding window gives the mean over the
@@ -123,13 +123,13 @@ def predict_scores(model: nn.Module, pixel_values: Tensor, protocol: Protocol) -
 
 
 def predict_mask(
-    model: nn.Module, pixel_values: Tensor, protocol: Protocol, size: tuple[int, int]
+    model: Any, pixel_values: Tensor, protocol: Protocol, size: tuple[int, int]
 ) -> Tensor:
     """Class ids (B, H, W) int64 of normalised images, at `size` = (H, W)."""
     return upsampled_argmax(predict_scores(model, pixel_values, protocol), size)
 
 
-def _scores(model: nn.Module, pixel_values: Tensor) -> Tensor:
+def _scores(model: Any, pixel_values: Tensor) -> Tensor:
     height, width = pixel_values.shape[2:]
     side = smallest_side(model.config)
     if min(height, width) >= side:

@@ -346,8 +346,11 @@ def describe_keys() -> list[tuple[str, str, str, str]]:
                 yield from rows(kind, f"{prefix}{key}.")
             else:
                 schema = section.model_json_schema()["properties"][key]
-                yield f"{prefix}{key}", _type_name(schema), _value(field.default), (
-                    field.description or ""
+                yield (
+                    f"{prefix}{key}",
+                    _type_name(schema),
+                    _value(field.default),
+                    (field.description or ""),
                 )
 
     return list(rows(Recipe, ""))
@@ -456,10 +459,11 @@ def _validate(values: Mapping[str, Any], path: Path) -> Recipe:
     try:
         return Recipe.model_validate(_with_preset(values))
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise UserError(f"recipe {path}: " + "\n  ".join(["", *lines] if lines[1:] else lines)) from (
-            None
-        )
+        raise _mistakes(path, [_explain(problem) for problem in error.errors()]) from None
+
+
+def _mistakes(path: Path, lines: list[str]) -> UserError:
+    return UserError(f"recipe {path}: " + "\n  ".join(["", *lines] if lines[1:] else lines))
 
 
 def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -473,15 +477,24 @@ def _explain(problem: Mapping[str, Any]) -> str:
     location = [str(part) for part in problem["loc"] if isinstance(part, str | int)]
     dotted = ".".join(location)
     if problem["type"] == "extra_forbidden":
-        known = [key for key, *_ in describe_keys()]
-        siblings = [key for key in known if key.rpartition(".")[0] == dotted.rpartition(".")[0]]
-        close = difflib.get_close_matches(dotted, siblings, 1, 0.5) or difflib.get_close_matches(
-            location[-1], [key.rpartition(".")[2] for key in known], 1, 0.7
-        )
-        full = [key for key in known if close and (key == close[0] or key.endswith(f".{close[0]}"))]
-        return f"{dotted}: unknown key" + (f"; did you mean {full[0]}?" if full else "")
+        nearest = _nearest_key(dotted)
+        return f"{dotted}: unknown key" + (f"; did you mean {nearest}?" if nearest else "")
     message = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{dotted}: {message} (got {problem['input']!r})"
+
+
+def _nearest_key(dotted: str) -> str | None:
+    """The key beside it with the likest name, or one elsewhere with nearly the same name."""
+    keys = [key for key, *_ in describe_keys()]
+    keys += sorted({key.partition(".")[0] for key in keys} - set(keys))
+    section, _, name = dotted.rpartition(".")
+    beside = [key for key in keys if key.rpartition(".")[0] == section]
+    close = difflib.get_close_matches(dotted, beside, 1, 0.5)
+    if close:
+        return close[0]
+    by_name = {key.rpartition(".")[2]: key for key in keys}
+    close = difflib.get_close_matches(name, by_name, 1, 0.7)
+    return by_name[close[0]] if close else None
 
 
 def _resolve(recipe: Recipe, stem: str) -> Recipe:
@@ -534,8 +547,7 @@ def _check(recipe: Recipe, path: Path) -> None:
         if any(stride > window for stride, window in sides):
             problems.append("evaluation.stride: larger than evaluation.window leaves gaps")
     if problems:
-        lines = ["", *problems] if problems[1:] else problems
-        raise UserError(f"recipe {path}: " + "\n  ".join(lines))
+        raise _mistakes(path, problems)
 
 
 def _model_problems(recipe: Recipe) -> Iterable[str]:

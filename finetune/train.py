@@ -25,7 +25,9 @@ import signal
 import sys
 import time
 import warnings
+from collections import deque
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ from finetune.optim import build_optimizer, build_scheduler
 from finetune.parallel import (
     StopSignals,
     all_sum,
+    keep_freed_memory,
     on_main,
     set_threads,
     synchronise_batch_norm,
@@ -68,8 +71,8 @@ class Result:
 def fit(recipe: Recipe) -> Result:
     """Trains, evaluates and saves as the recipe says; goes on where an earlier run stopped.
 
-    Every process of a launch calls it. Files go into `recipe.output`; DESIGN of the folder: see
-    the README, "What a run leaves".
+    Every process of a launch calls it. Files go into `recipe.output`; the README's "What a
+    run leaves" says which.
 
     Args:
         recipe: resolved, from `finetune.recipe.load_recipe`.
@@ -86,8 +89,10 @@ def fit(recipe: Recipe) -> Result:
         train = recipe.train
         set_threads(train.threads)
         accelerator = _accelerator(recipe)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         rank, world_size = accelerator.process_index, accelerator.num_processes
-        micro_batch, accumulation = recipe.batch_split(world_size)
+        _, accumulation = recipe.batch_split(world_size)
         output = Path(recipe.output)
 
         # What can be known to be wrong is known before anything is built.
@@ -99,7 +104,8 @@ def fit(recipe: Recipe) -> Result:
         # Model, optimiser and schedule. The same seed everywhere gives the same fresh weights;
         # from then on each rank draws its own dropout.
         set_seed(recipe.seed)
-        module = synchronise_batch_norm(task.build().to(accelerator.device))
+        module = task.build().to(accelerator.device)
+        synchronise_batch_norm(module)
         set_seed(recipe.seed + 1 + rank)
         plain_optimizer = build_optimizer(
             module,
@@ -170,11 +176,18 @@ def fit(recipe: Recipe) -> Result:
         nominal = float(train.global_batch * math.prod(recipe.augment.crop))
         model.train()
         saved_step = step if folder is not None else -1
+        stopped = False
+        # Each step's loss, weight and wish to stop, summed over the processes. The wish is read
+        # two steps late, so that no step waits for the one before it on the device.
+        sums: deque[torch.Tensor] = deque(maxlen=2)
         tick = time.monotonic()
 
         while True:
             last_step = step == train.steps
-            stopping = bool(all_sum(_flag(signals.received, accelerator)).item())
+            if world_size == 1:
+                stopping = signals.received is not None
+            else:
+                stopping = len(sums) == 2 and bool(sums[0][2] > 0)
             due = step > 0 and (last_step or step % _checkpoint_every(train) == 0)
             evaluation_due = (
                 step > 0 and (last_step or step % train.eval_every == 0) and step not in evaluated
@@ -187,6 +200,7 @@ def fit(recipe: Recipe) -> Result:
                 save_checkpoint()
                 saved_step, tick = step, time.monotonic()
             if stopping:
+                stopped = True
                 break
 
             # b) How good is it? The best and the last model as stock folders.
@@ -199,15 +213,17 @@ def fit(recipe: Recipe) -> Result:
                     stop=lambda: signals.received is not None,
                 )
                 if evaluation is None:  # told to stop; evaluated again after the resume
+                    stopped = True
                     break
                 score = evaluation.metrics[task.best_metric]
                 if rank == 0:
-                    log.write({"step": step, **evaluation.metrics})
                     _show(evaluation, step, train.steps, recipe.name)
                     task.save(output / "last", module, evaluation, step)
                     if score is not None and (best is None or score > best):
                         best = score
                         task.save(output / "best", module, evaluation, step)
+                    # Last: a run killed before this line is evaluated and saved again.
+                    log.write({"step": step, **evaluation.metrics})
                 evaluated.add(step)
                 accelerator.wait_for_everyone()
                 tick = time.monotonic()
@@ -215,14 +231,16 @@ def fit(recipe: Recipe) -> Result:
                 break
 
             # c) One optimiser step over the global batch.
-            totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+            totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
+            if signals.received is not None:
+                totals[2] = 1
             for turn in range(accumulation):
                 batch = next(batches)
-                with _gradients_shared(accelerator, model, turn == accumulation - 1):
+                with _gradients_kept(accelerator, model, turn < accumulation - 1):
                     total, weight = task.loss(model, batch)
                     accelerator.backward(total / nominal)
-                totals += torch.stack([total.detach(), weight.detach()]).double()
-            all_sum(totals)
+                totals[:2] += torch.stack([total.detach(), weight.detach()]).double()
+            sums.append(all_sum(totals))
             # DDP took the mean over the processes: back to the sum, then over the true weight.
             factor = nominal * world_size / totals[1].clamp(min=1)
             _scale_gradients(accelerator, optimizer, module, factor)
@@ -263,7 +281,7 @@ def fit(recipe: Recipe) -> Result:
                 progress.start_window(seconds)
 
         bar.close()
-        if signals.received is not None or evaluation is None and step < train.steps:
+        if stopped:
             _stop(signals.received, rank, output, recipe, step)
         on_main(lambda: _finish(task, module, recipe, log.path))
         accelerator.wait_for_everyone()
@@ -287,7 +305,7 @@ class _Progress:
         weight: Any = 0.0,
     ):
         self.step = step
-        self.seconds = seconds  # of training and evaluation, over all parts of the run
+        self.seconds = seconds  # of training steps, over all parts of the run
         self.logged = logged  # of them, up to the last line
         self.steps = steps
         self.loss = loss  # a tensor while it grows: reading it would wait for the device
@@ -426,21 +444,9 @@ def _checkpoint_every(train: Any) -> int:
     return train.checkpoint_every or train.eval_every
 
 
-def _flag(received: int | None, accelerator: Accelerator) -> torch.Tensor:
-    return torch.tensor(int(received is not None), device=accelerator.device)
-
-
-def _gradients_shared(accelerator: Accelerator, model: Any, last: bool) -> Any:
+def _gradients_kept(accelerator: Accelerator, model: Any, keep: bool) -> AbstractContextManager:
     """DDP reduces the gradients with a step's last micro-batch only."""
-    return accelerator.no_sync(model) if not last else _Nothing()
-
-
-class _Nothing:
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exception: object) -> None:
-        pass
+    return accelerator.no_sync(model) if keep else nullcontext()
 
 
 def _scale_gradients(

@@ -22,7 +22,7 @@ LAYERS = {
     1: ["checkpoint", "tracking", "inference", "report", "publish", "data.folders"],
     2: ["data", "data.loader"],
     3: ["trainers"],
-    4: ["train", "cli", "evaluation"],
+    4: ["train", "cli", "evaluation", "benchmark"],
 }
 FOLDERS = ("segformer", "trainers")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

@@ -6,6 +6,7 @@ workers, nor that of processes, nor a resume changes what is trained on. Batches
 `pixel_values` uint8 (B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64.
 """
 
+import signal
 from collections.abc import Iterator
 from typing import Any, TypedDict
 
@@ -229,6 +230,10 @@ class _Guarded(Dataset[Any]):
 
 
 def _start_worker(worker: int) -> None:
+    # A terminal and some schedulers signal the whole group: what is to be done about it is the
+    # training process's business, which ends its workers by an event.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
 

@@ -17,19 +17,19 @@ from finetune.data.presets import PRESETS
 NAMES = tuple(PRESETS["shapes"]["names"])
 
 # Difficulty.
-NUM_SHAPES = (2, 5)
+NUM_SHAPES = (1, 3)
 """Fewest and most shapes in a picture; later ones cover earlier ones."""
-RADIUS = (0.13, 0.27)
+RADIUS = (0.22, 0.38)
 """Of the circle around a shape, as a part of the picture's shorter side."""
-OVERHANG = 0.3
+OVERHANG = 0.2
 """How far a shape may stick out of the picture, as a part of its radius."""
-MIN_CONTRAST = 60.0
+MIN_CONTRAST = 80.0
 """Smallest distance (of 0..441 in RGB) from a shape's mean colour to the background's."""
-TEXTURE = (0.0, 26.0)
+TEXTURE = (0.0, 20.0)
 """Amplitude of a texture around its mean colour."""
 LIGHTING = 0.25
 """Largest relative darkening and brightening from one side of the picture to the other."""
-NOISE = (0.0, 8.0)
+NOISE = (0.0, 6.0)
 """Standard deviation of the sensor noise."""
 BLUR = (0.0, 0.7)
 """Sigma of the lens blur, in pixels."""

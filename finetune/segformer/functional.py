@@ -5,11 +5,19 @@ the legend of `modeling.py`; K is the number of classes.
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def _without_autocast(tensor: Tensor) -> AbstractContextManager:
+    kind = tensor.device.type  # there is none for the meta device
+    if torch.amp.is_autocast_available(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -60,7 +68,7 @@ def fold_projections(
     Returns:
         S matrices (C, C_i) and one bias (C,), float32 (float64 for float64 weights).
     """
-    with torch.autocast(fuse.device.type, enabled=False):
+    with _without_autocast(fuse):
         dtype = torch.promote_types(fuse.dtype, torch.float32)
         parts = fuse.to(dtype).chunk(len(weights), dim=1)[::-1]
         matrices = [part @ weight.to(dtype) for part, weight in zip(parts, weights, strict=True)]
@@ -69,10 +77,12 @@ def fold_projections(
 
 
 def fold_batch_norm(
-    norm: nn.Module, matrices: Sequence[Tensor], bias: Tensor
+    norm: nn.BatchNorm2d, matrices: Sequence[Tensor], bias: Tensor
 ) -> tuple[list[Tensor], Tensor]:
     """Folds a batch norm's running statistics into the matrices before it, for evaluation."""
-    with torch.autocast(bias.device.type, enabled=False):
+    assert norm.running_mean is not None, "the caller looked"
+    assert norm.running_var is not None
+    with _without_autocast(bias):
         scale = (norm.running_var.to(bias.dtype) + norm.eps).rsqrt()
         if norm.affine:
             scale = scale * norm.weight.to(bias.dtype)
@@ -155,7 +165,19 @@ def _rows_between(x: Tensor, start: int, stop: int, height: int) -> Tensor:
     return torch.lerp(x[:, above], x[:, below], fraction)
 
 
+@overload
 def upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, *, reduction: Literal["sum"], **options: Any
+) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def upsampled_cross_entropy(
+    logits: Tensor, labels: Tensor, *, reduction: Literal["mean"] = "mean", **options: Any
+) -> Tensor: ...
+
+
+def upsampled_cross_entropy(  # type: ignore[misc]
     logits: Tensor,
     labels: Tensor,
     *,
@@ -197,7 +219,7 @@ def upsampled_cross_entropy(
                 f"labels hold {stray[0].item()} ({stray.numel()} such pixels), which is neither "
                 f"a class id (0 to {num_labels - 1}) nor ignore_index={ignore_index}"
             )
-    with torch.autocast(logits.device.type, enabled=False):
+    with _without_autocast(logits):
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if weight is not None:
             weight = weight.to(logits.dtype)
@@ -216,7 +238,9 @@ def upsampled_cross_entropy(
         if focal_gamma:
             target = labels.clamp(min=0).unsqueeze(1)
             likelihood = upsampled.log_softmax(1).gather(1, target).squeeze(1).exp()
-            losses = losses * (1 - likelihood).clamp(min=0) ** focal_gamma
+            # Not 0: the slope of x ** gamma at 0 is infinite for gamma below 1.
+            doubt = (1 - likelihood).clamp(min=torch.finfo(likelihood.dtype).eps)
+            losses = losses * doubt**focal_gamma
         total = losses.sum()
         weights = counts if weight is None else weight[labels.clamp(min=0)] * counts
         normaliser = weights.sum(dtype=total.dtype)

@@ -327,6 +327,7 @@ class SegformerMLP(nn.Module):
     def __init__(self, config: SegformerConfig, stage: int):
         super().__init__()
         self.proj = nn.Linear(config.hidden_sizes[stage], config.decoder_hidden_size)
+        self.proj.init_as_torch = True
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
         return self.proj(x)
@@ -351,6 +352,7 @@ class SegformerDecodeHead(nn.Module):
         self.activation = nn.ReLU()
         self.dropout = nn.Dropout(config.classifier_dropout_prob)
         self.classifier = nn.Conv2d(width, config.num_labels, kernel_size=1)
+        self.classifier.init_as_torch = True  # linear_fuse follows the rule for convolutions
 
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, H_i, W_i), as the encoder gives them, -> logits (B, K, H_0, W_0)."""
@@ -457,11 +459,17 @@ class SegformerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The original's initialisation (its `mix_transformer.py` and `segformer_head.py`).
 
-        Children come before their parents, so the two classes of the head draw again what the
-        encoder's rules gave their layers. The functions of `transformers.initialization` leave
-        weights that came out of a checkpoint alone.
+        The functions of `transformers.initialization` leave weights that came out of a checkpoint
+        alone. A layer's own mark, not its parent, tells the head's rule from the encoder's:
+        transformers skips modules that own no parameter in classes that it does not ship.
         """
-        if isinstance(module, nn.Linear):
+        if getattr(module, "init_as_torch", False):
+            # PyTorch's default, which the original leaves in place in most of its head.
+            init.kaiming_uniform_(module.weight, a=math.sqrt(5))
+            fan_in = module.weight.numel() // len(module.weight)
+            bound = 1 / math.sqrt(fan_in)
+            init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, nn.Linear):
             init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
             if module.bias is not None:
                 init.zeros_(module.bias)
@@ -478,11 +486,6 @@ class SegformerPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.running_mean)
                 init.ones_(module.running_var)
                 init.zeros_(module.num_batches_tracked)
-        elif isinstance(module, SegformerMLP):
-            _init_as_torch_does(module.proj)
-        elif isinstance(module, SegformerDecodeHead):
-            # linear_fuse has no bias and one group: the rule for Conv2d is the original's Kaiming.
-            _init_as_torch_does(module.classifier)
 
 
 class SegformerModel(SegformerPreTrainedModel):
@@ -653,11 +656,3 @@ def _linear(module: nn.Module, x: Tensor) -> Tensor:
     if is_plain(module, nn.Linear):
         return linear(x, module.weight, module.bias)
     return module(x)
-
-
-def _init_as_torch_does(layer: nn.Linear | nn.Conv2d) -> None:
-    """PyTorch's default initialisation, which the original leaves in place in its head."""
-    init.kaiming_uniform_(layer.weight, a=math.sqrt(5))
-    if layer.bias is not None:
-        bound = 1 / math.sqrt(layer.weight[0].numel())
-        init.uniform_(layer.bias, -bound, bound)

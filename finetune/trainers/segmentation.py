@@ -200,8 +200,8 @@ class SegmentationTask:
             truth = sample["mask"]
             image = self.protocol.resize(sample["image"])[None]
             pixel_values = self._normalised(torch.from_numpy(image.copy()).to(device))
-            prediction = predict_mask(model, pixel_values, self.protocol, truth.shape)[0]
-            prediction = prediction.cpu().numpy()
+            predicted = predict_mask(model, pixel_values, self.protocol, truth.shape)
+            prediction = predicted[0].cpu().numpy()
             metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
             metric.add_batch(predictions=prediction, references=truth)
             mean_iou = metric.compute()["mean_iou"]
@@ -252,13 +252,14 @@ def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
                 f"{list(arguments[key])}. Set model.variant to the size of the checkpoint."
             )
     config = SegformerConfig(**{**found.to_dict(), **arguments})
+    model: PreTrainedModel
+    info: dict[str, Any]
     try:
-        model, info = SegformerForSemanticSegmentation.from_pretrained(
+        model, info = SegformerForSemanticSegmentation.from_pretrained(  # type: ignore[misc]
             init,
             config=config,
             ignore_mismatched_sizes=True,
             output_loading_info=True,
-            use_safetensors=None,
         )
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]

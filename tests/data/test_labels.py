@@ -171,7 +171,7 @@ def test_presets(name, num_labels, last):
     assert labels.num_labels == num_labels
     assert labels.names[-1] == last
     assert len(labels.colors) == num_labels
-    assert PRESETS.keys() == {"ade20k", "cityscapes", "camvid"}
+    assert PRESETS.keys() == {"ade20k", "cityscapes", "camvid", "shapes"}
 
 
 def test_the_ade20k_preset_follows_the_official_list(shared_data):

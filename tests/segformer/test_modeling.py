@@ -17,7 +17,6 @@ import finetune  # registers the Auto classes
 from finetune.segformer import (
     VARIANTS,
     SegformerConfig,
-    SegformerForImageClassification,
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
@@ -29,8 +28,10 @@ SMALL = {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 40, 64], "decoder_hidde
 
 def shallow(variant: str) -> dict:
     """B3 to B5 differ from B2 in depth alone: two blocks a stage are enough to compare."""
-    depths = VARIANTS[variant]["depths"]
-    return {**VARIANTS[variant], "depths": [min(2, d) for d in depths] if max(depths) > 6 else depths}
+    config = VARIANTS[variant]
+    if max(config["depths"]) <= 6:
+        return config
+    return {**config, "depths": [min(2, depth) for depth in config["depths"]]}
 
 
 def perturb(model: nn.Module) -> None:
@@ -45,7 +46,7 @@ def perturb(model: nn.Module) -> None:
 def ours_and_stock(folder, task="SemanticSegmentation", **config):
     """Our model with random weights, and stock's loaded from what ours saved."""
     torch.manual_seed(0)
-    ours = getattr(sys.modules[__name__], f"SegformerFor{task}")(
+    ours = getattr(finetune.segformer, f"SegformerFor{task}")(
         SegformerConfig(**{"num_labels": 150, **config})
     )
     perturb(ours)
@@ -248,7 +249,7 @@ print([o["label"] for o in out])
 
 @pytest.mark.slow
 def test_pipeline_with_and_without_us(tmp_path):
-    ours, _ = ours_and_stock(tmp_path / "model", **{**SMALL, "num_labels": 6})
+    ours_and_stock(tmp_path / "model", **{**SMALL, "num_labels": 6})
     transformers.SegformerImageProcessorPil(do_reduce_labels=False).save_pretrained(
         tmp_path / "model"
     )
@@ -257,8 +258,10 @@ def test_pipeline_with_and_without_us(tmp_path):
     masks, labels = [], []
     for side in ("ours", "stock"):
         run = subprocess.run(
-            [sys.executable, "-c", PIPELINE, tmp_path / "model", tmp_path / "in.png", side]
-            + [tmp_path / f"{side}.npy"],
+            [
+                *[sys.executable, "-c", PIPELINE],
+                *[tmp_path / "model", tmp_path / "in.png", side, tmp_path / f"{side}.npy"],
+            ],
             capture_output=True,
             text=True,
             cwd=finetune.__path__[0] + "/..",
@@ -346,7 +349,7 @@ def test_offload_gives_stock_logits(offload, tmp_path):
 
 
 def test_device_map_with_offloaded_blocks(tmp_path):
-    ours, stock = ours_and_stock(tmp_path / "model", **SMALL)
+    _, stock = ours_and_stock(tmp_path / "model", **SMALL)
     device_map = {
         "segformer.encoder.patch_embeddings": "cpu",
         "segformer.encoder.layer_norm": "cpu",
@@ -425,7 +428,7 @@ def test_smallest_side():
     assert smallest_side(config) == 29
     model = SegformerForSemanticSegmentation(config).eval()
     assert model(torch.randn(1, 3, 29, 29)).logits.shape == (1, 2, 8, 8)
-    with pytest.raises(ValueError, match="28 x 64 pixels.*29"):
+    with pytest.raises(ValueError, match=r"28 x 64 pixels.*29"):
         model(torch.randn(1, 3, 28, 64))
     assert smallest_side(SegformerConfig(sr_ratios=[1, 1, 1, 1])) == 1
 

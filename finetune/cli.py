@@ -1,0 +1,233 @@
+"""The `finetune` command: one thin function a verb."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+import finetune
+from finetune.errors import UserError
+
+app = typer.Typer(
+    help="Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]...", help="Overrides, such as train.steps=100."),
+]
+
+
+def version(wanted: bool) -> None:
+    """Prints the version and leaves."""
+    if wanted:
+        print(f"finetune {finetune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model."""
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine; default: one a GPU, else one."),
+    ] = None,
+) -> None:
+    """Train on all local devices. Goes on where an earlier run of the same recipe stopped.
+
+    Example: finetune train camvid data.path=CamVid train.steps=2000
+
+    Exit status: 0 done, 2 a mistake that the message names, 130 / 143 stopped by Ctrl-C / SIGTERM
+    with the state saved, 1 a defect of this package.
+    """
+    from finetune.recipe import load_recipe
+    from finetune.train import quiet_libraries, run
+
+    overrides = overrides or []
+    if processes is None:
+        import torch
+
+        processes = max(1, torch.cuda.device_count())
+    if processes == 1:
+        raise typer.Exit(run(recipe, overrides))
+    quiet_libraries(main_process=True)
+    load_recipe(recipe, overrides).batch_split(processes)
+    raise typer.Exit(_launch(["--recipe", recipe, *overrides], processes))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from finetune.recipe import shipped_recipes
+
+    table = Table("recipe", "what it is", box=None, pad_edge=False)
+    for path in shipped_recipes():
+        table.add_row(path.stem, path.read_text(encoding="utf-8").split("\n")[0].lstrip("# "))
+    Console().print(table)
+
+
+@app.command()
+def show(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe."),
+    ] = None,
+    overrides: Overrides = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="List every key with type, default and meaning.")
+    ] = False,
+) -> None:
+    """Print a recipe resolved: every value that a run of it would use.
+
+    Example: finetune show ade20k model.variant=b2
+    """
+    from finetune.recipe import describe_keys, load_recipe
+
+    if keys:
+        table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
+        for row in describe_keys():
+            table.add_row(*(text.replace("[", "\\[") for text in row))
+        Console().print(table)
+    elif recipe is None:
+        raise UserError("name a recipe, or ask for --keys; `finetune recipes` lists the recipes")
+    else:
+        print(load_recipe(recipe, overrides or []).to_yaml(), end="")
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    recipe: Annotated[str, typer.Option(help="The recipe whose validation split is scored.")],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+) -> None:
+    """Score a saved model: IoU and accuracy per class, in the folder's own protocol.
+
+    Example: finetune eval runs/camvid/best --recipe camvid data.path=CamVid
+    """
+    from finetune import evaluation
+    from finetune.recipe import load_recipe
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    loaded = load_recipe(recipe, overrides or [])
+    evaluation.show(evaluation.evaluate(model, loaded), model, loaded, as_json=as_json)
+
+
+@app.command()
+def benchmark(
+    variants: Annotated[
+        list[str] | None, typer.Argument(metavar="[VARIANT]...", help="b0 to b5; default: b0.")
+    ] = None,
+    side: Annotated[int, typer.Option(min=29, help="Height and width of the image.")] = 512,
+    batch: Annotated[int, typer.Option(min=1, help="Images at once.")] = 1,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed passes a side.")] = 15,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Time the forward pass against stock transformers' on the same weights.
+
+    Example: finetune benchmark b0 b2
+    """
+    from finetune import benchmark as program
+    from finetune.segformer import VARIANTS
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    variants = variants or ["b0"]
+    for variant in variants:
+        if variant not in VARIANTS:
+            raise UserError(f"variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    results = [
+        program.compare_forward(variant, size=(side, side), batch=batch, rounds=rounds)
+        for variant in variants
+    ]
+    program.show(results, as_json=as_json)
+
+
+def main() -> None:
+    """The program: a UserError becomes one message and exit status 2."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _launch(arguments: list[str], processes: int) -> int:
+    """Runs `finetune.train` once a device and returns the ranks' status.
+
+    The ranks are in sessions of their own, so that Ctrl-C reaches them once, from here, and not
+    from the terminal as well; then this waits for as long as they save. If one fails, the others
+    would wait for it for ever: they are ended.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks = []
+    for rank in range(processes):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, "-m", "finetune.train", *arguments]
+        ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    while any(process.poll() is None for process in ranks):
+        if any(process.poll() for process in ranks):
+            time.sleep(5)  # for messages, and for the others to end by themselves
+            for process in ranks:
+                process.terminate()
+            _wait_or_kill(ranks)
+        time.sleep(0.2)
+    # A UserError is raised on every rank; a crash elsewhere must not hide behind a 143.
+    statuses = [process.returncode for process in ranks]
+    return next((status for status in (2, 1, 130, 143) if status in statuses), int(any(statuses)))
+
+
+def _wait_or_kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 30
+    for process in ranks:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+if __name__ == "__main__":
+    main()

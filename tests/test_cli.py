@@ -1,0 +1,128 @@
+"""The `finetune` command as a person types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+import finetune
+from finetune import cli
+from finetune.errors import UserError
+from finetune.recipe import load_recipe
+from finetune.train import fit
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def invoke(*arguments: str):
+    return CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+
+
+def test_help_is_complete():
+    said = invoke("--help").output
+    verbs = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
+    assert verbs == ["train", "recipes", "show", "eval", "benchmark"]
+    for verb in verbs:
+        assert verb in said
+        help_text = invoke(verb, "--help").output
+        assert len(help_text.splitlines()) > 5
+        if verb != "recipes":
+            assert "Example:" in help_text
+
+
+def test_version():
+    assert invoke("--version").output.strip() == f"finetune {finetune.__version__}"
+
+
+def test_recipes_lists_what_ships():
+    said = invoke("recipes").output
+    for name in ("ade20k", "camvid", "cityscapes", "folder", "shapes"):
+        assert name in said
+
+
+def test_show_prints_a_recipe_that_loads(tmp_path):
+    done = invoke("show", "ade20k", "model.variant=b2")
+    assert done.exit_code == 0
+    assert yaml.safe_load(done.output)["model"]["variant"] == "b2"
+    path = tmp_path / "mine.yaml"
+    path.write_text(done.output)
+    assert load_recipe(path) == load_recipe("ade20k", ["model.variant=b2"])
+
+
+def test_show_keys_names_every_key():
+    said = invoke("show", "--keys").output
+    for key in ("train.steps", "labels.names", "evaluation.window", "data.workers"):
+        assert key in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["show", "camvd"],
+        ["show"],
+        ["train", "shapes", "train.stepz=1"],
+        ["eval", "x", "--recipe=y"],
+    ],
+    ids=lambda arguments: " ".join(arguments),
+)
+def test_mistakes_exit_2_with_one_message(arguments, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "finetune.cli", *arguments],
+        cwd=tmp_path,
+        env={"PATH": "", "PYTHONPATH": str(ROOT), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("run") / "run"
+    overrides = ["model.depths=[1,1,1,1]", "model.hidden_sizes=[8,16,40,64]"]
+    overrides += ["model.decoder_hidden_size=32", "data.val_samples=4", "data.workers=0"]
+    overrides += ["train.steps=1", "train.global_batch=2", f"output={output}"]
+    fit(load_recipe("shapes", overrides))
+    return output
+
+
+def test_eval_prints_the_table_and_json(model):
+    arguments = ["eval", model / "last", "--recipe", model / "recipe.yaml"]
+    said = invoke(*arguments).output
+    assert "triangle" in said
+    assert "mean" in said
+    row = json.loads((model / "metrics.jsonl").read_text().splitlines()[-1])
+    values = json.loads(invoke(*arguments, "--json").output)
+    assert values["eval/mean_iou"] == row["eval/mean_iou"]
+    assert values["eval/per_class_iou"] == row["eval/per_class_iou"]
+
+
+def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):
+    for arguments, expected in [
+        ((tmp_path / "nowhere", "--recipe", "shapes"), "no such folder"),
+        ((tmp_path, "--recipe", "shapes"), "cannot be loaded"),
+        ((model / "last", "--recipe", "camvid", "data.path=x"), "6 classes .* not the 11"),
+    ]:
+        done = invoke("eval", *arguments)
+        assert isinstance(done.exception, UserError)
+        with pytest.raises(UserError, match=expected):
+            raise done.exception
+
+
+def test_benchmark_is_consistent():
+    done = invoke("benchmark", "b0", "--side", "64", "--rounds", "2", "--json")
+    assert done.exit_code == 0, done.output
+    values = json.loads(done.output)
+    assert values["speedup"] == pytest.approx(values["stock_seconds"] / values["seconds"])
+    assert values["largest_difference"] <= 1e-5
+    assert values["size"] == [64, 64]
+    with pytest.raises(UserError, match=r"'b9'.*b0, b1"):
+        raise invoke("benchmark", "b9").exception
