@@ -34,6 +34,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.console import Console
 from tqdm.auto import tqdm
@@ -367,6 +368,9 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             f"{recipe.train.precision}: the recipe decides",
             stacklevel=2,
         )
+    # accelerate remembers the precision of a process's first Accelerator for ever; in a notebook
+    # the next recipe may want another. The processes stay joined.
+    AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=wanted,
