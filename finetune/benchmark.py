@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from finetune.parallel import set_threads
+from finetune.parallel import device, set_threads
 from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
 
 
@@ -59,7 +59,7 @@ def compare_forward(
         threads: on the CPU; None: all usable cores.
     """
     set_threads(threads)
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    where = device()
     torch.manual_seed(0)
     config = SegformerConfig(**VARIANTS[variant], id2label={i: str(i) for i in range(num_labels)})
     ours = SegformerForSemanticSegmentation(config)
@@ -68,8 +68,8 @@ def compare_forward(
         stock = transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
     sides: list[nn.Module] = [ours, stock]
     for side in sides:
-        side.to(device).eval()
-    image = torch.randn(batch, 3, *size, device=device)
+        side.to(where).eval()
+    image = torch.randn(batch, 3, *size, device=where)
     mine, theirs = [], []
     with torch.no_grad():
         logits, expected = ours(image).logits, stock(image).logits
@@ -85,7 +85,7 @@ def compare_forward(
         size=size,
         batch=batch,
         num_labels=num_labels,
-        device=torch.cuda.get_device_name() if device.type == "cuda" else device.type,
+        device=torch.cuda.get_device_name() if where.type == "cuda" else where.type,
         threads=torch.get_num_threads(),
         torch=torch.__version__,
         transformers=transformers.__version__,

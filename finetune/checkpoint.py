@@ -92,6 +92,11 @@ class DamagedError(UserError):
 # --- Saving -----------------------------------------------------------------------------------
 
 
+def _alone(problem: str) -> None:
+    if problem:
+        raise UserError(problem)
+
+
 def save(
     root: Path,
     step: int,
@@ -99,7 +104,7 @@ def save(
     *,
     meta: Meta,
     rank: int = 0,
-    barrier: Callable[[], None] = lambda: None,
+    agree: Callable[[str], object] = _alone,
 ) -> Path:
     """Write one checkpoint; every rank calls it, on one shared file system.
 
@@ -114,8 +119,9 @@ def save(
             numpy arrays and tensors on any device; tied tensors stay tied.
         meta: Goes into the manifest as it is.
         rank: The rank of this process.
-        barrier: Returns when every rank has called it. A failing rank still calls it, so that no
-            other waits for ever.
+        agree: Called by every rank after each phase with what went wrong there, or "". It returns
+            when all have called it, and raises a UserError on every rank if anything went wrong
+            on any: no rank goes on with a checkpoint that another could not write.
 
     Returns:
         The checkpoint's folder.
@@ -145,7 +151,7 @@ def save(
     def commit() -> None:
         if rank != 0:
             return
-        if "rng" in states:  # a rank that could not write has left no file, and this fails
+        if "rng" in states:
             for other in range(1, meta["world_size"]):
                 for file in _files_of(_rng_name(other)):
                     size, checksum = _measure(temp / file)
@@ -156,17 +162,14 @@ def save(
         _sync_folder(temp)
         swap_folder(temp, folder)
 
-    failure: OSError | None = None
     try:
         for phase in (prepare, write, commit):
-            if failure is None:
-                try:
-                    phase()
-                except OSError as error:
-                    failure = error
-            barrier()
-        if failure is not None:
-            raise _cannot_write(failure, folder) from failure
+            problem = ""
+            try:
+                phase()
+            except OSError as error:
+                problem = _cannot_write(error, folder)
+            agree(problem)
     except BaseException:
         if rank == 0:
             shutil.rmtree(temp, ignore_errors=True)
@@ -227,9 +230,9 @@ def _write_file(path: Path, chunks: Iterable[Any]) -> FileEntry:
     return {"size": size, "sha256": digest.hexdigest()}
 
 
-def _cannot_write(error: OSError, folder: Path) -> UserError:
+def _cannot_write(error: OSError, folder: Path) -> str:
     remedy = REMEDIES.get(error.errno or 0, "look after the disk, or let `output` point elsewhere")
-    return UserError(
+    return (
         f"cannot write checkpoint {folder}: {error.strerror or error} "
         f"({error.filename or folder}); {remedy}. The checkpoints before it are whole"
     )
@@ -385,8 +388,11 @@ def _discard(folder: Path) -> None:
     """Delete a folder; a kill half-way leaves only what `_sweep` removes."""
     trash = folder.with_name(f".{folder.name.removeprefix('.')}.trash")
     shutil.rmtree(trash, ignore_errors=True)
-    folder.rename(trash)
-    shutil.rmtree(trash)
+    try:
+        folder.rename(trash)
+        shutil.rmtree(trash)
+    except OSError as error:  # in the way, but nothing depends on it
+        warnings.warn(f"cannot delete {folder}: {error.strerror or error}", stacklevel=3)
 
 
 def _sweep(root: Path) -> None:

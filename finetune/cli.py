@@ -64,17 +64,19 @@ def train(
     Exit status: 0 done, 2 a mistake that the message names, 130 / 143 stopped by Ctrl-C / SIGTERM
     with the state saved, 1 a defect of this package.
     """
+    import torch
+
     from finetune.recipe import load_recipe
     from finetune.train import quiet_libraries, run
 
     overrides = overrides or []
     if processes is None:
-        import torch
-
         processes = max(1, torch.cuda.device_count())
     if processes == 1:
         raise typer.Exit(run(recipe, overrides))
-    quiet_libraries(main_process=True)
+    if 0 < torch.cuda.device_count() < processes:
+        raise UserError(f"--processes {processes}: here are {torch.cuda.device_count()} GPUs")
+    quiet_libraries(main_process=False)  # rank 0 will say what there is to warn of
     load_recipe(recipe, overrides).batch_split(processes)
     raise typer.Exit(_launch(["--recipe", recipe, *overrides], processes))
 
@@ -187,7 +189,17 @@ def _launch(arguments: list[str], processes: int) -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    ranks = []
+    ranks: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
     for rank in range(processes):
         environment = {
             **os.environ,
@@ -199,15 +211,9 @@ def _launch(arguments: list[str], processes: int) -> int:
             "MASTER_PORT": str(port),
         }
         command = [sys.executable, "-m", "finetune.train", *arguments]
+        if received:  # before all are started
+            break
         ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
-
-    def pass_on(number: int, frame: FrameType | None) -> None:
-        for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
     while any(process.poll() is None for process in ranks):
         if any(process.poll() for process in ranks):
             time.sleep(5)  # for messages, and for the others to end by themselves
@@ -216,7 +222,9 @@ def _launch(arguments: list[str], processes: int) -> int:
             _wait_or_kill(ranks)
         time.sleep(0.2)
     # A UserError is raised on every rank; a crash elsewhere must not hide behind a 143.
-    statuses = [process.returncode for process in ranks]
+    # One that a signal ended before it could save anything has its number, negative.
+    statuses = [128 - p.returncode if p.returncode < 0 else p.returncode for p in ranks]
+    statuses += [128 + number for number in received[:1] if not ranks]
     return next((status for status in (2, 1, 130, 143) if status in statuses), int(any(statuses)))
 
 

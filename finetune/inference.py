@@ -12,8 +12,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor
+from transformers import AutoConfig
 
+from finetune.errors import UserError
+from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.segformer.configuration import smallest_side
 from finetune.segformer.functional import upsampled_argmax
 
@@ -76,6 +80,49 @@ class Protocol:
             return image
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
         return np.asarray(resized)
+
+
+def load_config(model: str, what: str) -> SegformerConfig:
+    """The configuration of a SegFormer folder or Hub id.
+
+    Args:
+        model: the folder or id.
+        what: what to call it in messages, such as "model.init=...".
+
+    Raises:
+        UserError: there is none, or it is another kind of model's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{what}: not a model folder or Hub id ({_first_line(error)})") from error
+    if config.model_type != "segformer":
+        raise UserError(f"{what}: a {config.model_type}, not a segformer")
+    return config
+
+
+def load_model(
+    model: str, what: str, config: SegformerConfig
+) -> tuple[SegformerForSemanticSegmentation, list[str]]:
+    """A SegFormer with a head for `config`, in float32, and the names of the weights that are new.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    loaded: Any
+    info: dict[str, Any]
+    try:
+        loaded, info = SegformerForSemanticSegmentation.from_pretrained(  # type: ignore[misc]
+            model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{what}: its weights cannot be read ({_first_line(error)})") from error
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return loaded.float(), sorted(fresh)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:

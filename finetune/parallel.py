@@ -3,7 +3,9 @@
 Everything works with one process too, and on CPU processes over gloo as on GPUs over NCCL.
 """
 
+import contextlib
 import ctypes
+import functools
 import os
 import signal
 import threading
@@ -54,11 +56,48 @@ def keep_freed_memory() -> None:
     mallopt(m_mmap_max, 0)  # and take everything from it
 
 
+def device() -> torch.device:
+    """The GPU if torch can use one that adds in float64, else the CPU.
+
+    Not `torch.accelerator.current_accelerator()`, which is what torch was built for, there or not;
+    and Apple's GPUs know no float64, in which the loss and its weight are added up.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def all_sum(tensor: Tensor) -> Tensor:
     """The sum over all processes, in place."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def agree(problem: str = "", *, stop: bool = False) -> bool:
+    """Tells every process what any of them met, so that none waits for one that has left.
+
+    Costs one small message between CPUs; no device is waited for.
+
+    Args:
+        problem: what is wrong in this process, for the user; "" if nothing is.
+        stop: whether this process was told to stop.
+
+    Returns:
+        Whether any process was told to stop.
+
+    Raises:
+        UserError: on every process, with the first problem that any of them has.
+    """
+    problems = [problem]
+    if dist.is_initialized():
+        flags = torch.tensor([int(bool(problem)), int(stop)])
+        dist.all_reduce(flags, dist.ReduceOp.MAX, group=_cpu_group())
+        stop = bool(flags[1])
+        if flags[0]:
+            problems = [""] * dist.get_world_size()
+            dist.all_gather_object(problems, problem, group=_cpu_group())
+    for problem in filter(None, problems):
+        raise UserError(problem)
+    return stop
 
 
 def on_main(work: Callable[[], T]) -> T | None:
@@ -69,16 +108,24 @@ def on_main(work: Callable[[], T]) -> T | None:
     """
     if not dist.is_initialized():
         return work()
-    result, problem = None, [""]
+    result, problem = None, ""
     if dist.get_rank() == 0:
         try:
             result = work()
         except UserError as error:
-            problem = [str(error)]
-    dist.broadcast_object_list(problem)
-    if problem[0]:
-        raise UserError(problem[0])
+            problem = str(error)
+        except Exception as error:  # a defect: the others must not wait for this process
+            with contextlib.suppress(UserError):
+                agree(f"rank 0 failed: {error!r}")
+            raise
+    agree(problem)
     return result
+
+
+@functools.cache
+def _cpu_group() -> dist.ProcessGroup | None:
+    """A group for messages between CPUs, beside NCCL's; made by all processes together."""
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 class StopSignals:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from finetune.checkpoint import swap_folder
@@ -51,11 +52,12 @@ def save_model_folder(
         (temp / "README.md").write_text(str(card), encoding="utf-8")
         (temp / "recipe.yaml").write_text(recipe, encoding="utf-8")
         swap_folder(temp, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors has an error of its own
         shutil.rmtree(temp, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"cannot write the model folder {folder}: {error.strerror or error}; free some space, "
-            "or let `output` point elsewhere"
+            f"cannot write the model folder {folder}: {reason}; free some space, or let `output` "
+            "point elsewhere"
         ) from error
 
 

@@ -197,7 +197,7 @@ class Recipe(Section):
 
     name: str = Field("", description="name of the run; default: the recipe's file name")
     task: Literal["segmentation"] = Field("segmentation", description="what is learned")
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="of everything random")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
     output: str = Field("", description="run folder; default: runs/<name>")
     resume: str = Field(
         "auto", description="auto: go on where output stopped; never; or a checkpoint's folder"
@@ -235,8 +235,8 @@ class Recipe(Section):
             UserError: the processes cannot share the global batch.
         """
         share, rest = divmod(self.train.global_batch, world_size)
-        micro = self.train.micro_batch or share
-        if rest or share % micro:
+        micro = self.train.micro_batch or max(share, 1)
+        if rest or not share or share % micro:
             raise UserError(
                 f"train.global_batch={self.train.global_batch} cannot be shared by {world_size} "
                 f"process(es) in micro-batches of {micro}: it must be a multiple of "
@@ -468,9 +468,12 @@ def _mistakes(path: Path, lines: list[str]) -> UserError:
 
 def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
     labels = values.get("labels")
-    if not isinstance(labels, Mapping) or labels.get("preset") not in PRESETS:
+    if not isinstance(labels, Mapping):
         return values
-    return {**values, "labels": {**PRESETS[labels["preset"]], **labels}}
+    preset = labels.get("preset")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return values  # none, or a mistake that the validation names
+    return {**values, "labels": {**PRESETS[preset], **labels}}
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
@@ -518,7 +521,7 @@ def _resolve(recipe: Recipe, stem: str) -> Recipe:
     return recipe.model_copy(
         update={
             "name": name,
-            "output": recipe.output or str(Path("runs") / name),
+            "output": str(Path(recipe.output or Path("runs") / name).expanduser()),
             "train": train,
             "evaluation": evaluation,
         }

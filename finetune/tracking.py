@@ -1,7 +1,8 @@
-"""What a run leaves behind about itself: `metrics.jsonl` and `environment.json`."""
+"""What a run tells about itself: `metrics.jsonl`, `environment.json` and a progress bar."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
 from finetune.errors import UserError
 
@@ -89,7 +91,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temp.write_bytes(content.encode() if isinstance(content, str) else content)
         temp.replace(path)
     except OSError as error:
-        temp.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only disk even this fails
+            temp.unlink(missing_ok=True)
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or make the folder writable"
         ) from error
@@ -129,6 +132,21 @@ def masked(arguments: Sequence[str]) -> list[str]:
         else:
             safe.append(SECRET_VALUE.sub("***", argument))
     return safe
+
+
+def progress_bar(
+    *, total: int, desc: str, unit: str, show: bool, initial: int = 0, leave: bool = True
+) -> tqdm:
+    """A bar that is alive on a terminal and a line every half minute in a log file."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=desc,
+        unit=unit,
+        disable=not show,
+        leave=leave,
+        mininterval=0.5 if sys.stderr.isatty() else 30,
+    )
 
 
 def _plain(value: Any) -> Any:

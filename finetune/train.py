@@ -9,25 +9,28 @@ state saved first; 1 a defect of this package. (`accelerate launch` itself turns
 traceback and a 1.)
 """
 
-if __name__ == "__main__" and not __package__:
-    # Run as a script: Python put this file's folder first on its path, where our modules would
-    # shadow others; the folder above is where the package lives.
+if __name__ == "__main__":
+    import signal
     import sys
     from pathlib import Path
 
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    # Ctrl-C while libraries are imported, before there is anything to save, ends it in silence.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if not __package__:
+        # Run as a script: Python put this file's folder first on its path, where our modules would
+        # shadow others; the folder above is where the package lives.
+        sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
-import json
+import functools
 import math
 import os
 import signal
 import sys
 import time
 import warnings
-from collections import deque
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,19 +44,23 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from finetune import checkpoint
+from finetune.data.loader import Batch
 from finetune.errors import UserError
 from finetune.optim import build_optimizer, build_scheduler
 from finetune.parallel import (
     StopSignals,
+    agree,
     all_sum,
+    device,
     keep_freed_memory,
     on_main,
     set_threads,
     synchronise_batch_norm,
 )
-from finetune.recipe import Recipe, load_recipe, recipe_from_yaml
+from finetune.recipe import Recipe, load_recipe
 from finetune.report import html_report
-from finetune.tracking import MetricsLog, environment, read, write_whole
+from finetune.run_folder import check_output, checkpoint_to_resume, open_output, rows
+from finetune.tracking import MetricsLog, progress_bar
 from finetune.trainers import Evaluation, Task
 from finetune.trainers.segmentation import SegmentationTask
 
@@ -86,10 +93,11 @@ def fit(recipe: Recipe) -> Result:
         KeyboardInterrupt: after SIGINT, the state saved.
         SystemExit: with status 143 after SIGTERM, the state saved.
     """
-    with StopSignals() as signals:
+    with StopSignals() as signals, ExitStack() as cleanup:
         train = recipe.train
         set_threads(train.threads)
         accelerator = _accelerator(recipe)
+        set_threads(train.threads)  # again: accelerate has an idea of its own
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         rank, world_size = accelerator.process_index, accelerator.num_processes
@@ -97,10 +105,10 @@ def fit(recipe: Recipe) -> Result:
         output = Path(recipe.output)
 
         # What can be known to be wrong is known before anything is built.
-        on_main(lambda: _check_output(recipe))
+        on_main(lambda: check_output(recipe))
         task: Task = TRAINERS[recipe.task](recipe)
         on_main(task.check)
-        on_main(lambda: _write_run_files(recipe, world_size))
+        on_main(lambda: open_output(recipe, world_size, cleanup))
 
         # Model, optimiser and schedule. The same seed everywhere gives the same fresh weights;
         # from then on each rank draws its own dropout.
@@ -126,20 +134,26 @@ def fit(recipe: Recipe) -> Result:
         # Everything that a checkpoint must bring back.
         states = _States(module, optimizer, schedule, accelerator)
         progress = _Progress()
-        folder = _checkpoint_to_resume(recipe)
+        folder = checkpoint_to_resume(recipe)
         if folder is not None:
             manifest, saved = checkpoint.load(folder, rank)
             states.load(saved)
             progress = _Progress(**saved["metrics"], step=manifest["step"])
-            if manifest["world_size"] != world_size:
-                _say(rank, f"resuming on {world_size} process(es), saved on "
-                     f"{manifest['world_size']}: the same samples, not the same bits")  # fmt: skip
+            if (manifest["world_size"], manifest["threads"]) != (
+                world_size,
+                torch.get_num_threads(),
+            ):
+                _say(
+                    rank,
+                    f"saved with {manifest['world_size']} process(es) of {manifest['threads']} "
+                    f"thread(s), going on with {world_size} of {torch.get_num_threads()}: the "
+                    "same samples, but not the same bits",
+                )
             _say(rank, f"resumed {folder} at step {progress.step}")
         log = MetricsLog(output / "metrics.jsonl")
         on_main(lambda: log.cut(progress.step))
-        accelerator.wait_for_everyone()
-        step, best, evaluation = progress.step, _best_so_far(log.path, task), None
-        evaluated = {row["step"] for row in _rows(log.path) if task.best_metric in row}
+        step, evaluation = progress.step, None
+        evaluated = {row["step"] for row in rows(log.path) if task.best_metric in row}
 
         def save_checkpoint() -> None:
             meta: checkpoint.Meta = {
@@ -154,7 +168,7 @@ def fit(recipe: Recipe) -> Result:
                 {**states.dump(), "metrics": progress.dump()},
                 meta=meta,
                 rank=rank,
-                barrier=accelerator.wait_for_everyone,
+                agree=agree,
             )
             on_main(lambda: checkpoint.prune(output / "checkpoints", train.keep_checkpoints))
 
@@ -164,31 +178,32 @@ def fit(recipe: Recipe) -> Result:
             first_step=step,
             pin_memory=accelerator.device.type == "cuda",
         )
-        bar = tqdm(
-            total=train.steps,
-            initial=step,
-            desc=recipe.name,
-            unit="step",
-            disable=rank != 0,
-            mininterval=0.5 if sys.stderr.isatty() else 30,  # a log file wants few lines
+        cleanup.callback(batches.close)  # or the workers outlive a failure, and wait for ever
+        bar = progress_bar(
+            total=train.steps, initial=step, desc=recipe.name, unit="step", show=rank == 0
         )
+        cleanup.callback(bar.close)
         # A constant near the sum of the weights keeps fp16 gradients in range; the true weight is
         # known only after the step's last micro-batch, and divided by then.
         nominal = float(train.global_batch * math.prod(recipe.augment.crop))
         model.train()
         saved_step = step if folder is not None else -1
         stopped = False
-        # Each step's loss, weight and wish to stop, summed over the processes. The wish is read
-        # two steps late, so that no step waits for the one before it on the device.
-        sums: deque[torch.Tensor] = deque(maxlen=2)
         tick = time.monotonic()
 
         while True:
+            # This step's micro-batches, or why there are none, and whether to stop: what one
+            # process met, all know.
             last_step = step == train.steps
-            if world_size == 1:
-                stopping = signals.received is not None
-            else:
-                stopping = len(sums) == 2 and bool(sums[0][2] > 0)
+            micro_batches: list[Batch] = []
+            problem = ""
+            if not last_step:
+                micro_batches, problem = _take(batches, accumulation)
+            mistake: UserError | None = None
+            try:
+                stopping = agree(problem, stop=signals.received is not None)
+            except UserError as error:  # on every process: a bad file costs no work done
+                stopping, mistake = step > 0, error
             due = step > 0 and (last_step or step % _checkpoint_every(train) == 0)
             evaluation_due = (
                 step > 0 and (last_step or step % train.eval_every == 0) and step not in evaluated
@@ -200,6 +215,8 @@ def fit(recipe: Recipe) -> Result:
                 progress.seconds += time.monotonic() - tick
                 save_checkpoint()
                 saved_step, tick = step, time.monotonic()
+            if mistake is not None:
+                raise mistake
             if stopping:
                 stopped = True
                 break
@@ -216,37 +233,26 @@ def fit(recipe: Recipe) -> Result:
                 if evaluation is None:  # told to stop; evaluated again after the resume
                     stopped = True
                     break
-                score = evaluation.metrics[task.best_metric]
-                if rank == 0:
-                    _show(evaluation, step, train.steps, recipe.name)
-                    task.save(output / "last", module, evaluation, step)
-                    if score is not None and (best is None or score > best):
-                        best = score
-                        task.save(output / "best", module, evaluation, step)
-                    # Last: a run killed before this line is evaluated and saved again.
-                    log.write({"step": step, **evaluation.metrics})
+                on_main(functools.partial(_publish, task, module, evaluation, step, recipe, log))
                 evaluated.add(step)
-                accelerator.wait_for_everyone()
                 tick = time.monotonic()
             if last_step:
                 break
 
             # c) One optimiser step over the global batch.
-            totals = torch.zeros(3, dtype=torch.float64, device=accelerator.device)
-            if signals.received is not None:
-                totals[2] = 1
-            for turn in range(accumulation):
-                batch = next(batches)
+            totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
+            for turn, batch in enumerate(micro_batches):
                 with _gradients_kept(accelerator, model, turn < accumulation - 1):
                     total, weight = task.loss(model, batch)
                     accelerator.backward(total / nominal)
-                totals[:2] += torch.stack([total.detach(), weight.detach()]).double()
-            sums.append(all_sum(totals))
+                totals += torch.stack([total.detach(), weight.detach()]).double()
+            all_sum(totals)
             # DDP took the mean over the processes: back to the sum, then over the true weight.
             factor = nominal * world_size / totals[1].clamp(min=1)
             _scale_gradients(accelerator, optimizer, module, factor)
             if train.clip_norm is not None:
-                accelerator.clip_grad_norm_(module.parameters(), train.clip_norm)
+                # Not accelerate's, which would unscale fp16 gradients a second time.
+                torch.nn.utils.clip_grad_norm_(module.parameters(), train.clip_norm)
             learning_rate = schedule.get_last_lr()[0]
             optimizer.step()
             schedule.step()
@@ -265,19 +271,18 @@ def fit(recipe: Recipe) -> Result:
                 now = time.monotonic()
                 seconds = progress.seconds + now - tick
                 speed = progress.steps * train.global_batch / max(seconds - progress.logged, 1e-9)
-                if rank == 0:
-                    log.write(
-                        {
-                            "step": step,
-                            "epoch": step * train.global_batch / task.num_train_samples,
-                            "seconds": seconds,
-                            "train/loss": loss,
-                            "train/lr": learning_rate,
-                            "train/images_per_second": speed,
-                        }
-                    )
-                bar.set_postfix(
-                    {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.2e}", "img/s": f"{speed:.1f}"}
+                line = {
+                    "step": step,
+                    "epoch": step * train.global_batch / task.num_train_samples,
+                    "seconds": seconds,
+                    "train/loss": loss,
+                    "train/lr": learning_rate,
+                    "train/images_per_second": speed,
+                }
+                on_main(functools.partial(log.write, line))
+                bar.set_postfix(  # shown with the bar's next refresh
+                    {"loss": f"{loss:.4f}", "lr": f"{learning_rate:.2e}", "img/s": f"{speed:.1f}"},
+                    refresh=False,
                 )
                 progress.start_window(seconds)
 
@@ -286,7 +291,7 @@ def fit(recipe: Recipe) -> Result:
             _stop(signals.received, rank, output, recipe, step)
         on_main(lambda: _finish(task, module, recipe, log.path))
         accelerator.wait_for_everyone()
-        metrics = [row for row in _rows(log.path) if task.best_metric in row][-1]
+        metrics = [row for row in rows(log.path) if task.best_metric in row][-1]
     return Result(output, step, metrics)
 
 
@@ -357,7 +362,9 @@ class _States:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
-    cpu = not torch.accelerator.is_available()
+    cpu = device().type == "cpu"
+    # accelerate sets threads on the CPU where this is missing, and fails where it cannot count.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if recipe.train.precision == "fp16" and cpu:
         raise UserError("train.precision=fp16 needs a GPU; on a CPU take fp32 or bf16")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher always sets it
@@ -387,58 +394,9 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     return accelerator
 
 
-def _check_output(recipe: Recipe) -> None:
-    """An output folder is empty, or it is this recipe's."""
-    output = Path(recipe.output)
-    for folder in ("best", "last"):
-        checkpoint.recover(output / folder)
-    if not output.exists() or not any(output.iterdir()):
-        return
-    if not (output / "recipe.yaml").is_file():
-        raise UserError(f"output={output}: holds other files; choose a new folder")
-    if recipe.resume == "never":
-        raise UserError(
-            f"output={output}: holds an earlier run and resume=never; choose another folder "
-            f"(output=...) or remove it"
-        )
-    differences = recipe_from_yaml(output / "recipe.yaml").differences(recipe)
-    if differences:
-        raise UserError(
-            f"output={output}: holds the run of another recipe. Choose another folder "
-            f"(output=...), or take these back:\n  " + "\n  ".join(differences)
-        )
-
-
-def _write_run_files(recipe: Recipe, world_size: int) -> None:
-    output = Path(recipe.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
-    write_whole(output / "recipe.yaml", recipe.to_yaml())
-    facts = json.dumps(environment(world_size=world_size), indent=2)
-    write_whole(output / "environment.json", facts + "\n")
-
-
-def _checkpoint_to_resume(recipe: Recipe) -> Path | None:
-    if recipe.resume == "never":
-        return None
-    if recipe.resume != "auto":
-        folder = Path(recipe.resume)
-        manifest = checkpoint.verify(folder)
-        if manifest["recipe_hash"] != recipe.hash():
-            raise UserError(f"resume={folder}: a checkpoint of another recipe")
-        return folder
-    return checkpoint.latest(Path(recipe.output) / "checkpoints")
-
-
 def _best_so_far(path: Path, task: Task) -> float | None:
-    scores = [row.get(task.best_metric) for row in _rows(path)]
+    scores = [row.get(task.best_metric) for row in rows(path)]
     return max((score for score in scores if score is not None), default=None)
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return read(path) if path.exists() else []
 
 
 # -------------------------------------------------------------------------------- in the loop
@@ -446,6 +404,14 @@ def _rows(path: Path) -> list[dict[str, Any]]:
 
 def _checkpoint_every(train: Any) -> int:
     return train.checkpoint_every or train.eval_every
+
+
+def _take(batches: Iterator[Batch], count: int) -> tuple[list[Batch], str]:
+    """The next `count` micro-batches, or what is wrong with one."""
+    try:
+        return [next(batches) for _ in range(count)], ""
+    except UserError as error:
+        return [], str(error)
 
 
 def _gradients_kept(accelerator: Accelerator, model: Any, keep: bool) -> AbstractContextManager:
@@ -475,18 +441,29 @@ def _refuse_not_finite(loss: Any, step: int, output: Path, precision: str) -> No
 # ------------------------------------------------------------------------------- after the loop
 
 
-def _show(evaluation: Evaluation, step: int, steps: int, name: str) -> None:
+def _publish(
+    task: Task, module: Any, evaluation: Evaluation, step: int, recipe: Recipe, log: MetricsLog
+) -> None:
+    """Shows an evaluation and keeps the model as `last`, and as `best` if it is."""
     with tqdm.external_write_mode(sys.stdout):
         console = Console()
-        console.print(f"\n{name}, step {step} of {steps}", style="bold", highlight=False)
+        title = f"\n{recipe.name}, step {step} of {recipe.train.steps}"
+        console.print(title, style="bold", highlight=False)
         console.print(evaluation.table)
+    output = Path(recipe.output)
+    task.save(output / "last", module, evaluation, step)
+    score, best = evaluation.metrics[task.best_metric], _best_so_far(log.path, task)
+    if score is not None and (best is None or score > best):
+        task.save(output / "best", module, evaluation, step)
+    # Last: a run killed before this line is evaluated and saved again.
+    log.write({"step": step, **evaluation.metrics})
 
 
 def _stop(received: int | None, rank: int, output: Path, recipe: Recipe, step: int) -> None:
     _say(
         rank,
         f"stopped at step {step} of {recipe.train.steps}; the state is saved in "
-        f"{output / 'checkpoints'}. The same command goes on from there.",
+        f"{output / 'checkpoints'}. The same command (resume=auto) goes on from there.",
     )
     if received == signal.SIGINT:
         raise KeyboardInterrupt
@@ -498,17 +475,17 @@ def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:
     output = Path(recipe.output)
     task.examples(module, output / "panel.png")
     html_report(output)
-    rows = [row for row in _rows(log) if task.best_metric in row]
-    best = max(rows, key=lambda row: row[task.best_metric] or 0.0)
-    seconds = max((row.get("seconds") or 0.0 for row in _rows(log)), default=0.0)
+    evaluations = [row for row in rows(log) if task.best_metric in row]
+    best = max(evaluations, key=lambda row: row[task.best_metric] or 0.0)
+    seconds = max((row.get("seconds") or 0.0 for row in rows(log)), default=0.0)
     images = recipe.train.steps * recipe.train.global_batch
     key = task.best_metric.removeprefix("eval/")
+    last_score, best_score = (_score(row[task.best_metric]) for row in (evaluations[-1], best))
     with tqdm.external_write_mode(sys.stdout):
         print(
             f"""
 {recipe.name}: {recipe.train.steps} steps, {images} images, {seconds / 60:.1f} minutes
-  {key}: {_score(rows[-1][task.best_metric])} at the end, {_score(best[task.best_metric])} at its \
-best (step {best["step"]})
+  {key}: {last_score} at the end, {best_score} at its best (step {best["step"]})
 
   pictures   {output / "panel.png"}
   report     {output / "report.html"}

@@ -178,7 +178,15 @@ def test_an_optimizer_and_random_states_go_on_as_if_never_stopped(tmp_path):
 def save_on_two_ranks(root, step, states_of):
     """Two threads stand in for two processes; returns what each raised."""
     gate = threading.Barrier(2, timeout=30)
-    raised = [None, None]
+    raised, problems = [None, None], ["", ""]
+
+    def agree(rank, problem):
+        problems[rank] = problem
+        gate.wait()
+        found = "".join(problems)
+        gate.wait()
+        if found:
+            raise UserError(found)
 
     def run(rank):
         try:
@@ -189,7 +197,7 @@ def save_on_two_ranks(root, step, states_of):
                 states_of(rank),
                 meta=meta,
                 rank=rank,
-                barrier=lambda: gate.wait() and None,
+                agree=lambda problem: agree(rank, problem),
             )
         except Exception as error:
             raised[rank] = error

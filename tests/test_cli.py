@@ -1,6 +1,7 @@
 """The `finetune` command as a person types it."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -96,19 +97,39 @@ def model(tmp_path_factory) -> Path:
 
 def test_eval_prints_the_table_and_json(model):
     arguments = ["eval", model / "last", "--recipe", model / "recipe.yaml"]
-    said = invoke(*arguments).output
+    said = invoke(*arguments).stdout
     assert "triangle" in said
     assert "mean" in said
     row = json.loads((model / "metrics.jsonl").read_text().splitlines()[-1])
-    values = json.loads(invoke(*arguments, "--json").output)
+    values = json.loads(invoke(*arguments, "--json").stdout)
     assert values["eval/mean_iou"] == row["eval/mean_iou"]
     assert values["eval/per_class_iou"] == row["eval/per_class_iou"]
+
+
+def test_eval_refuses_what_is_not_a_whole_segmentation_model(model, tmp_path):
+    """A head drawn at random would be scored without a word."""
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "cut"
+    shutil.copytree(model / "last", folder)
+    arguments = ("eval", folder, "--recipe", model / "recipe.yaml")
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("decode_head.classifier.bias")
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing, decode_head\.classifier\.bias"):
+        raise invoke(*arguments).exception
+    (folder / "model.safetensors").write_bytes(b"cut off")
+    with pytest.raises(UserError, match="its weights cannot be read"):
+        raise invoke(*arguments).exception
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UserError, match="a vit, not a segformer"):
+        raise invoke(*arguments).exception
 
 
 def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):
     for arguments, expected in [
         ((tmp_path / "nowhere", "--recipe", "shapes"), "no such folder"),
-        ((tmp_path, "--recipe", "shapes"), "cannot be loaded"),
+        ((tmp_path, "--recipe", "shapes"), "not a model folder"),
         ((model / "last", "--recipe", "camvid", "data.path=x"), "6 classes .* not the 11"),
     ]:
         done = invoke("eval", *arguments)
@@ -120,7 +141,7 @@ def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):
 def test_benchmark_is_consistent():
     done = invoke("benchmark", "b0", "--side", "64", "--rounds", "2", "--json")
     assert done.exit_code == 0, done.output
-    values = json.loads(done.output)
+    values = json.loads(done.stdout)
     assert values["speedup"] == pytest.approx(values["stock_seconds"] / values["seconds"])
     assert values["largest_difference"] <= 1e-5
     assert values["size"] == [64, 64]

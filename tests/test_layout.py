@@ -20,7 +20,7 @@ LAYERS = {
         *["data.labels", "data.presets", "data.shapes"],
     ],
     1: ["checkpoint", "tracking", "inference", "report", "publish", "data.folders"],
-    2: ["data", "data.loader"],
+    2: ["data", "data.loader", "run_folder"],
     3: ["trainers"],
     4: ["train", "cli", "evaluation", "benchmark"],
 }

@@ -15,6 +15,7 @@ from finetune.errors import UserError
 from finetune.parallel import (
     CPUSyncBatchNorm,
     StopSignals,
+    agree,
     on_main,
     set_threads,
     synchronise_batch_norm,
@@ -97,6 +98,13 @@ def test_synchronised_batch_norm_in_eval_is_a_plain_one():
     expected = norm(x)
     norm.__class__ = CPUSyncBatchNorm
     assert torch.equal(norm(x), expected)
+
+
+def test_alone_one_agrees_with_oneself():
+    assert agree(stop=True) is True
+    assert agree() is False
+    with pytest.raises(UserError, match="bad file"):
+        agree("bad file")
 
 
 def test_on_main_alone_just_runs():

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 from PIL import Image
 from safetensors.torch import load_file
@@ -20,6 +21,7 @@ from finetune.errors import UserError
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerForSemanticSegmentation
 from finetune.train import fit, run
+from finetune.trainers.segmentation import SegmentationTask
 
 ROOT = Path(__file__).resolve().parents[1]
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -42,6 +44,10 @@ TINY = [
     "train.log_every=1",
     "train.warmup_steps=1",
 ]
+
+
+NO_DROPOUT = ["model.drop_path_rate=0", "model.classifier_dropout_prob=0"]
+PADDED = ["augment.scale=[0.4,1.0]"]  # crops with unequal numbers of labelled pixels
 
 
 def tiny(output: Path, *more: str) -> list[str]:
@@ -130,7 +136,6 @@ def test_the_run_folder(finished):
     environment = json.loads((finished / "environment.json").read_text())
     assert environment["world_size"] == 1
     assert environment["threads"] == CORES
-    assert "trained" not in (finished / "best" / "config.json").read_text()
 
 
 def test_the_saved_model_is_stock(finished):
@@ -223,8 +228,8 @@ def test_two_processes_train_as_one(command, tmp_path):
     same = [
         "train.steps=20",
         "train.eval_every=20",
-        "model.drop_path_rate=0",
-        "model.classifier_dropout_prob=0",
+        *NO_DROPOUT,
+        *PADDED,
         "train.threads=1",
         "train.lr=1e-4",
     ]
@@ -284,15 +289,27 @@ def test_two_processes_evaluate_as_one(finished, tmp_path):
     assert results[0] == results[1]
 
 
-def test_accumulation_is_the_same_step(tmp_path):
-    """Micro-batches change only the statistics of batch norm, frozen out by comparing step 1."""
-    same = ["train.steps=1", "model.drop_path_rate=0", "model.classifier_dropout_prob=0"]
-    results = []
-    for micro_batch in (4, 2):
-        output = tmp_path / str(micro_batch)
-        fit(load_recipe("shapes", tiny(output, *same, f"train.micro_batch={micro_batch}")))
-        results.append(rows(output, "train/loss")[0]["train/loss"])
-    assert results[0] == pytest.approx(results[1], rel=0.05)
+def test_the_loss_is_the_mean_over_the_pixels_of_the_global_batch(tmp_path):
+    """Micro-batches with unequal numbers of labelled pixels, added up by hand."""
+    output = tmp_path / "run"
+    more = ["train.steps=1", "train.global_batch=6", "train.micro_batch=2", *PADDED, *NO_DROPOUT]
+    recipe = load_recipe("shapes", tiny(output, *more))
+    fit(recipe)
+    torch.manual_seed(recipe.seed)
+    task = SegmentationTask(recipe)
+    model = task.build().train()
+    batches = task.train_batches(rank=0, world_size=1, first_step=0, pin_memory=False)
+    total, pixels, means = 0.0, 0, []
+    for batch in batches:
+        labels = batch["labels"].long()
+        logits = model(task._pixel_values(batch, torch.device("cpu"))).logits
+        upsampled = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
+        loss = F.cross_entropy(upsampled, labels, ignore_index=255, reduction="sum").item()
+        total, pixels = total + loss, pixels + (labels != 255).sum().item()
+        means.append(loss / (labels != 255).sum().item())
+    logged = rows(output, "train/loss")[0]["train/loss"]
+    assert logged == pytest.approx(total / pixels, rel=1e-6)
+    assert abs(logged - np.mean(means)) > 1e-4 * logged, "a mean of means must not pass"
 
 
 def test_bf16(tmp_path):
@@ -407,6 +424,72 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
         result = fit(recipe)  # from step 3 again
     assert result.step == 6
     assert [row["step"] for row in rows(output, "train/")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_going_back_to_an_earlier_checkpoint(tmp_path):
+    """In another folder: what came later in the first one stays as it is."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    fit(load_recipe("shapes", tiny(first)))
+    early = first / "checkpoints" / "step-00000003"
+    with pytest.raises(UserError, match=r"goes on to step-00000006.*resume=auto"):
+        fit(load_recipe("shapes", tiny(first, f"resume={early}")))
+    fit(load_recipe("shapes", tiny(second, f"resume={early}")))
+    assert [row["step"] for row in rows(second, "train/")] == [4, 5, 6]
+    assert [row["step"] for row in rows(second, "eval/")] == [3, 6]
+    assert_same_bits(first, second)
+    with pytest.raises(UserError, match="another recipe"):
+        fit(load_recipe("shapes", tiny(tmp_path / "x", f"resume={early}", "train.lr=0.1")))
+    with pytest.raises(UserError, match="no such folder"):
+        fit(load_recipe("shapes", tiny(tmp_path / "y", f"resume={tmp_path / 'nowhere'}")))
+    assert not (tmp_path / "x").exists()
+    assert not (tmp_path / "y").exists()
+
+
+def test_one_run_at_a_time_in_a_folder(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="folders are locked on POSIX systems")
+    output = tmp_path / "run"
+    output.mkdir()
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # it is patient with killed runs
+    folder = os.open(output, os.O_RDONLY)
+    fcntl.flock(folder, fcntl.LOCK_EX)
+    with pytest.raises(UserError, match="another run is writing there"):
+        fit(load_recipe("shapes", tiny(output)))
+    os.close(folder)
+    assert fit(load_recipe("shapes", tiny(output))).step == 6
+
+
+def test_an_output_that_is_a_file(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match=r"output=.*file: not a usable folder"):
+        fit(load_recipe("shapes", tiny(tmp_path / "file")))
+
+
+@pytest.mark.slow
+def test_a_defect_ends_the_process(tmp_path):
+    """Its workers ignore signals: they must be told to end before Python waits for them."""
+    script = """
+import sys
+from finetune import train
+from finetune.recipe import load_recipe
+
+def fails(*arguments):
+    raise RuntimeError("a defect")
+
+train._scale_gradients = fails
+sys.exit(train.run("shapes", sys.argv[1:]))
+"""
+    command = [sys.executable, "-c", script, *tiny(tmp_path / "run"), "data.workers=2"]
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: a defect" in done.stderr
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -559,18 +642,41 @@ def test_a_bad_file_in_mid_training_is_named(folder, capsys):
     for index in range(3, 60):
         image = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
         image.save(folder / "images" / "train" / f"{index:02}.png")
-        mask = np.full((64, 64), 9 if index == 31 else 1, np.uint8)
+        mask = np.full((64, 64), 9 if index == 34 else 1, np.uint8)
         Image.fromarray(mask).save(folder / "masks" / "train" / f"{index:02}.png")
-    status = run("folder", on_folder(folder, "train.steps=60", "data.workers=1"))
+    more = ["train.steps=60", "data.workers=1", "train.log_every=1"]
+    status = run("folder", on_folder(folder, *more))
     assert status == 2
+    trained = rows(folder.parent / "run", "train/")
+    saved = checkpoint.latest(folder.parent / "run" / "checkpoints")
+    assert checkpoint.verify(saved)["step"] >= trained[-1]["step"] > 0, "no step is lost"
     said = capsys.readouterr().err
-    assert "31.png" in said
+    assert "34.png" in said
     assert "9" in said
     assert "Traceback" not in said
 
 
 @pytest.mark.slow
-def test_a_model_that_starts_from_another(finished, tmp_path, capsys):
+def test_a_bad_file_of_one_process_ends_both(folder):
+    """One message, and no traceback from the process that waited."""
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(folder / "images" / "train" / "3.png")
+    rng = np.random.default_rng(0)
+    for index in range(4, 80):
+        image = Image.fromarray(rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))
+        image.save(folder / "images" / "train" / f"{index}.png")
+    for index in range(3, 80):
+        mask = np.full((64, 64), 9 if index == 31 else 1, np.uint8)
+        Image.fromarray(mask).save(folder / "masks" / "train" / f"{index}.png")
+    command = [sys.executable, "-m", "finetune.cli", "train", "--processes", "2", "folder"]
+    done = launch([*command, *on_folder(folder, "train.steps=90")], folder.parent)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "31.png" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_model_that_starts_from_another(finished, tmp_path):
     """The encoder is taken over, a head for other labels is drawn anew, and it says so."""
     output = tmp_path / "run"
     overrides = [*TINY_MODEL, f"model.init={finished / 'best'}", "augment.crop=[64,64]"]
@@ -581,9 +687,9 @@ def test_a_model_that_starts_from_another(finished, tmp_path, capsys):
             (data / kind / split).mkdir(parents=True)
             shape = (64, 64, 3) if kind == "images" else (64, 64)
             Image.fromarray(np.zeros(shape, np.uint8)).save(data / kind / split / "a.png")
-    fit(load_recipe("folder", [*overrides, f"data.path={data}", f"output={output}"]))
-    said = capsys.readouterr().out
-    assert "drawn anew: decode_head.classifier.bias, decode_head.classifier.weight" in said
+    new = "new are decode_head.classifier.bias, decode_head.classifier.weight"
+    with pytest.warns(UserWarning, match=f"encoder is loaded, {new}"):
+        fit(load_recipe("folder", [*overrides, f"data.path={data}", f"output={output}"]))
     mine, theirs = weights(output), load_file(finished / "best" / "model.safetensors")
     name = "segformer.encoder.block.2.0.attention.self.query.weight"
     torch.testing.assert_close(mine[name], theirs[name])

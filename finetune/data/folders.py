@@ -84,7 +84,13 @@ def image_folder(
         "mask": [str(mask_files[key]) for key in keys],
         "id": keys,
     }
-    return datasets.Dataset.from_dict(rows).with_transform(ReadSamples(labels))
+    try:
+        return datasets.Dataset.from_dict(rows).with_transform(ReadSamples(labels))
+    except UnicodeEncodeError as error:  # Arrow keeps text as UTF-8; file systems keep any bytes
+        raise UserError(
+            f"data.path: a file name in {image_dir} or {mask_dir} is not valid UTF-8 "
+            f"({error.object!r}). Rename it."
+        ) from error
 
 
 def camvid(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:

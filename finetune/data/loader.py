@@ -7,7 +7,7 @@ workers, nor that of processes, nor a resume changes what is trained on. Batches
 """
 
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypedDict
 
 import cv2
@@ -160,8 +160,11 @@ def train_loader(
     *,
     workers: int,
     pin_memory: bool,
-) -> Iterator[Batch]:
-    """The micro-batches of one process, in order; a bad file is a UserError that names it."""
+) -> Generator[Batch, None, None]:
+    """The micro-batches of one process, in order; a bad file is a UserError that names it.
+
+    Close it when done: workers end with it.
+    """
     return _serve(
         TrainSamples(samples, transform, order.seed), order, workers, pin_memory, one_size=True
     )
@@ -176,7 +179,7 @@ def eval_loader(
     world_size: int,
     workers: int,
     pin_memory: bool,
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every image of a split once, over all processes.
 
     Batches are cut by index and only then shared, so that each forward pass has the same
@@ -198,7 +201,7 @@ def eval_loader(
 
 def _serve(
     dataset: Dataset[Any], order: Any, workers: int, pin_memory: bool, *, one_size: bool
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     cv2.setNumThreads(0)  # one process, one thread: workers must not fight with the model
     loader = DataLoader(
         _Guarded(dataset),

@@ -4,7 +4,7 @@ Everything here is exact up to rounding; `modeling.py` says where each piece bel
 the legend of `modeling.py`; K is the number of classes.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, overload
 
@@ -207,7 +207,7 @@ def upsampled_cross_entropy(  # type: ignore[misc]
 
     Raises:
         ValueError: on a CPU, a label that is neither a class nor `ignore_index`. Elsewhere such a
-            pixel does not count, because looking would wait for the device: the caller counts.
+            pixel does not count, because looking would wait for the device.
     """
     num_labels = logits.shape[1]
     labels = labels.long()
@@ -223,31 +223,49 @@ def upsampled_cross_entropy(  # type: ignore[misc]
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if weight is not None:
             weight = weight.to(logits.dtype)
-        upsampled = F.interpolate(
-            logits, size=labels.shape[-2:], mode="bilinear", align_corners=False
-        )
-        labels = labels.where(counts, -100)
-        losses = F.cross_entropy(
-            upsampled,
-            labels,
-            weight,
-            ignore_index=-100,
-            label_smoothing=label_smoothing,
-            reduction="none",
-        )
-        if focal_gamma:
-            target = labels.clamp(min=0).unsqueeze(1)
-            likelihood = upsampled.log_softmax(1).gather(1, target).squeeze(1).exp()
-            # Not 0: the slope of x ** gamma at 0 is infinite for gamma below 1.
-            doubt = (1 - likelihood).clamp(min=torch.finfo(likelihood.dtype).eps)
-            losses = losses * doubt**focal_gamma
-        total = losses.sum()
-        weights = counts if weight is None else weight[labels.clamp(min=0)] * counts
+        total = logits.new_zeros(())
+        for band, rows in _upsampled_bands(logits, (labels.shape[-2], labels.shape[-1])):
+            target = labels[:, rows].where(counts[:, rows], -100)
+            losses = F.cross_entropy(
+                band,
+                target,
+                weight,
+                ignore_index=-100,
+                label_smoothing=label_smoothing,
+                reduction="none",
+            )
+            if focal_gamma:
+                classes = target.clamp(min=0).unsqueeze(1)
+                likelihood = band.log_softmax(1).gather(1, classes).squeeze(1).exp()
+                # Not 0: the slope of x ** gamma at 0 is infinite for gamma below 1.
+                doubt = (1 - likelihood).clamp(min=torch.finfo(likelihood.dtype).eps)
+                losses = losses * doubt**focal_gamma
+            total = total + losses.sum()
+        weights = counts if weight is None else weight[labels.where(counts, 0)] * counts
         normaliser = weights.sum(dtype=total.dtype)
         if reduction == "sum":
             return total, normaliser
         # With nothing to divide by the sum is 0 and so is its gradient.
         return total / normaliser.where(normaliser > 0, 1)
+
+
+def _upsampled_bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, slice]]:
+    """Bands (B, K, rows, W) of the logits upsampled to `size`, and which rows they are.
+
+    One band, the whole, where a graph would keep every band anyway.
+    """
+    height, width = size
+    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and logits.requires_grad):
+        whole = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        yield whole, slice(0, height)
+        return
+    rows = max(1, 4 * _BAND_ELEMENTS // (logits.shape[0] * width * logits.shape[1]))
+    maps = logits.permute(0, 2, 3, 1)
+    for start in range(0, height, rows):
+        stop = min(start + rows, height)
+        band = _rows_between(maps, start, stop, height).permute(0, 3, 1, 2)
+        band = F.interpolate(band, size=(stop - start, width), mode="bilinear", align_corners=False)
+        yield band, slice(start, stop)
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -260,18 +278,7 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, H, W) int64. Full-size logits, 157 MB at 150 classes and 512 x 512, never exist.
     """
-    height, width = size
-    batch, num_labels = logits.shape[:2]
-    logits = logits.permute(0, 2, 3, 1)
-    labels = torch.empty(batch, height, width, dtype=torch.int64, device=logits.device)
-    rows = max(1, 4 * _BAND_ELEMENTS // (batch * width * num_labels))
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        band = F.interpolate(
-            _rows_between(logits, start, stop, height).permute(0, 3, 1, 2),
-            size=(stop - start, width),
-            mode="bilinear",
-            align_corners=False,
-        )
-        labels[:, start:stop] = band[:, 0] > 0 if num_labels == 1 else band.argmax(1)
+    labels = torch.empty(logits.shape[0], *size, dtype=torch.int64, device=logits.device)
+    for band, rows in _upsampled_bands(logits.detach(), size):
+        labels[:, rows] = band[:, 0] > 0 if logits.shape[1] == 1 else band.argmax(1)
     return labels

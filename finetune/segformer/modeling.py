@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -52,11 +53,13 @@ def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
     """Whether a fused path may read `module`'s weight instead of calling it.
 
     Only if it is exactly one of `classes`, with no hook, no parametrization (which changes the
-    class) and no replaced `forward`: LoRA adapters, quantised layers, pruning and accelerate's
-    offload each rely on the call.
+    class), no replaced `forward` and no wrapped weight: LoRA adapters, quantised layers, pruning
+    and accelerate's offload each rely on the call.
     """
+    weight = getattr(module, "weight", None)
     return (
         type(module) in classes
+        and not is_traceable_wrapper_subclass(weight)
         and not module._forward_hooks
         and not module._forward_pre_hooks
         and not module._backward_hooks

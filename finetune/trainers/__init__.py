@@ -1,6 +1,6 @@
 """What differs between tasks, behind one Protocol: all that `finetune.train.fit` knows of one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,17 +26,19 @@ class Task(Protocol):
     best_metric: str
     """The key of `Evaluation.metrics` by which the best model is chosen; higher is better."""
 
-    num_train_samples: int
+    @property
+    def num_train_samples(self) -> int:
+        """Images in an epoch."""
 
     def check(self) -> None:
-        """Looks at the data, before anything is built."""
+        """Looks at the training and validation data, before anything is built."""
 
     def build(self) -> PreTrainedModel:
         """The model, with fresh weights or those that the recipe starts from."""
 
     def train_batches(
         self, *, rank: int, world_size: int, first_step: int, pin_memory: bool
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """The micro-batches of one process from a step on."""
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -1,27 +1,38 @@
 """Semantic segmentation: the data, the loss, the metric and the pictures of a recipe."""
 
-from collections.abc import Callable, Iterator
+import functools
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from finetune.augment import TrainTransform
 from finetune.data.folders import preflight
 from finetune.data.loader import Batch, GlobalOrder, eval_loader, open_split, train_loader
 from finetune.errors import UserError
-from finetune.inference import Protocol, normalise, predict_mask, predict_scores
+from finetune.inference import (
+    Protocol,
+    load_config,
+    load_model,
+    normalise,
+    predict_mask,
+    predict_scores,
+)
 from finetune.metrics import MeanIoU
-from finetune.parallel import all_sum
+from finetune.parallel import agree, all_sum
 from finetune.publish import model_card, save_model_folder
 from finetune.recipe import Recipe
 from finetune.report import PanelRow, iou_table, panel
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.segformer.functional import upsampled_argmax, upsampled_cross_entropy
+from finetune.tracking import progress_bar
 from finetune.trainers import Evaluation
 
 NUM_EXAMPLES = 4
@@ -36,15 +47,31 @@ class SegmentationTask:
         self.recipe = recipe
         self.labels = recipe.labels.build()
         self.protocol = Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
-        self.train_samples = open_split(recipe.data, self.labels, recipe.data.train_split)
-        self.val_samples = open_split(recipe.data, self.labels, recipe.data.val_split)
-        self.num_train_samples = len(self.train_samples)
+
+    @functools.cached_property
+    def train_samples(self) -> datasets.Dataset:
+        """The training split; opened when first asked for, which an evaluation never does."""
+        return open_split(self.recipe.data, self.labels, self.recipe.data.train_split)
+
+    @functools.cached_property
+    def val_samples(self) -> datasets.Dataset:
+        """The validation split."""
+        return open_split(self.recipe.data, self.labels, self.recipe.data.val_split)
+
+    @property
+    def num_train_samples(self) -> int:
+        """Images in an epoch."""
+        return len(self.train_samples)
 
     def check(self) -> None:
         """Reads every header and a few samples of both splits."""
+        self.check_split(self.train_samples)
+        self.check_split(self.val_samples)
+
+    def check_split(self, samples: datasets.Dataset) -> None:
+        """Reads every header and a few samples of one split; drawn ones have nothing to check."""
         if self.recipe.data.source != "shapes":
-            preflight(self.train_samples)
-            preflight(self.val_samples)
+            preflight(samples)
 
     def build(self) -> PreTrainedModel:
         """SegFormer for the recipe's labels."""
@@ -61,7 +88,7 @@ class SegmentationTask:
 
     def train_batches(
         self, *, rank: int, world_size: int, first_step: int, pin_memory: bool
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Augmented crops in the global order; see `finetune.data.loader`."""
         recipe, augment = self.recipe, self.recipe.augment
         micro_batch, accumulation = recipe.batch_split(world_size)
@@ -97,11 +124,7 @@ class SegmentationTask:
         """Cross entropy, summed over the pixels that count, and their number."""
         device = next(model.parameters()).device
         logits = model(self._pixel_values(batch, device)).logits
-        labels = batch["labels"].to(device, non_blocking=True)
-        total, weight = upsampled_cross_entropy(
-            logits, labels, ignore_index=self.labels.ignore_index, reduction="sum"
-        )
-        return total, weight
+        return self._loss(logits, batch["labels"].to(device, non_blocking=True))
 
     @torch.no_grad()
     def evaluate(
@@ -122,35 +145,34 @@ class SegmentationTask:
         )
         was_training = model.training
         model.eval()
-        sums = torch.zeros(3, dtype=torch.float64, device=device)  # loss, weight, told to stop
-        progress = tqdm(
-            desc="evaluating",
+        sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss and weight
+        problem, stopped = "", False
+        progress = progress_bar(
             total=len(self.val_samples),
+            desc="evaluating",
             unit="image",
+            show=rank == 0,
             leave=False,
-            disable=rank != 0,
         )
-        for batch in batches:
-            if stop():
-                sums[2] = 1
-                break
-            labels = batch["labels"].to(device, non_blocking=True)
-            scores = predict_scores(model, self._pixel_values(batch, device), self.protocol)
-            size = (labels.shape[1], labels.shape[2])
-            metric.add_batch(predictions=upsampled_argmax(scores, size), references=labels)
-            total, weight = upsampled_cross_entropy(
-                scores, labels, ignore_index=self.labels.ignore_index, reduction="sum"
-            )
-            sums[0] += total
-            sums[1] += weight
-            progress.update(len(batch["ids"]) * world_size)
-        progress.close()
+        with closing(progress), closing(batches):
+            try:
+                for batch in batches:
+                    stopped = stop()
+                    if stopped:
+                        break
+                    labels = batch["labels"].to(device, non_blocking=True)
+                    scores = predict_scores(model, self._pixel_values(batch, device), self.protocol)
+                    size = (labels.shape[1], labels.shape[2])
+                    metric.add_batch(predictions=upsampled_argmax(scores, size), references=labels)
+                    sums += torch.stack(self._loss(scores, labels))
+                    progress.update(len(batch["ids"]) * world_size)
+            except UserError as error:  # a bad file in this process's share
+                problem = str(error)
         model.train(was_training)
-        all_sum(sums)
-        confusion = all_sum(torch.from_numpy(metric.confusion).to(device))
-        loss, weight, stopped = sums.tolist()
-        if stopped:
+        if agree(problem, stop=stopped):
             return None
+        loss, weight = all_sum(sums).tolist()
+        confusion = all_sum(torch.from_numpy(metric.confusion).to(device))
         metric.reset()
         metric.merge(confusion)
         return self._evaluation(metric, loss / weight if weight else float("nan"))
@@ -210,6 +232,11 @@ class SegmentationTask:
         labels = self.labels
         panel(rows, labels.names, labels.colors, labels.ignore_index, path)
 
+    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        return upsampled_cross_entropy(
+            logits, labels, ignore_index=self.labels.ignore_index, reduction="sum"
+        )
+
     def _pixel_values(self, batch: Batch, device: torch.device) -> Tensor:
         return self._normalised(batch["pixel_values"].to(device, non_blocking=True))
 
@@ -238,42 +265,25 @@ class SegmentationTask:
 
 def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
     """Starts from a checkpoint; a head for other labels is drawn anew, and said so."""
-    try:
-        found = AutoConfig.from_pretrained(init)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.init={init}: not a model folder or Hub id ({reason})") from error
-    if found.model_type != "segformer":
-        raise UserError(f"model.init={init}: a {found.model_type}, not a segformer")
+    what = f"model.init={init}"
+    found = load_config(init, what)
     for key in ("depths", "hidden_sizes", "num_attention_heads"):
         if list(getattr(found, key)) != list(arguments[key]):
             raise UserError(
-                f"model.init={init}: {key} are {list(getattr(found, key))}, but the recipe says "
+                f"{what}: {key} are {list(getattr(found, key))}, but the recipe says "
                 f"{list(arguments[key])}. Set model.variant to the size of the checkpoint."
             )
     config = SegformerConfig(**{**found.to_dict(), **arguments})
-    model: PreTrainedModel
-    info: dict[str, Any]
-    try:
-        model, info = SegformerForSemanticSegmentation.from_pretrained(  # type: ignore[misc]
-            init,
-            config=config,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model.init={init}: its weights cannot be read ({reason})") from error
-    fresh = sorted({*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])})
+    model, fresh = load_model(init, what, config)
     lost = [key for key in fresh if key.startswith("segformer.")]
     if lost:
         raise UserError(
-            f"model.init={init}: {len(lost)} weights of the encoder are missing, "
-            f"{lost[0]} among them. This is not a SegFormer checkpoint."
+            f"{what}: {len(lost)} weights of the encoder are missing, {lost[0]} among them. This "
+            "is not a SegFormer checkpoint."
         )
     if fresh:
-        tqdm.write(f"{init}: encoder loaded; drawn anew: {', '.join(fresh)}")
-    return model.float()
+        warnings.warn(f"{what}: the encoder is loaded, new are {', '.join(fresh)}", stacklevel=3)
+    return model
 
 
 def _number(value: float) -> float | None:

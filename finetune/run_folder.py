@@ -1,0 +1,102 @@
+"""The run folder: whose it is, that nobody else writes there, and where to go on.
+
+What lies in it is in the README, "What a run leaves".
+"""
+
+import json
+import os
+import time
+import warnings
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from finetune import checkpoint
+from finetune.errors import UserError
+from finetune.recipe import Recipe, recipe_from_yaml
+from finetune.tracking import environment, read, write_whole
+
+
+def check_output(recipe: Recipe) -> None:
+    """An output folder is empty, or it is this recipe's."""
+    output = Path(recipe.output)
+    if recipe.resume not in ("auto", "never"):
+        _check_resume(Path(recipe.resume), recipe)
+    try:
+        # Hidden files are what a kill may leave; they are no reason to refuse a folder.
+        if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
+            return
+    except OSError as error:
+        raise UserError(f"output={output}: not a usable folder ({error.strerror})") from error
+    if not (output / "recipe.yaml").is_file():
+        raise UserError(f"output={output}: holds other files; choose a new folder")
+    if recipe.resume == "never":
+        raise UserError(
+            f"output={output}: holds an earlier run and resume=never; choose another folder "
+            f"(output=...) or remove it"
+        )
+    differences = recipe_from_yaml(output / "recipe.yaml").differences(recipe)
+    if differences:
+        raise UserError(
+            f"output={output}: holds the run of another recipe. Choose another folder "
+            f"(output=...), or take these back:\n  " + "\n  ".join(differences)
+        )
+
+
+def open_output(recipe: Recipe, world_size: int, cleanup: ExitStack) -> None:
+    """Makes the folder, locks it for this run, and says what the run is."""
+    output = Path(recipe.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
+    if os.name == "posix":
+        import fcntl
+
+        folder = os.open(output, os.O_RDONLY)
+        cleanup.callback(os.close, folder)  # which unlocks it, as the end of the process does
+        for patience in reversed(range(10)):  # a killed run's workers hold it a few seconds more
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not patience:
+                    raise UserError(f"output={output}: another run is writing there") from None
+                time.sleep(1)
+            except OSError:
+                warnings.warn(f"{output}: its file system has no locks", stacklevel=2)
+                break
+    for model in ("best", "last"):
+        checkpoint.recover(output / model)
+    write_whole(output / "recipe.yaml", recipe.to_yaml())
+    facts = json.dumps(environment(world_size=world_size), indent=2)
+    write_whole(output / "environment.json", facts + "\n")
+
+
+def _check_resume(folder: Path, recipe: Recipe) -> None:
+    """An explicit checkpoint: there, whole, of this recipe, and nothing later to run over."""
+    if not folder.is_dir():
+        raise UserError(f"resume={folder}: no such folder; name a checkpoint, auto or never")
+    manifest = checkpoint.verify(folder)
+    if manifest["recipe_hash"] != recipe.hash():
+        raise UserError(f"resume={folder}: a checkpoint of another recipe")
+    newest = checkpoint.latest(Path(recipe.output) / "checkpoints")
+    if newest is not None and checkpoint.verify(newest)["step"] > manifest["step"]:
+        raise UserError(
+            f"resume={folder}: {recipe.output} goes on to {newest.name}. resume=auto goes on from "
+            "there; to go back, choose another output, where the old one stays as it is"
+        )
+
+
+def checkpoint_to_resume(recipe: Recipe) -> Path | None:
+    """Where to go on, or None to begin; a damaged checkpoint is named and passed over."""
+    if recipe.resume == "never":
+        return None
+    if recipe.resume != "auto":
+        return Path(recipe.resume)
+    return checkpoint.latest(Path(recipe.output) / "checkpoints")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, none if there is no such file yet."""
+    return read(path) if path.exists() else []
