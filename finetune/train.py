@@ -25,6 +25,7 @@ import argparse
 import functools
 import math
 import os
+import shutil
 import signal
 import sys
 import time
@@ -480,6 +481,9 @@ def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:
     seconds = max((row.get("seconds") or 0.0 for row in rows(log)), default=0.0)
     images = recipe.train.steps * recipe.train.global_batch
     key = task.best_metric.removeprefix("eval/")
+    # Runnable as they stand, also from an environment that is not activated.
+    command = "finetune" if shutil.which("finetune") else f"{sys.executable} -m finetune.cli"
+    python = "python" if shutil.which("finetune") else sys.executable
     last_score, best_score = (_score(row[task.best_metric]) for row in (evaluations[-1], best))
     with tqdm.external_write_mode(sys.stdout):
         print(
@@ -492,8 +496,8 @@ def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:
   model      {output / "best"}   (a stock Hugging Face folder; the last one: {output / "last"})
 
 Next:
-  finetune eval {output / "best"} --recipe {output / "recipe.yaml"}
-  python -c "from transformers import pipeline; \
+  {command} eval {output / "best"} --recipe {output / "recipe.yaml"}
+  {python} -c "from transformers import pipeline; \
 print(pipeline('image-segmentation', '{output / "best"}')('picture.jpg'))"
 """
         )

@@ -355,7 +355,7 @@ def wait_for_step(output: Path, step: int, process: subprocess.Popen[str]) -> No
     raise AssertionError("it never got there")
 
 
-LONG = ["train.steps=40", "train.eval_every=20", "train.checkpoint_every=8"]
+LONG = ["train.steps=120", "train.eval_every=60", "train.checkpoint_every=8"]
 
 
 @pytest.fixture(scope="module")
@@ -379,9 +379,8 @@ def test_killed_and_resumed_gives_the_same_bits(number, status, uninterrupted, t
     said = process.communicate()[0]
     assert process.returncode == status, said
     stopped = checkpoint.latest(output / "checkpoints")
-    if number == signal.SIGKILL:
-        assert stopped.name == "step-00000008"
-    else:
+    assert "step-00000008" <= stopped.name < "step-00000120"
+    if number != signal.SIGKILL:
         assert stopped.name >= "step-00000011"
         assert "the state is saved" in said
         assert "Traceback" not in said
@@ -398,7 +397,7 @@ def test_two_processes_save_before_they_stop(tmp_path):
     output = tmp_path / "run"
     command = [sys.executable, "-m", "finetune.cli", "train", "--processes", "2", "shapes"]
     process = subprocess.Popen(
-        [*command, *tiny(output, *LONG, "train.steps=400")],
+        [*command, *tiny(output, *LONG, "train.steps=4000")],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
