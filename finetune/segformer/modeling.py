@@ -18,6 +18,7 @@ Shapes at the ends of lines:
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,7 @@ from transformers.modeling_outputs import (
     SemanticSegmenterOutput,
 )
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration import SegformerConfig, smallest_side
@@ -45,6 +47,8 @@ from .functional import (
     upsample_and_add,
     upsampled_cross_entropy,
 )
+
+logger = logging.get_logger(__name__)
 
 LAYER_NORM_EPS = 1e-5  # stock transformers' everywhere, whatever config.layer_norm_eps says
 
@@ -638,6 +642,15 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
             hidden_states=outputs.hidden_states if output_hidden_states else None,
             attentions=outputs.attentions,
         )
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Saves as transformers does; warns of a one-logit head, which stock tools misread."""
+        if self.config.num_labels == 1:
+            logger.warning(
+                "This model has num_labels=1. Stock's image-segmentation pipeline paints the whole "
+                "picture with one label whatever the logits; two labels (background, thing) work."
+            )
+        super().save_pretrained(*args, **kwargs)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         ignore_index = self.config.semantic_loss_ignore_index

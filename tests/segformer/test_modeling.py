@@ -1,6 +1,7 @@
 """Our SegFormer against stock transformers' on the same weights."""
 
 import json
+import logging
 import subprocess
 import sys
 
@@ -187,6 +188,16 @@ def test_other_configurations_equal_stock(config, tmp_path):
         mine, theirs = ours(image, labels=labels), stock(image, labels=labels)
     assert_close(mine.logits, theirs.logits)
     assert mine.loss.item() == pytest.approx(theirs.loss.item(), rel=1e-5)
+
+
+def test_saving_a_one_logit_head_warns(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("finetune"), "propagate", True)
+    for num_labels in (2, 1):
+        caplog.clear()
+        config = SegformerConfig(**SMALL, num_labels=num_labels)
+        SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+        assert ("num_labels=1" in caplog.text) == (num_labels == 1)
 
 
 def test_reshape_last_stage_false(tmp_path):
