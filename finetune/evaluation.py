@@ -45,7 +45,7 @@ def show(evaluation: Evaluation, model: str, recipe: Recipe, *, as_json: bool) -
         print(json.dumps({"model": model, "recipe": recipe.name, **evaluation.metrics}))
         return
     console = Console()
-    console.print(f"{model} on {recipe.name}", style="bold", highlight=False)
+    console.print(f"{model} on {recipe.name}", style="bold", highlight=False, markup=False)
     console.print(evaluation.table)
 
 

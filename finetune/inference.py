@@ -5,6 +5,7 @@ What training's evaluation, `finetune eval` and the saved folder say about prepr
 as it can be said there, in `preprocessor_config.json`.
 """
 
+import pickle
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -93,8 +93,8 @@ def load_config(model: str, what: str) -> SegformerConfig:
         UserError: there is none, or it is another kind of model's.
     """
     try:
-        config = AutoConfig.from_pretrained(model)
-    except (OSError, ValueError) as error:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # somebody else's files: their readers raise anything
         raise UserError(f"{what}: not a model folder or Hub id ({_first_line(error)})") from error
     if config.model_type != "segformer":
         raise UserError(f"{what}: a {config.model_type}, not a segformer")
@@ -115,8 +115,15 @@ def load_model(
         loaded, info = SegformerForSemanticSegmentation.from_pretrained(  # type: ignore[misc]
             model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{what}: its weights are a pickle of more than plain tensors, which is not opened: it "
+            "could run code. Ask for model.safetensors."
+        ) from error
+    except Exception as error:  # somebody else's files: their readers raise anything
         raise UserError(f"{what}: its weights cannot be read ({_first_line(error)})") from error
+    if not all(tensor.isfinite().all() for tensor in loaded.state_dict().values()):
+        raise UserError(f"{what}: its weights are not finite (NaN or infinity); take another")
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return loaded.float(), sorted(fresh)
 

@@ -28,7 +28,8 @@ from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest
 
 PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Size = tuple[PositiveInt, PositiveInt]
+Side = Annotated[int, Field(ge=1, le=16384)]
+Size = tuple[Side, Side]
 
 
 class Section(BaseModel):
@@ -170,7 +171,7 @@ class TrainSection(Section):
     )
     keep_checkpoints: PositiveInt = Field(2, description="checkpoints to keep")
     log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
-    threads: PositiveInt | None = Field(
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="CPU threads a process; null: usable cores / local processes"
     )
 
@@ -308,7 +309,7 @@ def find_recipe(name: str) -> Path:
     for folder in (Path(), shipped_folder()):
         for candidate in candidates:
             path = folder / candidate
-            if path.is_file() and path.suffix in (".yaml", ".yml"):
+            if os.path.isfile(path) and path.suffix in (".yaml", ".yml"):
                 return path
     known = [path.stem for path in shipped_recipes()]
     close = difflib.get_close_matches(Path(name).stem, known, n=1)
@@ -521,7 +522,7 @@ def _resolve(recipe: Recipe, stem: str) -> Recipe:
     return recipe.model_copy(
         update={
             "name": name,
-            "output": str(Path(recipe.output or Path("runs") / name).expanduser()),
+            "output": os.path.expanduser(recipe.output or Path("runs") / name),
             "train": train,
             "evaluation": evaluation,
         }
@@ -600,7 +601,12 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
     except UserError as error:
         yield str(error)
         return
-    if data.source == "shapes" and labels.names != tuple(PRESETS["shapes"]["names"]):
+    if data.source == "shapes" and (
+        labels.names != tuple(PRESETS["shapes"]["names"])
+        or recipe.labels.map is not None
+        or recipe.labels.reduce_zero
+        or recipe.labels.ignore != LabelsSection.model_fields["ignore"].default
+    ):
         yield "labels: the source shapes draws its own classes; write `preset: shapes`"
 
 

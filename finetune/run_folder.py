@@ -26,8 +26,8 @@ def check_output(recipe: Recipe) -> None:
         # Hidden files are what a kill may leave; they are no reason to refuse a folder.
         if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
             return
-    except OSError as error:
-        raise UserError(f"output={output}: not a usable folder ({error.strerror})") from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"output={output!s}: not a usable folder ({error})") from error
     if not (output / "recipe.yaml").is_file():
         raise UserError(f"output={output}: holds other files; choose a new folder")
     if recipe.resume == "never":
@@ -66,6 +66,7 @@ def open_output(recipe: Recipe, world_size: int, cleanup: ExitStack) -> None:
             except OSError:
                 warnings.warn(f"{output}: its file system has no locks", stacklevel=2)
                 break
+    check_output(recipe)  # again: while this run waited, another may have made it its own
     for model in ("best", "last"):
         checkpoint.recover(output / model)
     write_whole(output / "recipe.yaml", recipe.to_yaml())

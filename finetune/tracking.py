@@ -71,7 +71,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     out with a warning that names it.
     """
     rows = []
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)

@@ -449,7 +449,7 @@ def _publish(
     with tqdm.external_write_mode(sys.stdout):
         console = Console()
         title = f"\n{recipe.name}, step {step} of {recipe.train.steps}"
-        console.print(title, style="bold", highlight=False)
+        console.print(title, style="bold", highlight=False, markup=False)
         console.print(evaluation.table)
     output = Path(recipe.output)
     task.save(output / "last", module, evaluation, step)

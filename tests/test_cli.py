@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import finetune
@@ -108,8 +110,6 @@ def test_eval_prints_the_table_and_json(model):
 
 def test_eval_refuses_what_is_not_a_whole_segmentation_model(model, tmp_path):
     """A head drawn at random would be scored without a word."""
-    from safetensors.torch import load_file, save_file
-
     folder = tmp_path / "cut"
     shutil.copytree(model / "last", folder)
     arguments = ("eval", folder, "--recipe", model / "recipe.yaml")
@@ -124,6 +124,38 @@ def test_eval_refuses_what_is_not_a_whole_segmentation_model(model, tmp_path):
     (folder / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UserError, match="a vit, not a segformer"):
         raise invoke(*arguments).exception
+
+
+class Executed:
+    """Leaves a file behind if it is ever unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_eval_opens_no_pickle_and_no_code_and_no_nan(model, tmp_path):
+    folder, trace = tmp_path / "model", tmp_path / "trace"
+    shutil.copytree(model / "last", folder)
+    arguments = ("eval", folder, "--recipe", model / "recipe.yaml")
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({**weights, "extra": Executed(trace)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="could run code"):
+        raise invoke(*arguments).exception
+    assert not trace.exists()
+    (folder / "pytorch_model.bin").unlink()
+    weights["decode_head.classifier.bias"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match="not finite"):
+        raise invoke(*arguments).exception
+    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "mine.py").write_text(f"open({str(trace)!r}, 'w')")
+    assert isinstance(invoke(*arguments).exception, UserError)
+    assert not trace.exists()
 
 
 def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from safetensors.torch import load_file
 from finetune import checkpoint, evaluation
 from finetune.errors import UserError
 from finetune.recipe import load_recipe
+from finetune.run_folder import open_output
 from finetune.segformer import SegformerForSemanticSegmentation
 from finetune.train import fit, run
 from finetune.trainers.segmentation import SegmentationTask
@@ -455,6 +457,15 @@ def test_one_run_at_a_time_in_a_folder(tmp_path, monkeypatch):
         fit(load_recipe("shapes", tiny(output)))
     os.close(folder)
     assert fit(load_recipe("shapes", tiny(output))).step == 6
+
+
+def test_a_folder_taken_while_waiting_for_it(tmp_path):
+    """What is true before the lock may not be after it."""
+    output = tmp_path / "run"
+    fit(load_recipe("shapes", tiny(output)))
+    with ExitStack() as cleanup, pytest.raises(UserError, match="another recipe"):
+        open_output(load_recipe("shapes", tiny(output, "train.lr=0.5")), 1, cleanup)
+    assert load_recipe(output / "recipe.yaml").train.lr == 1e-3
 
 
 def test_an_output_that_is_a_file(tmp_path):
