@@ -4,13 +4,15 @@ Everything here is exact up to rounding; `modeling.py` says where each piece bel
 the legend of `modeling.py`; K is the number of classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from . import bands
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager:
@@ -165,6 +167,20 @@ def _rows_between(x: Tensor, start: int, stop: int, height: int) -> Tensor:
     return torch.lerp(x[:, above], x[:, below], fraction)
 
 
+# ------------------------------------------------- logits, looked at in the size of the labels
+
+
+class CrossEntropySums(NamedTuple):
+    """What a mean over several batches or devices is made of."""
+
+    loss: Tensor
+    """Sum of the pixels' losses."""
+    weight: Tensor
+    """Sum of the weights of the pixels that count; their number if there are no weights."""
+    stray: Tensor
+    """int64, number of labels that are neither a class nor the ignored one."""
+
+
 @overload
 def upsampled_cross_entropy(
     logits: Tensor, labels: Tensor, *, reduction: Literal["sum"], **options: Any
@@ -189,11 +205,13 @@ def upsampled_cross_entropy(  # type: ignore[misc]
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Cross entropy of logits that are first upsampled, bilinearly, to the size of the labels.
 
-    The value of `F.cross_entropy(F.interpolate(logits, size), labels)`, in float32 or better, with
-    the focal factor (1 - p)^gamma of Lin et al. (arXiv:1708.02002) on each pixel's loss if asked.
+    The value and the gradient of `F.cross_entropy(F.interpolate(logits, size), labels)`, in
+    float32 or better, with the focal factor (1 - p)^gamma of Lin et al. (arXiv:1708.02002) on each
+    pixel's loss if asked. The full-size logits never exist: it is computed in bands of rows, and
+    the gradient in the same pass. It can be differentiated once.
 
     Args:
-        logits: (B, K, h, w) floating point.
+        logits: (B, K, h, w) floating point; channels-last memory is fastest.
         labels: (B, H, W) integers: class ids or `ignore_index`.
         ignore_index: the label of pixels that do not count.
         weight: (K,) weights of the classes, or None for equal ones.
@@ -207,65 +225,45 @@ def upsampled_cross_entropy(  # type: ignore[misc]
 
     Raises:
         ValueError: on a CPU, a label that is neither a class nor `ignore_index`. Elsewhere such a
-            pixel does not count, because looking would wait for the device.
+            pixel does not count, because looking would wait for the device; `cross_entropy_sums`
+            returns their number.
     """
-    num_labels = logits.shape[1]
-    labels = labels.long()
-    counts = (labels != ignore_index) & (labels >= 0) & (labels < num_labels)
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        stray = labels[~counts & (labels != ignore_index)]
-        if stray.numel():
-            raise ValueError(
-                f"labels hold {stray[0].item()} ({stray.numel()} such pixels), which is neither "
-                f"a class id (0 to {num_labels - 1}) nor ignore_index={ignore_index}"
-            )
+    loss, normaliser, _ = cross_entropy_sums(
+        logits,
+        labels,
+        ignore_index=ignore_index,
+        weight=weight,
+        label_smoothing=label_smoothing,
+        focal_gamma=focal_gamma,
+    )
+    if reduction == "sum":
+        return loss, normaliser
+    # With nothing to divide by the sum is 0 and so is its gradient.
+    return loss / normaliser.where(normaliser > 0, 1)
+
+
+def cross_entropy_sums(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    ignore_index: int = 255,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    focal_gamma: float = 0.0,
+) -> CrossEntropySums:
+    """`upsampled_cross_entropy` before its division, with the number of stray labels."""
     with _without_autocast(logits):
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        if weight is not None:
-            weight = weight.to(logits.dtype)
-        total = logits.new_zeros(())
-        for band, rows in _upsampled_bands(logits, (labels.shape[-2], labels.shape[-1])):
-            target = labels[:, rows].where(counts[:, rows], -100)
-            losses = F.cross_entropy(
-                band,
-                target,
-                weight,
-                ignore_index=-100,
-                label_smoothing=label_smoothing,
-                reduction="none",
-            )
-            if focal_gamma:
-                classes = target.clamp(min=0).unsqueeze(1)
-                likelihood = band.log_softmax(1).gather(1, classes).squeeze(1).exp()
-                # Not 0: the slope of x ** gamma at 0 is infinite for gamma below 1.
-                doubt = (1 - likelihood).clamp(min=torch.finfo(likelihood.dtype).eps)
-                losses = losses * doubt**focal_gamma
-            total = total + losses.sum()
-        weights = counts if weight is None else weight[labels.where(counts, 0)] * counts
-        normaliser = weights.sum(dtype=total.dtype)
-        if reduction == "sum":
-            return total, normaliser
-        # With nothing to divide by the sum is 0 and so is its gradient.
-        return total / normaliser.where(normaliser > 0, 1)
-
-
-def _upsampled_bands(logits: Tensor, size: tuple[int, int]) -> Iterator[tuple[Tensor, slice]]:
-    """Bands (B, K, rows, W) of the logits upsampled to `size`, and which rows they are.
-
-    One band, the whole, where a graph would keep every band anyway.
-    """
-    height, width = size
-    if torch.compiler.is_compiling() or (torch.is_grad_enabled() and logits.requires_grad):
-        whole = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-        yield whole, slice(0, height)
-        return
-    rows = max(1, 4 * _BAND_ELEMENTS // (logits.shape[0] * width * logits.shape[1]))
-    maps = logits.permute(0, 2, 3, 1)
-    for start in range(0, height, rows):
-        stop = min(start + rows, height)
-        band = _rows_between(maps, start, stop, height).permute(0, 3, 1, 2)
-        band = F.interpolate(band, size=(stop - start, width), mode="bilinear", align_corners=False)
-        yield band, slice(start, stop)
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        loss, normaliser, stray, _ = _upsampled_cross_entropy(
+            logits.to(dtype),
+            labels,
+            None if weight is None else weight.to(logits.device, dtype),
+            ignore_index,
+            label_smoothing,
+            focal_gamma,
+            logits.requires_grad and torch.is_grad_enabled(),
+        )
+    return CrossEntropySums(loss, normaliser, stray)
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
@@ -278,7 +276,77 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (B, H, W) int64. Full-size logits, 157 MB at 150 classes and 512 x 512, never exist.
     """
-    labels = torch.empty(logits.shape[0], *size, dtype=torch.int64, device=logits.device)
-    for band, rows in _upsampled_bands(logits.detach(), size):
-        labels[:, rows] = band[:, 0] > 0 if logits.shape[1] == 1 else band.argmax(1)
-    return labels
+    return _upsampled_argmax(logits.detach(), *size)
+
+
+# Both are custom operators, because what they do depends on the data and, on a CPU, raises:
+# `torch.compile(fullgraph=True)` takes them as they are.
+
+
+@torch.library.custom_op("finetune::upsampled_cross_entropy", mutates_args=())
+def _upsampled_cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    focal_gamma: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum of losses, sum of weights, number of stray labels, d loss / d logits or nothing."""
+    if labels.device.type == "cpu":
+        num_labels = logits.shape[1]
+        stray = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
+        if stray.numel():
+            raise ValueError(
+                f"labels hold {stray[0].item()} ({stray.numel()} such pixels), which is neither "
+                f"a class id (0 to {num_labels - 1}) nor ignore_index={ignore_index}"
+            )
+    return bands.cross_entropy(
+        logits, labels, weight, ignore_index, label_smoothing, focal_gamma, with_grad
+    )
+
+
+@_upsampled_cross_entropy.register_fake
+def _(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    focal_gamma: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    scalar = logits.new_empty(())
+    grad = torch.empty_like(logits, memory_format=torch.channels_last)
+    return (
+        scalar,
+        torch.empty_like(scalar),
+        labels.new_empty((), dtype=torch.int64),
+        grad if with_grad else logits.new_empty(0),
+    )
+
+
+def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(output[3])
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)
+
+
+def _scale_gradient(ctx: Any, loss_grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    (grad,) = ctx.saved_tensors
+    return (None if loss_grad is None else grad * loss_grad, *[None] * 6)
+
+
+_upsampled_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
+
+
+@torch.library.custom_op("finetune::upsampled_argmax", mutates_args=())
+def _upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
+    dtype = torch.promote_types(logits.dtype, torch.float32)
+    return bands.argmax(logits.to(dtype), (height, width))
+
+
+@_upsampled_argmax.register_fake
+def _(logits: Tensor, height: int, width: int) -> Tensor:
+    return logits.new_empty(logits.shape[0], height, width, dtype=torch.int64)

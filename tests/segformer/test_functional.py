@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from finetune.segformer import functional
+from finetune.segformer import bands, functional
 from finetune.segformer.functional import (
     classify_in_bands,
     fold_batch_norm,
@@ -18,6 +18,8 @@ from finetune.segformer.functional import (
 )
 
 IGNORE = 255
+LAYOUTS = pytest.mark.parametrize("many", [1, 1000], ids=["classes last", "pixels last"])
+BANDS = pytest.mark.parametrize("band", [1, 1000, 1 << 19], ids=["rows", "some rows", "one band"])
 DTYPES = [torch.float32, torch.float64]
 
 
@@ -228,15 +230,20 @@ def with_gradient(loss, logits):
     return loss, *torch.autograd.grad(loss, logits)
 
 
+@LAYOUTS
+@BANDS
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize(
-    ("small", "full"), [((5, 4), (20, 16)), ((5, 4), (17, 13)), ((9, 7), (4, 5)), ((3, 3), (3, 3))]
+    ("small", "full"),
+    [((5, 4), (20, 16)), ((5, 4), (17, 13)), ((9, 7), (4, 5)), ((3, 3), (3, 3)), ((1, 1), (6, 5))],
 )
 def test_cross_entropy_equals_interpolate_and_cross_entropy(
-    small, full, label_smoothing, weighted, dtype
+    small, full, label_smoothing, weighted, dtype, band, many, monkeypatch
 ):
+    monkeypatch.setattr(bands, "_BAND_ELEMENTS", band)
+    monkeypatch.setattr(bands, "_MANY_CLASSES", many)
     logits, labels = logits_and_labels(dtype, small, full)
     weight = torch.rand(6, dtype=dtype) if weighted else None
     kwargs = {"weight": weight, "label_smoothing": label_smoothing}
@@ -258,9 +265,11 @@ def test_cross_entropy_equals_interpolate_and_cross_entropy(
     assert not normaliser.requires_grad
 
 
+@LAYOUTS
 @pytest.mark.parametrize("focal_gamma", [0.0, 1.0, 2.5])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_focal_loss_equals_the_formula(label_smoothing, focal_gamma):
+def test_focal_loss_equals_the_formula(label_smoothing, focal_gamma, many, monkeypatch):
+    monkeypatch.setattr(bands, "_MANY_CLASSES", many)
     logits, labels = logits_and_labels(torch.float64, full=(7, 9))
     kwargs = {
         "weight": torch.rand(6, dtype=torch.float64),
@@ -287,8 +296,10 @@ def test_focal_loss_of_certain_pixels_has_finite_gradients():
         assert gradient.isfinite().all()
 
 
+@LAYOUTS
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_gradcheck(reduction):
+def test_gradcheck(reduction, many, monkeypatch):
+    monkeypatch.setattr(bands, "_MANY_CLASSES", many)
     logits, labels = logits_and_labels(torch.float64, (3, 2), (7, 5), num_labels=4)
     weight = torch.rand(4, dtype=torch.float64)
 
@@ -352,15 +363,61 @@ def test_stray_labels_are_named(stray):
         upsampled_cross_entropy(logits, labels)
 
 
+@pytest.mark.parametrize("gap", [50.0, 95.0, 200.0, 5000.0])
+def test_targets_beyond_the_range_of_probabilities(gap):
+    """exp(-95) has few digits in float32, exp(-200) none: the loss has all of them."""
+    logits, labels = logits_and_labels(torch.float32)
+    with torch.no_grad():
+        logits[:, 0] += gap
+    expected = F.cross_entropy(upsample(logits, labels.shape[1:]), labels, ignore_index=IGNORE)
+    loss = upsampled_cross_entropy(logits, labels)
+    for a, b in zip(with_gradient(loss, logits), with_gradient(expected, logits), strict=True):
+        assert_close(a, b)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("with_grad", [True, False])
+def test_the_operator_keeps_the_promises_of_an_operator(with_grad, memory_format):
+    """Schema, fake implementation (shapes, strides, types) and autograd, as PyTorch checks them."""
+    logits, labels = logits_and_labels(torch.float32)
+    logits = logits.detach().contiguous(memory_format=memory_format).requires_grad_(with_grad)
+    arguments = (logits, labels, torch.rand(6), IGNORE, 0.1, 2.0, with_grad)
+    torch.library.opcheck(functional._upsampled_cross_entropy, arguments)
+    torch.library.opcheck(functional._upsampled_argmax, (logits.detach(), 7, 9))
+
+
+def test_no_gradient_is_made_that_nobody_wants():
+    logits, labels = logits_and_labels(torch.float32)
+    with torch.no_grad():
+        assert not upsampled_cross_entropy(logits, labels).requires_grad
+    assert not upsampled_cross_entropy(logits.detach(), labels).requires_grad
+    outputs = bands.cross_entropy(logits.detach(), labels, None, IGNORE, 0.0, 0.0, False)
+    assert outputs[3].numel() == 0
+
+
+def test_stray_labels_are_counted():
+    """Where looking would cost a wait, they are left out, and the number is there."""
+    logits, labels = logits_and_labels(torch.float32)
+    expected = bands.cross_entropy(logits.detach(), labels, None, IGNORE, 0.0, 0.0, True)
+    moved = labels.clone()
+    moved[1, 0], moved[1, 1] = 6, 254  # ignored before
+    outputs = bands.cross_entropy(logits.detach(), moved, None, IGNORE, 0.0, 0.0, True)
+    assert (expected[2], outputs[2]) == (0, 2 * labels.shape[2])
+    for actual, wanted in zip(outputs[:2] + outputs[3:], expected[:2] + expected[3:], strict=True):
+        assert torch.equal(actual, wanted)
+
+
 # ------------------------------------------------------------------------------------- the argmax
 
 
-@pytest.mark.parametrize("band", [1, 300, 1 << 19], ids=["single rows", "some rows", "one band"])
+@LAYOUTS
+@BANDS
 @pytest.mark.parametrize(
     ("small", "full"), [((8, 6), (32, 24)), ((7, 5), (29, 18)), ((9, 7), (4, 5)), ((1, 1), (3, 2))]
 )
-def test_argmax_equals_interpolate_and_argmax(small, full, band, monkeypatch):
-    monkeypatch.setattr(functional, "_BAND_ELEMENTS", band)
+def test_argmax_equals_interpolate_and_argmax(small, full, band, many, monkeypatch):
+    monkeypatch.setattr(bands, "_BAND_ELEMENTS", band)
+    monkeypatch.setattr(bands, "_MANY_CLASSES", many)
     torch.manual_seed(0)
     logits = torch.randn(2, 9, *small)
     upsampled = upsample(logits, full)

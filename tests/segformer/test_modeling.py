@@ -405,6 +405,17 @@ def test_compiles_as_one_graph(tmp_path):
         compiled = torch.compile(ours, fullgraph=True)
         assert_close(compiled(image).logits, expected)
 
+    labels = torch.randint(0, ours.config.num_labels, (1, 65, 97))
+    labels[:, :9] = ours.config.semantic_loss_ignore_index
+    losses = []
+    for model in (ours, compiled):
+        ours.zero_grad()
+        loss = model(image, labels=labels).loss
+        loss.backward()
+        losses.append([loss.detach(), *(p.grad.clone() for p in ours.parameters())])
+    for actual, wanted in zip(*losses, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-5)
+
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, tmp_path):

@@ -1,0 +1,289 @@
+"""Logits looked at in the size of the labels, a band of rows at a time, in PyTorch.
+
+Between low-resolution logits and one number (a loss) or one class a pixel, the logits of every
+pixel exist in the usual way of doing it: 157 MB an image at 150 classes and 512 x 512, several
+times over. Here a band of them does, which stays in the processor's cache, and the gradient is
+made in the same pass. Upsampling is bilinear, by the rule of
+`F.interpolate(mode="bilinear", align_corners=False)`.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Elements of a band on a CPU: 2 MB of float32. On a GPU more, so that launches do not count.
+_BAND_ELEMENTS = 1 << 19
+_BAND_ELEMENTS_GPU = 1 << 25
+
+# From how many classes on a pixel's logits lie next to each other in a band (see `_Grid`).
+_MANY_CLASSES = 48
+
+# The logarithm of a probability that float32 still holds with all its digits.
+_LOG_TINY = -80.0
+
+
+def cross_entropy(
+    logits: Tensor,
+    labels: Tensor,
+    weight: Tensor | None,
+    ignore_index: int,
+    label_smoothing: float,
+    focal_gamma: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Cross entropy of upsampled logits and its gradient, as sums.
+
+    Args:
+        logits: (B, K, h, w), float32 or float64.
+        labels: (B, H, W) integers.
+        weight: (K,) or None.
+        ignore_index: the label of pixels that do not count.
+        label_smoothing: share of the target that is spread over all classes.
+        focal_gamma: exponent of the focal factor.
+        with_grad: whether the gradient is wanted.
+
+    Returns:
+        The sum of the losses; the sum of the weights of the pixels that count (their number if
+        there are no weights); int64, the number of labels that are neither a class nor ignored;
+        and the gradient of the first, (B, K, h, w) in channels-last memory, or an empty tensor.
+    """
+    num_labels = logits.shape[1]
+    counted = (labels >= 0) & (labels < num_labels) & (labels != ignore_index)
+    stray = (~counted & (labels != ignore_index)).sum()
+    target = labels.long().where(counted, 0)
+    counts = counted.to(logits.dtype)
+    weights = counts if weight is None else weight[target] * counts
+
+    grid = _Grid.of(logits, (labels.shape[1], labels.shape[2]))
+    target, counts = grid.spread(target), grid.spread(counts)
+    loss = logits.new_zeros((), dtype=torch.float64)
+    grad = logits.new_empty(0)
+    if with_grad:
+        grad = torch.zeros_like(logits, memory_format=torch.channels_last)
+    for images, rows, band in grid.bands(logits):
+        losses, gradient = _pixel_losses(
+            grid.as_pixels(band),
+            grid.as_pixels(target[images, rows]),
+            grid.as_pixels(counts[images, rows]),
+            weight,
+            label_smoothing,
+            focal_gamma,
+            with_grad,
+        )
+        loss += losses.sum(dtype=torch.float64)
+        if gradient is not None:
+            grid.add_back(gradient.view_as(band), grad, images, rows)
+    normaliser = weights.sum(dtype=torch.float64).to(logits.dtype)
+    return loss.to(logits.dtype), normaliser, stray, grad
+
+
+def argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel of upsampled logits.
+
+    Args:
+        logits: (B, K, h, w), float32 or float64; with K = 1, class 1 is a logit above 0.
+        size: (H, W).
+
+    Returns:
+        (B, H, W) int64.
+    """
+    grid = _Grid.of(logits, size)
+    labels = grid.spread(logits.new_zeros(len(logits), *size, dtype=torch.int64))
+    for images, rows, band in grid.bands(logits):
+        pixels = grid.as_pixels(band)
+        if pixels.shape[1] == 1:
+            classes = pixels > 0
+        elif pixels.ndim == 2 and pixels.device.type == "cpu":
+            # NumPy's is vectorised along the classes: 5 ms where PyTorch's takes 250.
+            classes = torch.from_numpy(pixels.numpy().argmax(1))
+        else:
+            classes = pixels.max(1).indices  # on a CPU, a third of argmax's time
+        labels[images, rows] = classes.view_as(labels[images, rows])
+    return grid.gather(labels)
+
+
+class _Cells(NamedTuple):
+    """An axis of n logits and its pixels, sorted into n + 1 cells of up to m pixels.
+
+    Cell i lies between logit i - 1 and logit i; the two outermost ones, between a logit at the
+    border and a copy of it. All pixels of a cell mix the same two logits, so that upsampling is
+    one broadcast `lerp`, and its gradient goes back by products with small matrices: nothing is
+    gathered, nothing scattered. Slots that no pixel fills (beyond the borders; and some inside, if
+    the sizes are no multiples) are computed and not used.
+    """
+
+    slot: Tensor  # (pixels,) int64, the place of each pixel in the flattened (n + 1, m) slots
+    fraction: Tensor  # (n + 1, m), how far a pixel is on its way to the second logit; 0 if empty
+    share: Tensor  # (n + 1, 2, m), of either logit in a pixel; 0 if empty
+
+    @classmethod
+    def of(cls, num_logits: int, num_pixels: int, like: Tensor) -> "_Cells":
+        """In the arithmetic of `like`, whose rounding `F.interpolate` has too."""
+        # On the CPU: the number of slots must be known here, and asking a GPU would wait for it.
+        pixel = torch.arange(num_pixels)
+        position = (pixel.to(like.dtype) + 0.5) * (num_logits / num_pixels) - 0.5
+        cell = (position.floor().long() + 1).clamp(max=num_logits)
+        place = pixel - torch.searchsorted(cell, torch.arange(num_logits + 1))[cell]
+        num_slots = int(place.max()) + 1
+        slot = cell * num_slots + place
+        fraction, filled = torch.zeros(2, (num_logits + 1) * num_slots, dtype=like.dtype)
+        fraction[slot] = position - position.floor()
+        filled[slot] = 1
+        share = torch.stack([(1 - fraction) * filled, fraction * filled])
+        return cls(
+            slot.to(like.device),
+            fraction.view(-1, num_slots).to(like.device),
+            share.view(2, -1, num_slots).transpose(0, 1).contiguous().to(like.device),
+        )
+
+
+class _Grid(NamedTuple):
+    """Logits (B, K, h, w) upsampled to (H, W), in bands of rows of cells.
+
+    A band is (b, r, m, C, K), C the slots of all columns. With few classes it is (b, r, m, K, C):
+    on a CPU, vectors of 11 are too short to be fast (ten times the time), and lines are not.
+    """
+
+    rows: _Cells
+    columns: _Cells
+    classes_last: bool
+
+    @classmethod
+    def of(cls, logits: Tensor, size: tuple[int, int]) -> "_Grid":
+        """For logits (B, K, h, w) and the size (H, W)."""
+        rows, columns = (
+            _Cells.of(num_logits, num_pixels, logits)
+            for num_logits, num_pixels in zip(logits.shape[2:], size, strict=True)
+        )
+        return cls(rows, columns, logits.shape[1] >= _MANY_CLASSES)
+
+    def spread(self, x: Tensor) -> Tensor:
+        """(B, H, W) -> (B, h + 1, m, C), 0 in empty slots."""
+        rows, columns = self.rows.fraction.numel(), self.columns.fraction.numel()
+        x = x.new_zeros(*x.shape[:2], columns).index_copy_(2, self.columns.slot, x)
+        x = x.new_zeros(x.shape[0], rows, columns).index_copy_(1, self.rows.slot, x)
+        return x.unflatten(1, self.rows.fraction.shape)
+
+    def gather(self, x: Tensor) -> Tensor:
+        """What `spread` spread, (B, H, W)."""
+        x = x.flatten(1, 2).index_select(1, self.rows.slot)
+        return x.index_select(2, self.columns.slot)
+
+    def as_pixels(self, x: Tensor) -> Tensor:
+        """A band, (P, K) or (P, K, C), or the same part of what was spread, with 1 for K."""
+        if self.classes_last:
+            return x.reshape(-1, 1) if x.ndim == 4 else x.flatten(0, 3)
+        return x.flatten(0, 2).unsqueeze(1) if x.ndim == 4 else x.flatten(0, 2)
+
+    def bands(self, logits: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Which images, which rows of cells, and the logits of their pixels."""
+        batch, num_labels, height, _ = logits.shape
+        line = self.columns.fraction.numel() * num_labels
+        limit = _BAND_ELEMENTS if logits.device.type == "cpu" else _BAND_ELEMENTS_GPU
+        at_once = max(1, limit // (self.rows.fraction.shape[1] * line))  # rows of cells
+        num_images, num_rows = max(1, at_once // (height + 1)), min(at_once, height + 1)
+        for first in range(0, batch, num_images):
+            images = slice(first, min(first + num_images, batch))
+            some = logits[images]
+            for start in range(0, height + 1, num_rows):
+                rows = slice(start, min(start + num_rows, height + 1))
+                x = self._lines(some, rows)[:, :, None]  # (b, r + 1, 1, C, K)
+                fraction = self.rows.fraction[rows, :, None, None]
+                yield images, rows, torch.lerp(x[:, :-1], x[:, 1:], fraction)
+
+    def _lines(self, logits: Tensor, rows: slice) -> Tensor:
+        """The r + 1 rows of logits around r rows of cells, their columns upsampled."""
+        height = logits.shape[2]
+        inside = slice(max(rows.start - 1, 0), min(rows.stop, height))
+        beyond = (int(rows.start == 0), int(rows.stop > height))
+        x = F.pad(logits[:, :, inside], (1, 1, *beyond), mode="replicate")
+        x = x.permute(0, 2, 3, 1).unsqueeze(3)  # (b, r + 1, w + 2, 1, K)
+        x = torch.lerp(x[:, :, :-1], x[:, :, 1:], self.columns.fraction[..., None])
+        x = x.flatten(2, 3)
+        return x if self.classes_last else x.transpose(2, 3).contiguous()
+
+    def add_back(self, gradient: Tensor, total: Tensor, images: slice, rows: slice) -> None:
+        """Adds a band's gradient to that of the logits, (B, K, h, w)."""
+        height, width = total.shape[2:]
+        parts = self.rows.share[rows] @ gradient.flatten(3)  # (b, r, 2, C K)
+        lines = F.pad(parts[:, :, 0], (0, 0, 0, 1))  # (b, r + 1, C K)
+        lines[:, 1:] += parts[:, :, 1]
+        lines = lines.unflatten(2, gradient.shape[3:])
+        if not self.classes_last:
+            lines = lines.transpose(2, 3).contiguous()
+        lines = lines.unflatten(2, self.columns.fraction.shape)
+        parts = self.columns.share @ lines  # (b, r + 1, w + 1, 2, K)
+        points = F.pad(parts[..., 0, :], (0, 0, 0, 1))  # (b, r + 1, w + 2, K)
+        points[:, :, 1:] += parts[..., 1, :]
+        points[:, :, 1] += points[:, :, 0]  # beyond the ends are copies of the ends
+        points[:, :, width] += points[:, :, width + 1]
+        row = torch.arange(rows.start - 1, rows.stop, device=total.device).clamp_(0, height - 1)
+        total[images].permute(0, 2, 3, 1).index_add_(1, row, points[:, :, 1:-1])
+
+
+def _pixel_losses(
+    logits: Tensor,
+    target: Tensor,
+    counts: Tensor,
+    weight: Tensor | None,
+    label_smoothing: float,
+    focal_gamma: float,
+    with_grad: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of each pixel, and its gradient.
+
+    Args:
+        logits: (P, K) or (P, K, W).
+        target: (P, 1) or (P, 1, W) int64, the class.
+        counts: like `target`, 1 or, where nothing is to be learned, 0.
+        weight: (K,) or None.
+        label_smoothing: see `cross_entropy`.
+        focal_gamma: see `cross_entropy`.
+        with_grad: whether the gradient is wanted.
+
+    Returns:
+        Losses like `target`, and the gradient like `logits` or None.
+    """
+    log_p, p = None, None
+    if logits.device.type == "cpu" and not label_smoothing:
+        # One exponential an element instead of two...
+        p = logits.softmax(1)
+        log_target = p.gather(1, target).log_()
+        if log_target.numel() and log_target.min() < _LOG_TINY:
+            p = None  # ...unless the logarithm would be of what is left of a target's digits
+    if p is None:
+        log_p = logits.log_softmax(1)
+        log_target = log_p.gather(1, target)
+
+    pull = counts if weight is None else counts * weight[target]  # of the target
+    losses = pull * -log_target
+    if label_smoothing:
+        assert log_p is not None
+        every = log_p.new_ones(log_p.shape[1]) if weight is None else weight
+        every = every.view(-1, *[1] * (logits.ndim - 2))  # (K,) or (K, 1)
+        push = counts * (label_smoothing / log_p.shape[1])  # of each class
+        pull = pull * (1 - label_smoothing)
+        losses = losses * (1 - label_smoothing) - push * (log_p * every).sum(1, keepdim=True)
+    if focal_gamma:
+        likelihood = log_target.exp()
+        # Not 0: the slope of x ** gamma at 0 is infinite for gamma below 1.
+        doubt = (1 - likelihood).clamp_(min=torch.finfo(likelihood.dtype).eps)
+        factor = doubt**focal_gamma
+        pull = pull * factor + focal_gamma * doubt ** (focal_gamma - 1) * likelihood * losses
+        losses = losses * factor
+    if not with_grad:
+        return losses, None
+
+    # The gradient of -log p_t is p - (1 at t), that of -sum_k w_k log p_k is p sum_k w_k - w.
+    grad = p if log_p is None else log_p.exp_()
+    assert grad is not None
+    if label_smoothing:
+        push = push * factor if focal_gamma else push
+        grad *= pull + push * every.sum()
+        grad -= push * every
+    else:
+        grad *= pull
+    return losses, grad.scatter_add_(1, target, -pull)
