@@ -25,7 +25,7 @@ _MANY_CLASSES = 48
 _LOG_TINY = -80.0
 
 
-def cross_entropy(
+def cross_entropy_in_bands(
     logits: Tensor,
     labels: Tensor,
     weight: Tensor | None,
@@ -80,7 +80,7 @@ def cross_entropy(
     return loss.to(logits.dtype), normaliser, stray, grad
 
 
-def argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def argmax_in_bands(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The class of each pixel of upsampled logits.
 
     Args:
@@ -240,8 +240,8 @@ def _pixel_losses(
         target: (P, 1) or (P, 1, W) int64, the class.
         counts: like `target`, 1 or, where nothing is to be learned, 0.
         weight: (K,) or None.
-        label_smoothing: see `cross_entropy`.
-        focal_gamma: see `cross_entropy`.
+        label_smoothing: see `cross_entropy_in_bands`.
+        focal_gamma: see `cross_entropy_in_bands`.
         with_grad: whether the gradient is wanted.
 
     Returns:

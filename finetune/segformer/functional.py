@@ -6,13 +6,15 @@ the legend of `modeling.py`; K is the number of classes.
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.util import find_spec
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from . import bands
+from .bands import argmax_in_bands, cross_entropy_in_bands
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager:
@@ -20,6 +22,14 @@ def _without_autocast(tensor: Tensor) -> AbstractContextManager:
     if torch.amp.is_autocast_available(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
+
+
+def _as_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What autocast would make of the operands of a product; its rule stops at our Functions."""
+    kind = tensors[0].device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return tensors
+    return tuple(tensor.to(torch.get_autocast_dtype(kind)) for tensor in tensors)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -31,7 +41,59 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _linear(x, weight, bias)
+    if bias is None:
+        x, weight = _as_autocast(x, weight)
+    else:
+        x, weight, bias = _as_autocast(x, weight, bias)
+    with _without_autocast(x):
+        return _Linear.apply(x, weight, bias)
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    if x.device.type != "cpu" or x.dtype == torch.float64:
+        return F.linear(x, weight, bias)
     return F.conv2d(x.permute(0, 3, 1, 2), weight[:, :, None, None], bias).permute(0, 2, 3, 1)
+
+
+class _Linear(torch.autograd.Function):
+    """`linear` whose weights' gradient is one BLAS product.
+
+    It is faster at that than oneDNN, the other way round than forwards: 80 against 35 GFLOP/s for
+    32 x 128 channels on 2 x 128 x 128 pixels.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        with _without_autocast(x):
+            return _linear_backward(grad, x, weight, ctx.needs_input_grad)
+
+
+def _linear_backward(
+    grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool] = (True, True, True)
+) -> tuple[Tensor | None, ...]:
+    """What `grad`, that of `_linear`'s result, means to x, weight and bias."""
+    x_grad = weight_grad = bias_grad = None
+    if needed[0]:
+        x_grad = _linear(grad, weight.t(), None)
+    pixels = grad.flatten(0, 2)
+    if needed[1]:
+        inputs = x.flatten(0, 2)
+        if grad.shape[3] < x.shape[3]:  # faster with the larger number first
+            weight_grad = (inputs.t() @ pixels).t()
+        else:
+            weight_grad = pixels.t() @ inputs
+    if needed[2]:
+        bias_grad = pixels.sum(0)
+    return x_grad, weight_grad, bias_grad
 
 
 def reduce_sequence(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -51,6 +113,75 @@ def reduce_sequence(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     patches = x[:, : height * ratio, : width * ratio].unflatten(1, (height, ratio))
     patches = patches.unflatten(3, (width, ratio)).transpose(2, 3)  # (B, H', W', r, r, C)
     return linear(patches.flatten(3), weight.permute(0, 2, 3, 1).flatten(1), bias)
+
+
+def mix_ffn(
+    x: Tensor,
+    dense1: tuple[Tensor, Tensor],
+    dwconv: tuple[Tensor, Tensor],
+    dense2: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Mix-FFN, Linear(GELU(DWConv3x3(Linear(x)))), keeping 5 C channels a pixel for backward.
+
+    Of its 13 C (the input, and 4 C before the convolution, after it and after GELU) it keeps the
+    input and the convolution's result; the rest is made again where it is needed, for an eighth of
+    the forward's products.
+
+    Args:
+        x: (B, H, W, C).
+        dense1: weight (4 C, C) and bias.
+        dwconv: weight (4 C, 1, 3, 3) and bias.
+        dense2: weight (C', 4 C) and bias.
+
+    Returns:
+        (B, H, W, C').
+    """
+    tensors = _as_autocast(x, *dense1, *dwconv, *dense2)
+    with _without_autocast(x):
+        return _MixFFN.apply(*tensors)
+
+
+class _MixFFN(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight1: Tensor,
+        bias1: Tensor,
+        conv_weight: Tensor,
+        conv_bias: Tensor,
+        weight2: Tensor,
+        bias2: Tensor,
+    ) -> Tensor:
+        inner = _linear(x, weight1, bias1).permute(0, 3, 1, 2)
+        inner = F.conv2d(inner, conv_weight, conv_bias, padding=1, groups=len(conv_weight))
+        inner = inner.permute(0, 2, 3, 1)  # (B, H, W, 4 C)
+        ctx.save_for_backward(x, inner, weight1, bias1, conv_weight, weight2)
+        return _linear(F.gelu(inner), weight2, bias2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, inner, weight1, bias1, conv_weight, weight2 = ctx.saved_tensors
+        with _without_autocast(x):
+            inner_grad, *grads2 = _linear_backward(grad, F.gelu(inner), weight2)
+            inner_grad = torch.ops.aten.gelu_backward(inner_grad, inner)
+            channels = len(conv_weight)
+            inner_grad, *conv_grads = torch.ops.aten.convolution_backward(
+                inner_grad.permute(0, 3, 1, 2),
+                _linear(x, weight1, bias1).permute(0, 3, 1, 2),
+                conv_weight,
+                bias_sizes=[channels],
+                stride=[1, 1],
+                padding=[1, 1],
+                dilation=[1, 1],
+                transposed=False,
+                output_padding=[0, 0],
+                groups=channels,
+                output_mask=[True, True, True],
+            )
+            grads1 = _linear_backward(inner_grad.permute(0, 2, 3, 1), x, weight1)
+            return *grads1, *conv_grads, *grads2
 
 
 def fold_projections(
@@ -94,16 +225,124 @@ def fold_batch_norm(
         return [matrix * scale[:, None] for matrix in matrices], shifted
 
 
-def upsample_and_add(maps: Sequence[Tensor]) -> Tensor:
-    """Sums maps (B, H_i, W_i, C) at the first one's size, each bilinearly upsampled to it.
+def project_and_add(maps: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor) -> Tensor:
+    """Sums the maps' projections at the first one's size, each bilinearly upsampled to it.
 
-    The sum is taken in place: the first map must be nobody else's.
+    Args:
+        maps: (B, H_i, W_i, C_i), the first at the size of the result.
+        matrices: (C, C_i).
+        bias: (C,).
+
+    Returns:
+        (B, C, H, W) in channels-last memory.
     """
-    total, size = maps[0], maps[0].shape[1:3]
-    for x in maps[1:]:
-        up = F.interpolate(x.permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False)
-        total += up.permute(0, 2, 3, 1)
-    return total
+    if torch.compiler.is_compiling():
+        first, *others = (x @ matrix.t() for x, matrix in zip(maps, matrices, strict=True))
+        size = first.shape[1:3]
+        first = (first + bias).permute(0, 3, 1, 2)
+        return first + sum(_upsample(x.permute(0, 3, 1, 2), size) for x in others)
+    bias, *tensors = _as_autocast(bias, *maps, *matrices)
+    with _without_autocast(bias):
+        return _ProjectAndAdd.apply(bias, *tensors)
+
+
+def _upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class _ProjectAndAdd(torch.autograd.Function):
+    """Adds in place, which autograd would answer with a copy of the gradient for each addition."""
+
+    @staticmethod
+    def forward(ctx: Any, bias: Tensor, *tensors: Tensor) -> Tensor:
+        ctx.save_for_backward(*tensors)
+        maps, matrices = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        total = _linear(maps[0], matrices[0], bias).permute(0, 3, 1, 2)
+        for x, matrix in zip(maps[1:], matrices[1:], strict=True):
+            total += _upsample(_linear(x, matrix, None).permute(0, 3, 1, 2), total.shape[2:])
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        maps, matrices = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
+        size, map_grads, matrix_grads, bias_grad = list(grad.shape[2:]), [], [], None
+        with _without_autocast(grad):
+            for i, (x, matrix) in enumerate(zip(maps, matrices, strict=True)):
+                part = grad
+                if i > 0:
+                    shape = [*grad.shape[:2], *x.shape[1:3]]
+                    part = torch.ops.aten.upsample_bilinear2d_backward(grad, size, shape, False)
+                x_grad, matrix_grad, rows = _linear_backward(
+                    part.permute(0, 2, 3, 1), x, matrix, (True, True, i == 0)
+                )
+                bias_grad = rows if i == 0 else bias_grad
+                map_grads.append(x_grad)
+                matrix_grads.append(matrix_grad)
+        return bias_grad, *map_grads, *matrix_grads
+
+
+def classify(x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """ReLU, dropout and the classifier, keeping one map for backward.
+
+    Where the dropped activation is 0, its gradient is 0 too, whether ReLU or dropout made it 0.
+
+    Args:
+        x: (B, C, H, W) in channels-last memory. Overwritten: nobody else may need it.
+        dropout: probability, of single elements.
+        weight: (K, C).
+        bias: (K,).
+
+    Returns:
+        Logits (B, K, H, W) in channels-last memory.
+    """
+    x, weight, bias = _as_autocast(x, weight, bias)
+    with _without_autocast(x):
+        return _Classify.apply(x, dropout, weight, bias)
+
+
+class _Classify(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
+        x = x.detach().permute(0, 2, 3, 1).contiguous().relu_()  # (B, H, W, C)
+        ctx.scale = 1 / _drop_(x, dropout)
+        ctx.save_for_backward(x, weight)
+        return _linear(x, weight * ctx.scale, bias).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        with _without_autocast(x):
+            x_grad, weight_grad, bias_grad = _linear_backward(
+                grad.permute(0, 2, 3, 1), x, weight * ctx.scale
+            )
+            assert x_grad is not None
+            assert weight_grad is not None
+            torch.ops.aten.threshold_backward(x_grad, x, 0, grad_input=x_grad)
+        return x_grad.permute(0, 3, 1, 2), None, weight_grad * ctx.scale, bias_grad
+
+
+def _drop_(x: Tensor, probability: float) -> float:
+    """Zeroes elements of x, contiguous, at random; returns the share that is kept.
+
+    On a CPU, four elements share one number of the generator, 16 bits each, where PyTorch's
+    dropout draws one number an element: a sixth of the time, a tenth of B0's training step. The
+    probability is a multiple of 1 / 65536, and what is returned is exact.
+    """
+    if probability == 0:
+        return 1.0
+    if x.device.type != "cpu":
+        x *= torch.empty_like(x).bernoulli_(1 - probability)
+        return 1 - probability
+    dropped = round(probability * 65536)
+    for piece in x.view(-1).split(_BAND_ELEMENTS):
+        draws = torch.empty(-(-len(piece) // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = torch.empty_like(piece)
+        torch.ge(draws.view(torch.int16)[: len(piece)], dropped - 32768, out=kept)
+        piece *= kept
+    return 1 - dropped / 65536
 
 
 def classify_in_bands(
@@ -302,8 +541,25 @@ def _upsampled_cross_entropy(
                 f"labels hold {stray[0].item()} ({stray.numel()} such pixels), which is neither "
                 f"a class id (0 to {num_labels - 1}) nor ignore_index={ignore_index}"
             )
-    return bands.cross_entropy(
-        logits, labels, weight, ignore_index, label_smoothing, focal_gamma, with_grad
+    arguments = (logits, labels, weight, ignore_index, label_smoothing, focal_gamma, with_grad)
+    if not _has_kernels(logits):
+        return cross_entropy_in_bands(*arguments)
+    from .kernels import cross_entropy  # here, because importing Triton takes a while
+
+    loss, normaliser, num_stray, grad = cross_entropy(*arguments)
+    if with_grad:
+        grad = grad.contiguous(memory_format=torch.channels_last)
+    return loss, normaliser, num_stray, grad
+
+
+def _has_kernels(logits: Tensor) -> bool:
+    """Triton's code runs on GPUs from Volta on; it comes with PyTorch's builds for CUDA."""
+    return (
+        logits.device.type == "cuda"
+        and torch.version.cuda is not None
+        and logits.dtype == torch.float32
+        and torch.cuda.get_device_capability(logits.device) >= (7, 0)
+        and find_spec("triton") is not None
     )
 
 
@@ -344,7 +600,7 @@ _upsampled_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_
 @torch.library.custom_op("finetune::upsampled_argmax", mutates_args=())
 def _upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return bands.argmax(logits.to(dtype), (height, width))
+    return argmax_in_bands(logits.to(dtype), (height, width))
 
 
 @_upsampled_argmax.register_fake

@@ -39,12 +39,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration import SegformerConfig, smallest_side
 from .functional import (
+    classify,
     classify_in_bands,
     fold_batch_norm,
     fold_projections,
     linear,
+    mix_ffn,
+    project_and_add,
     reduce_sequence,
-    upsample_and_add,
     upsampled_cross_entropy,
 )
 
@@ -248,9 +250,31 @@ class SegformerMixFFN(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
+        if self._is_plain():
+            conv = self.dwconv.dwconv
+            return mix_ffn(
+                x,
+                (self.dense1.weight, self.dense1.bias),
+                (conv.weight, conv.bias),
+                (self.dense2.weight, self.dense2.bias),
+            )
         x = self.dwconv(_linear(self.dense1, x))  # (B, H, W, 4 C)
         x = self.dropout(self.intermediate_act_fn(x))
         return self.dropout(_linear(self.dense2, x))  # (B, H, W, C)
+
+    def _is_plain(self) -> bool:
+        """Whether backward can do with less; the compiler finds that out itself."""
+        return (
+            torch.is_grad_enabled()
+            and not torch.compiler.is_compiling()
+            and is_plain(self.dense1, nn.Linear)
+            and is_plain(self.dwconv, SegformerDWConv)
+            and is_plain(self.dwconv.dwconv, nn.Conv2d)
+            and is_plain(self.intermediate_act_fn, type(ACT2FN["gelu"]))
+            and is_plain(self.dense2, nn.Linear)
+            and is_plain(self.dropout, nn.Dropout)
+            and not (self.training and self.dropout.p)
+        )
 
 
 class SegformerDropPath(nn.Module):
@@ -381,12 +405,16 @@ class SegformerDecodeHead(nn.Module):
             weight = self.classifier.weight.flatten(1)
             logits = classify_in_bands(maps, matrices, bias, weight, self.classifier.bias)
             return logits.permute(0, 3, 1, 2)
-        biases = [bias] + [None] * (len(maps) - 1)
-        x = upsample_and_add(
-            [linear(x, m, b) for x, m, b in zip(maps, matrices, biases, strict=True)]
-        ).permute(0, 3, 1, 2)  # (B, C, H_0, W_0)
-        x = self.activation(x if norm_folds else self.batch_norm(x))
-        return self.classifier(self.dropout(x))
+        x = project_and_add(maps, matrices, bias)  # (B, C, H_0, W_0)
+        if not norm_folds:
+            x = self.batch_norm(x)
+        if self._classifies_plainly():
+            if not norm_folds and not is_plain(self.batch_norm, nn.BatchNorm2d):
+                x = x.clone()  # somebody may have kept it
+            dropout = self.dropout.p if self.training else 0.0
+            weight = self.classifier.weight.flatten(1)
+            return classify(x, dropout, weight, self.classifier.bias)
+        return self.classifier(self.dropout(self.activation(x)))
 
     def _fuse(self, maps: list[Tensor]) -> Tensor:
         """The paper's order, module by module."""
@@ -421,8 +449,13 @@ class SegformerDecodeHead(nn.Module):
         return (
             x.device.type == "cpu"
             and not torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
             and not self.training
+            and self._classifies_plainly()
+        )
+
+    def _classifies_plainly(self) -> bool:
+        return (
+            not torch.compiler.is_compiling()
             and is_plain(self.classifier, nn.Conv2d)
             and is_plain(self.activation, nn.ReLU)
             and is_plain(self.dropout, nn.Dropout)

@@ -6,13 +6,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.segformer import bands, functional
+from finetune.segformer.bands import cross_entropy_in_bands
 from finetune.segformer.functional import (
+    classify,
     classify_in_bands,
     fold_batch_norm,
     fold_projections,
     linear,
+    mix_ffn,
+    project_and_add,
     reduce_sequence,
-    upsample_and_add,
     upsampled_argmax,
     upsampled_cross_entropy,
 )
@@ -134,13 +137,7 @@ def test_folded_projections_equal_project_upsample_concatenate_fuse(dtype):
     for fold in (True, False):
         if fold:
             matrices, bias = head.folded()
-            biases = [bias, None, None]
-            y = upsample_and_add(
-                [
-                    F.linear(x, m, b)
-                    for x, m, b in zip(channels_last(maps), matrices, biases, strict=True)
-                ]
-            ).permute(0, 3, 1, 2)
+            y = project_and_add(channels_last(maps), matrices, bias)
         else:
             y = head.fused(maps)
         results.append([y, *torch.autograd.grad(y.square().sum(), parameters)])
@@ -194,6 +191,73 @@ def test_classify_in_bands(size, band, dtype, monkeypatch):
             head.classifier.bias,
         )
         assert_close(logits.permute(0, 3, 1, 2), head(maps))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mix_ffn(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 5, 7, 6, dtype=dtype, requires_grad=True)
+    dense1, dense2 = nn.Linear(6, 24).to(dtype), nn.Linear(24, 9).to(dtype)
+    conv = nn.Conv2d(24, 24, 3, padding=1, groups=24).to(dtype)
+    modules = (dense1, conv, dense2)
+    inputs = [x, *(p for module in modules for p in module.parameters())]
+
+    plain = conv(dense1(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    plain = dense2(F.gelu(plain))
+    fused = mix_ffn(x, *((module.weight, module.bias) for module in modules))
+    for actual, expected in zip(
+        [fused, *torch.autograd.grad(fused.square().sum(), inputs)],
+        [plain, *torch.autograd.grad(plain.square().sum(), inputs)],
+        strict=True,
+    ):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_classify_without_dropout(dtype):
+    torch.manual_seed(0)
+    x = torch.randn(2, 6, 5, 7, dtype=dtype).to(memory_format=torch.channels_last).requires_grad_()
+    layer = nn.Conv2d(6, 9, 1).to(dtype)
+    inputs = [x, layer.weight, layer.bias]
+    plain = layer(x.relu())
+    fused = classify(x.clone(), 0.0, layer.weight.flatten(1), layer.bias)
+    for actual, expected in zip(
+        [fused, *torch.autograd.grad(fused.square().sum(), inputs)],
+        [plain, *torch.autograd.grad(plain.square().sum(), inputs)],
+        strict=True,
+    ):
+        assert_close(actual, expected)
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5])
+def test_dropout_of_the_classifier(probability):
+    """An identity as classifier shows which elements were dropped, and the scale of the rest."""
+    torch.manual_seed(0)
+    x = torch.rand(2, 64, 50, 50).add(0.5).to(memory_format=torch.channels_last).requires_grad_()
+    identity = torch.eye(64)
+
+    def dropped(x):
+        return classify(x.clone(), probability, identity, torch.zeros(64))
+
+    y = dropped(x)
+    kept = y != 0
+    share = kept.double().mean().item()
+    deviation = (probability * (1 - probability) / x.numel()) ** 0.5
+    assert abs(share - (1 - probability)) < 5 * deviation
+    torch.testing.assert_close(y[kept], x[kept] / (1 - probability), rtol=1e-4, atol=0)
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient != 0, kept)
+    # Neighbours share a draw of the generator: their fates must not hang together.
+    flat = kept.permute(0, 2, 3, 1).flatten().double()
+    for lag in (1, 2, 3, 4, 64):
+        correlation = torch.corrcoef(torch.stack([flat[:-lag], flat[lag:]]))[0, 1]
+        assert correlation.abs() < 5 / x.numel() ** 0.5
+
+    state = torch.get_rng_state()
+    y = dropped(x)
+    assert not torch.equal(dropped(x), y)
+    torch.set_rng_state(state)
+    assert torch.equal(dropped(x), y)
 
 
 # --------------------------------------------------------------------------------------- the loss
@@ -391,17 +455,17 @@ def test_no_gradient_is_made_that_nobody_wants():
     with torch.no_grad():
         assert not upsampled_cross_entropy(logits, labels).requires_grad
     assert not upsampled_cross_entropy(logits.detach(), labels).requires_grad
-    outputs = bands.cross_entropy(logits.detach(), labels, None, IGNORE, 0.0, 0.0, False)
+    outputs = cross_entropy_in_bands(logits.detach(), labels, None, IGNORE, 0.0, 0.0, False)
     assert outputs[3].numel() == 0
 
 
 def test_stray_labels_are_counted():
     """Where looking would cost a wait, they are left out, and the number is there."""
     logits, labels = logits_and_labels(torch.float32)
-    expected = bands.cross_entropy(logits.detach(), labels, None, IGNORE, 0.0, 0.0, True)
+    expected = cross_entropy_in_bands(logits.detach(), labels, None, IGNORE, 0.0, 0.0, True)
     moved = labels.clone()
     moved[1, 0], moved[1, 1] = 6, 254  # ignored before
-    outputs = bands.cross_entropy(logits.detach(), moved, None, IGNORE, 0.0, 0.0, True)
+    outputs = cross_entropy_in_bands(logits.detach(), moved, None, IGNORE, 0.0, 0.0, True)
     assert (expected[2], outputs[2]) == (0, 2 * labels.shape[2])
     for actual, wanted in zip(outputs[:2] + outputs[3:], expected[:2] + expected[3:], strict=True):
         assert torch.equal(actual, wanted)
