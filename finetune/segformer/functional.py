@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from .bands import argmax_in_bands, cross_entropy_in_bands
+from .bands import argmax_by_cells, cross_entropy_in_bands
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager:
@@ -237,10 +237,12 @@ def project_and_add(maps: Sequence[Tensor], matrices: Sequence[Tensor], bias: Te
         (B, C, H, W) in channels-last memory.
     """
     if torch.compiler.is_compiling():
-        first, *others = (x @ matrix.t() for x, matrix in zip(maps, matrices, strict=True))
-        size = first.shape[1:3]
-        first = (first + bias).permute(0, 3, 1, 2)
-        return first + sum(_upsample(x.permute(0, 3, 1, 2), size) for x in others)
+        biases = [bias, *[None] * (len(maps) - 1)]
+        first, *others = (
+            linear(x, matrix, bias).permute(0, 3, 1, 2)
+            for x, matrix, bias in zip(maps, matrices, biases, strict=True)
+        )
+        return first + sum(_upsample(x, first.shape[2:]) for x in others)
     bias, *tensors = _as_autocast(bias, *maps, *matrices)
     with _without_autocast(bias):
         return _ProjectAndAdd.apply(bias, *tensors)
@@ -506,7 +508,7 @@ def cross_entropy_sums(
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The class of each pixel after bilinear upsampling, in bands of rows.
+    """The class of each pixel after bilinear upsampling.
 
     Args:
         logits: (B, K, h, w). With K = 1, stock's binary head, class 1 is a logit above 0.
@@ -600,7 +602,7 @@ _upsampled_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_
 @torch.library.custom_op("finetune::upsampled_argmax", mutates_args=())
 def _upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
-    return argmax_in_bands(logits.to(dtype), (height, width))
+    return argmax_by_cells(logits.to(dtype), (height, width))
 
 
 @_upsampled_argmax.register_fake

@@ -474,16 +474,16 @@ def test_stray_labels_are_counted():
 # ------------------------------------------------------------------------------------- the argmax
 
 
-@LAYOUTS
 @BANDS
+@pytest.mark.parametrize("agreement", [0.0, 4.0], ids=["noise", "regions"])
 @pytest.mark.parametrize(
     ("small", "full"), [((8, 6), (32, 24)), ((7, 5), (29, 18)), ((9, 7), (4, 5)), ((1, 1), (3, 2))]
 )
-def test_argmax_equals_interpolate_and_argmax(small, full, band, many, monkeypatch):
+def test_argmax_equals_interpolate_and_argmax(small, full, agreement, band, monkeypatch):
     monkeypatch.setattr(bands, "_BAND_ELEMENTS", band)
-    monkeypatch.setattr(bands, "_MANY_CLASSES", many)
     torch.manual_seed(0)
     logits = torch.randn(2, 9, *small)
+    logits[:, 3, : small[0] // 2] += agreement
     upsampled = upsample(logits, full)
     labels = upsampled_argmax(logits, full)
     assert labels.shape == (2, *full)
