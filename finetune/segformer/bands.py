@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of a band on a CPU: 2 MB of float32. On a GPU more, so that launches do not count.
-_BAND_ELEMENTS = 1 << 19
+# Elements of a band on a CPU: 4 MB of float32. On a GPU more, so that launches do not count.
+_BAND_ELEMENTS = 1 << 20
 _BAND_ELEMENTS_GPU = 1 << 25
 
 # From how many classes on a pixel's logits lie next to each other in a band (see `_Grid`).

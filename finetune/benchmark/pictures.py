@@ -1,0 +1,187 @@
+"""`loader`: from files to augmented crops, our way and as transformers' example script does it.
+
+Both end in a normalised float tensor and its labels, in one thread: the time of one worker a
+picture. Ours normalises on the device in training; here its time counts.
+"""
+
+import itertools
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import cv2
+import datasets
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from finetune.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, TrainTransform
+from finetune.benchmark.cases import IGNORE, Case, Work
+from finetune.data.cache import CachedSamples
+from finetune.data.folders import IMAGE_SUFFIXES
+from finetune.data.labels import Labels
+from finetune.data.loader import TrainSamples
+from finetune.errors import UserError
+from finetune.inference import normalise
+
+PICTURES = 16
+"""Drawn, or taken from a folder; a turn goes through all of them once."""
+SIZE = (512, 683)
+"""Height and width of a drawn picture: ADE20K's most frequent."""
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCALE = (0.5, 2.0)
+
+_CACHE = "FINETUNE_CACHE"
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """As in a loader's worker."""
+    threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(opencv_threads)
+
+
+@contextmanager
+def picture_files(folder: Path | None, num_labels: int) -> Iterator[list[tuple[str, str]]]:
+    """Pairs of an image and a mask; without a folder of images they are drawn, as masks always are.
+
+    Until the end of the block decoded samples are cached beside the masks.
+
+    Raises:
+        UserError: there are no images in the folder.
+    """
+    with tempfile.TemporaryDirectory() as temporary, _cache_in(temporary):
+        if folder is None:
+            images = [Path(temporary) / f"{index}.jpg" for index in range(PICTURES)]
+            for index, path in enumerate(images):
+                Image.fromarray(draw_picture(index)).save(path, quality=90)
+        else:
+            found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+            images = sorted(found)[:PICTURES]
+        if not images:
+            raise UserError(f"--data {folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        pairs = []
+        for index, path in enumerate(images):
+            with Image.open(path) as image:
+                width, height = image.size
+            mask = Path(temporary) / f"{index}.png"
+            Image.fromarray(draw_mask(index, (height, width), num_labels)).save(mask)
+            pairs.append((str(path), str(mask)))
+        yield pairs
+
+
+@contextmanager
+def _cache_in(folder: str) -> Iterator[None]:
+    before = os.environ.get(_CACHE)
+    os.environ[_CACHE] = folder
+    try:
+        yield
+    finally:
+        os.environ.pop(_CACHE)
+        if before is not None:
+            os.environ[_CACHE] = before
+
+
+def draw_picture(index: int) -> np.ndarray:
+    """uint8 (H, W, 3): noise whose amplitude falls with frequency as that of photographs does.
+
+    A JPEG of it is then as long (ADE20K's first pictures at quality 90: 1.7 to 2.1 bits a pixel)
+    and as slow to decode.
+    """
+    rng = np.random.default_rng([0, index])
+    rows, columns = np.meshgrid(np.fft.fftfreq(SIZE[0]), np.fft.rfftfreq(SIZE[1]), indexing="ij")
+    amplitude = 1 / np.maximum(np.hypot(rows, columns), 1 / max(SIZE)) ** 1.6
+    planes = [
+        np.fft.irfft2(np.fft.rfft2(rng.standard_normal(SIZE)) * amplitude, SIZE) for _ in range(3)
+    ]
+    grey, *tints = (plane / plane.std() for plane in planes)
+    channels = [grey, grey + 0.3 * tints[0], grey + 0.3 * tints[1]]
+    return np.clip(np.stack(channels, 2) * 50 + 120, 0, 255).astype(np.uint8)
+
+
+def draw_mask(index: int, size: tuple[int, int], num_labels: int) -> np.ndarray:
+    """uint8 (H, W): the regions nearest to each of twelve points, each of a class."""
+    rng = np.random.default_rng([1, index])
+    points = rng.uniform(0, 1, (12, 2)) * size
+    rows, columns = np.indices(size)
+    nearest = np.argmin([(rows - r) ** 2 + (columns - c) ** 2 for r, c in points], axis=0)
+    return rng.integers(0, num_labels, len(points)).astype(np.uint8)[nearest]
+
+
+def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> Work:
+    """The path of a training sample: `TrainSamples`, whose bytes are then normalised.
+
+    With `cached` decoded samples are kept, as from the second epoch on: the first run fills it.
+    """
+    images, masks = zip(*pairs, strict=True)
+    rows = {"image": images, "mask": masks, "id": [str(i) for i in range(len(pairs))]}
+    labels = Labels.build([str(i) for i in range(case.num_labels)])
+    kept = CachedSamples(datasets.Dataset.from_dict(rows), labels, "disk" if cached else "none")
+    transform = TrainTransform(
+        case.size,
+        scale=SCALE,
+        ignore_index=IGNORE,
+        image_fill=tuple(round(255 * mean) for mean in MEAN),
+    )
+    samples = TrainSamples(kept, transform, 0)
+    mean, std = torch.tensor(MEAN), torch.tensor(STD)
+
+    def sample(position: int) -> tuple[Tensor, Tensor]:
+        image, mask, _ = samples[position, position % len(pairs)]
+        return normalise(torch.from_numpy(image)[None], mean, std), torch.from_numpy(mask)
+
+    return _in_turn(sample, len(pairs))
+
+
+def load_stock(case: Case, pairs: Sequence[tuple[str, str]]) -> Work:
+    """As transformers' run_semantic_segmentation.py, with the published recipe's transforms.
+
+    ColorJitter runs half the time with four parts, where ours runs each of four parts half the
+    time; crops of one class are not drawn again.
+    """
+    import albumentations as A  # after finetune.augment, which keeps it from asking the network
+    from albumentations.pytorch import ToTensorV2
+
+    height, width = case.size
+    compose = A.Compose(
+        [
+            A.RandomScale((SCALE[0] - 1, SCALE[1] - 1), p=1),
+            A.PadIfNeeded(height, width, fill_mask=IGNORE),
+            A.RandomCrop(height, width),
+            A.HorizontalFlip(p=0.5),
+            A.ColorJitter(
+                brightness=(1 - BRIGHTNESS / 255, 1 + BRIGHTNESS / 255),
+                contrast=CONTRAST,
+                saturation=SATURATION,
+                hue=(-HUE / 180, HUE / 180),
+                p=0.5,
+            ),
+            A.Normalize(mean=MEAN, std=STD),
+            ToTensorV2(),
+        ],
+        seed=0,
+    )
+
+    def sample(position: int) -> tuple[Tensor, Tensor]:
+        image_path, mask_path = pairs[position % len(pairs)]
+        with Image.open(image_path) as image, Image.open(mask_path) as mask:
+            out = compose(image=np.array(image.convert("RGB")), mask=np.array(mask))
+        return out["image"].float(), out["mask"].long()
+
+    return _in_turn(sample, len(pairs))
+
+
+def _in_turn(sample: Callable[[int], Any], count: int) -> Work:
+    """Every picture once a run, at positions that never come back."""
+    positions = itertools.count()
+    return Work(lambda: [sample(next(positions)) for _ in range(count)], lambda: {})
