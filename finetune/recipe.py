@@ -102,6 +102,11 @@ class DataSection(Section):
     workers: Annotated[int, Field(ge=0)] = Field(
         2, description="loader processes per training process; never changes what is loaded"
     )
+    cache: Literal["auto", "disk", "none"] = Field(
+        "auto",
+        description="keep decoded files on disk ($FINETUNE_CACHE or ~/.cache/finetune/decoded): "
+        "auto, if they fit; disk, whatever they take; none; never changes what is loaded",
+    )
 
 
 class LabelsSection(Section):
@@ -165,6 +170,9 @@ class TrainSection(Section):
         None, description="largest norm of the gradient; null: not clipped"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="mixed precision")
+    compile: bool = Field(
+        False, description="torch.compile the training step: for GPUs, a CPU is faster without"
+    )
     eval_every: PositiveInt = Field(2000, description="steps between evaluations")
     checkpoint_every: PositiveInt | None = Field(
         None, description="steps between checkpoints; null: eval_every"
@@ -253,6 +261,7 @@ VOLATILE = (
     "resume",
     "data.path",
     "data.workers",
+    "data.cache",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

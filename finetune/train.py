@@ -131,6 +131,7 @@ def fit(recipe: Recipe) -> Result:
             power=train.power,
         )
         model, optimizer = accelerator.prepare(module, plain_optimizer)
+        forward = torch.compile(model) if train.compile else model
 
         # Everything that a checkpoint must bring back.
         states = _States(module, optimizer, schedule, accelerator)
@@ -190,6 +191,7 @@ def fit(recipe: Recipe) -> Result:
         model.train()
         saved_step = step if folder is not None else -1
         stopped = False
+        stray = ""  # what the device found wrong with the data, looked at when it is waited for
         tick = time.monotonic()
 
         while True:
@@ -202,7 +204,7 @@ def fit(recipe: Recipe) -> Result:
                 micro_batches, problem = _take(batches, accumulation)
             mistake: UserError | None = None
             try:
-                stopping = agree(problem, stop=signals.received is not None)
+                stopping = agree(problem or stray, stop=signals.received is not None)
             except UserError as error:  # on every process: a bad file costs no work done
                 stopping, mistake = step > 0, error
             due = step > 0 and (last_step or step % _checkpoint_every(train) == 0)
@@ -244,7 +246,7 @@ def fit(recipe: Recipe) -> Result:
             totals = torch.zeros(2, dtype=torch.float64, device=accelerator.device)
             for turn, batch in enumerate(micro_batches):
                 with _gradients_kept(accelerator, model, turn < accumulation - 1):
-                    total, weight = task.loss(model, batch)
+                    total, weight = task.loss(forward, batch)
                     accelerator.backward(total / nominal)
                 totals += torch.stack([total.detach(), weight.detach()]).double()
             all_sum(totals)
@@ -268,6 +270,7 @@ def fit(recipe: Recipe) -> Result:
             # d) Say how it goes.
             if step % train.log_every == 0 or step == train.steps:
                 loss = float(progress.loss) / max(float(progress.weight), 1.0)
+                stray = task.stray()
                 _refuse_not_finite(loss, step, output, train.precision)
                 now = time.monotonic()
                 seconds = progress.seconds + now - tick

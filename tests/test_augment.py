@@ -309,3 +309,154 @@ def test_a_colour_turns_in_hue_by_at_most_36_degrees():
     assert min(hues) < -25
     assert max(hues) > 25
     assert max(abs(hue) for hue in hues) < 40
+
+
+# Crop before resize
+
+
+def whole_then_window(image: np.ndarray, mask: np.ndarray, size, window):
+    """The plain way: the whole picture is resized, and most of it thrown away."""
+    big = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR).reshape(*size, -1)
+    return big[window], cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)[window]
+
+
+@pytest.mark.parametrize("scale", [(0.5, 2.0), (0.5, 0.5), (2.0, 2.0), (1.0, 1.0), (0.07, 6.0)])
+@pytest.mark.parametrize(
+    ("dtype", "channels"), [(np.uint8, 3), (np.uint8, 1), (np.uint16, 5), (np.uint16, 2)]
+)
+def test_crops_are_those_of_the_resized_whole(scale, dtype, channels):
+    rng = np.random.default_rng(channels)
+    worst, sums, compared, cut = 0, 0.0, 0, 0
+    for seed in range(60):
+        height, width = rng.integers(1, [8, 8] if seed % 6 == 0 else [260, 340])
+        image = rng.integers(0, np.iinfo(dtype).max, (height, width, channels), dtype, True)
+        mask = rng.integers(0, 9, (height, width)).astype(np.uint16 if seed % 2 else np.uint8)
+        crop = (32, 48) if seed % 3 else (150, 90)
+        base = (420, 130) if seed % 4 == 0 else None
+        transform = only(
+            crop=crop, scale=scale, base_size=base, image_fill=(0,) * channels, cat_max_ratio=0.5
+        )
+        out, out_mask = transform(image, mask, seed)
+        params = transform.compose.transforms[0].params
+        expected, expected_mask = whole_then_window(image, mask, params["size"], params["window"])
+        h, w = expected_mask.shape
+        assert np.array_equal(out_mask[:h, :w], expected_mask)
+        difference = abs(out[:h, :w].astype(int) - expected) / (np.iinfo(dtype).max / 255)
+        worst = max(worst, difference.max())
+        sums, compared = sums + difference.sum(), compared + difference.size
+        cut += expected_mask.shape != params["size"]
+    # noise is the worst case: neighbours differ by up to 255
+    assert worst <= 2
+    assert sums / compared < 0.2
+    assert cut > 10
+
+
+def test_a_photograph_moves_by_at_most_one_grey_level(shared_data):
+    path = "ade20k_sample/ADEChallengeData2016/images/validation/ADE_val_00000001.jpg"
+    image = np.array(Image.open(shared_data / path))
+    mask = np.zeros(image.shape[:2], np.uint8)
+    transform = only(crop=(512, 512), base_size=(2048, 512), scale=(0.5, 2.0))
+    differences = []
+    for seed in range(20):
+        out, _ = transform(image, mask, seed)
+        params = transform.compose.transforms[0].params
+        expected, _ = whole_then_window(image, mask, params["size"], params["window"])
+        h, w = expected.shape[:2]
+        differences.append(abs(out[:h, :w].astype(int) - expected))
+    assert max(d.max() for d in differences) <= 1
+    assert np.mean([d.mean() for d in differences]) < 0.06
+
+
+def test_the_draws_of_a_seed_are_what_they_always_were():
+    # recorded before the crop came before the resize: a run that goes on must see the same crops
+    patches = np.random.default_rng(0).integers(0, 4, (7, 9), np.uint8)
+    mask = np.ascontiguousarray(np.kron(patches, np.ones((10, 10), np.uint8))[:60, :80])
+    transform = build(cat_max_ratio=0.45)
+    expected = {
+        0: ((98, 130), 53, 5),
+        1: ((106, 141), 15, 63),
+        2: ((115, 153), 77, 27),
+        3: ((78, 104), 37, 4),
+        2**64 + 5: ((109, 145), 65, 12),
+    }
+    for seed, drawn in expected.items():
+        transform(np.zeros((60, 80, 3), np.uint8), mask, seed)
+        params = transform.compose.transforms[0].params
+        assert (params["size"], *(part.start for part in params["window"])) == drawn
+
+
+def test_the_input_may_be_read_only():
+    # as it is when it comes from a memory map
+    image, mask = sample()
+    expected = [build()(image, mask, seed) for seed in range(20)]
+    image.flags.writeable = mask.flags.writeable = False
+    for seed, (out, out_mask) in enumerate(expected):
+        again = build()(image, mask, seed)
+        assert np.array_equal(again[0], out)
+        assert np.array_equal(again[1], out_mask)
+        assert again[0].flags.writeable or again[0].base is not image
+
+
+# The same distribution as the plain pipeline, seen from outside
+
+
+def plain_pipeline(image, mask, crop, scale, cat_max_ratio, rng):
+    """mmsegmentation's RandomResize and RandomCrop as they are written there, in plain numpy."""
+    factor = rng.uniform(*scale)
+    factor = min(int(side * factor) / side for side in mask.shape)  # mmcv's rescale_size
+    size = [int(side * factor + 0.5) for side in mask.shape]
+    image = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
+    mask = cv2.resize(mask, size[::-1], interpolation=cv2.INTER_NEAREST)
+
+    def draw():
+        top, left = (rng.integers(0, max(s - c, 0) + 1) for s, c in zip(size, crop, strict=True))
+        return np.s_[top : top + crop[0], left : left + crop[1]]
+
+    window = draw()
+    for _ in range(10):
+        _, counts = np.unique(mask[window][mask[window] != IGNORE], return_counts=True)
+        if len(counts) > 1 and counts.max() / counts.sum() < cat_max_ratio:
+            break
+        window = draw()
+    return image[window], mask[window]
+
+
+def kolmogorov_smirnov(one, other) -> float:
+    """The largest distance of two empirical distribution functions."""
+    values = np.sort(np.concatenate([one, other]))
+    sides = [np.searchsorted(np.sort(x), values, side="right") / len(x) for x in (one, other)]
+    return float(abs(sides[0] - sides[1]).max())
+
+
+def measure(image, mask) -> list[float]:
+    """Scale, position and class mix of a crop of a picture of its own coordinates."""
+    rows, columns = (mask < IGNORE).sum(0).max(), (mask < IGNORE).sum(1).max()
+    image = image[:rows, :columns].astype(float)
+    middle = slice(rows // 4, max(rows // 4 + 2, rows * 3 // 4))  # away from repeated edges
+    slope = np.diff(image[middle, 0, 0]).mean()
+    counts = np.bincount(mask[mask < IGNORE], minlength=3)
+    height = np.rint(100 * 256 / slope)  # of the resized whole
+    position = np.rint([image[rows // 2, 0, 0] / 256, image[0, columns // 2, 1] / 256])
+    return [height, *position, *counts / counts.sum()]
+
+
+def test_scale_position_and_class_mix_are_distributed_as_in_the_plain_pipeline():
+    height, width, crop, count = 100, 140, (48, 64), 1500
+    y, x = np.mgrid[:height, :width]
+    image = (np.stack([y, x], 2) * 256).astype(np.uint16)
+    mask = np.where((x > 90) & (y < 40), 1, np.where(y > 80, 2, 0)).astype(np.uint8)
+    rng = np.random.default_rng(0)
+    plain = [plain_pipeline(image, mask, crop, (0.4, 2.0), 0.75, rng) for _ in range(count)]
+    transform = only(crop=crop, scale=(0.4, 2.0), cat_max_ratio=0.75, image_fill=(0, 0))
+    ours = [transform(image, mask, seed) for seed in range(count)]
+    expected, found = (np.array([measure(*pair) for pair in crops]).T for crops in (plain, ours))
+    limit = 1.63 * np.sqrt(2 / count)  # what equal distributions exceed once in a hundred times
+    names = ("scale", "top", "left", "class 0", "class 1", "class 2")
+    for name, one, other in zip(names, expected, found, strict=True):
+        assert kolmogorov_smirnov(one, other) < limit, name
+    # and the test would notice: another range of scales, no second draws, and never the right edge
+    other = only(crop=crop, scale=(0.5, 2.0), cat_max_ratio=1, image_fill=(0, 0))
+    wrong = [other(image[:, :130], mask[:, :130], seed) for seed in range(count)]
+    different = np.array([measure(*pair) for pair in wrong]).T
+    for index in (0, 2, 3, 4):
+        assert kolmogorov_smirnov(expected[index], different[index]) > limit, names[index]

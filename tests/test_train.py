@@ -324,6 +324,38 @@ def test_bf16(tmp_path):
     assert again.metrics["eval/mean_iou"] == rows(output, "eval/")[-1]["eval/mean_iou"]
 
 
+@pytest.mark.slow
+def test_compiled_training_equals_eager(tmp_path):
+    """One whole graph, the loss included: nothing breaks it, and the numbers are the same."""
+    losses = []
+    for compiled in ("false", "true"):
+        output = tmp_path / compiled
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        more = [*NO_DROPOUT, "train.steps=3", f"train.compile={compiled}"]
+        fit(load_recipe("shapes", tiny(output, *more)))
+        losses.append([row["train/loss"] for row in rows(output, "train/")])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert not torch._dynamo.utils.counters["graph_break"]
+
+
+def test_stray_labels_that_a_gpu_counted_stop_the_run_and_lose_nothing(tmp_path, monkeypatch):
+    """On a CPU they raise before; here the count is put in by hand, after the second step."""
+    loss = SegmentationTask.loss
+
+    def with_strays(task, model, batch):
+        result = loss(task, model, batch)
+        task._stray = task._stray + torch.tensor(7)
+        return result
+
+    output = tmp_path / "run"
+    monkeypatch.setattr(SegmentationTask, "loss", with_strays)
+    with pytest.raises(UserError, match=r"labels: 14 pixels .*\(0 to 5\) nor 255"):
+        fit(load_recipe("shapes", tiny(output, "train.log_every=2")))
+    assert checkpoint.latest(output / "checkpoints").name == "step-00000002"
+
+
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="the message is for CPUs")
 def test_fp16_needs_a_gpu(tmp_path):
     with pytest.raises(UserError, match=r"train\.precision=fp16 needs a GPU"):

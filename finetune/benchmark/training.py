@@ -26,8 +26,9 @@ from finetune.run_folder import rows
 from finetune.trainers.segmentation import SegmentationTask
 
 CALIBRATION_STEPS = 40
-WARM_UP_STEPS = 10
-"""Of the calibration, not counted."""
+WARM_UP_STEPS = 100
+"""At most, before the calibration's: an epoch, in which samples are decoded for the cache."""
+LOG_STEPS = 10
 
 _STDERR = 2  # the file, whatever sys.stderr has become
 
@@ -111,12 +112,15 @@ def train_side(task: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory(dir=output.parent) as folder:
         # Both sides begin with nothing decoded, or the second would profit from the first.
         os.environ["FINETUNE_CACHE"] = f"{folder}/decoded"
+        recipe = _recipe(task)
+        epoch = -(-SegmentationTask(recipe).num_train_samples // recipe.train.global_batch)
+        steps = min(epoch, WARM_UP_STEPS) // LOG_STEPS * LOG_STEPS + LOG_STEPS + CALIBRATION_STEPS
         trial = _recipe(
             task,
             f"output={folder}/run",
-            f"train.steps={CALIBRATION_STEPS}",
-            f"train.eval_every={CALIBRATION_STEPS}",
-            f"train.log_every={WARM_UP_STEPS}",
+            f"train.steps={steps}",
+            f"train.eval_every={steps}",
+            f"train.log_every={LOG_STEPS}",
         )
         speed = _images_per_second(train.fit(trial).output)
         train.quiet_libraries(main_process=True)
@@ -131,7 +135,7 @@ def _recipe(task: dict[str, Any], *chosen: str) -> Recipe:
 def _images_per_second(output: Path) -> float:
     logged = [row for row in rows(output / "metrics.jsonl") if "seconds" in row]
     batch = load_recipe(output / "recipe.yaml").train.global_batch
-    first, last = logged[0], logged[-1]
+    first, last = logged[-1 - CALIBRATION_STEPS // LOG_STEPS], logged[-1]
     return (last["step"] - first["step"]) * batch / (last["seconds"] - first["seconds"])
 
 

@@ -17,6 +17,15 @@ from torch.autograd.function import once_differentiable
 from .bands import argmax_by_cells, cross_entropy_in_bands
 
 
+def is_traced() -> bool:
+    """Whether a graph is being taken down, by torch.compile, torch.export or torch.jit.trace.
+
+    Then the plain operations belong into it: a tracer cannot read our own backwards, and a
+    compiler that fuses has no need of them.
+    """
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+
+
 def _without_autocast(tensor: Tensor) -> AbstractContextManager:
     kind = tensor.device.type  # there is none for the meta device
     if torch.amp.is_autocast_available(kind):
@@ -39,7 +48,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     for the processor at hand and add the bias on the way, where `F.linear` calls the BLAS (on an
     AVX-512 processor of AMD's: 350 to 450 against 180 GFLOP/s for every shape of B0 to B5).
     """
-    if x.device.type != "cpu" or x.dtype == torch.float64 or torch.compiler.is_compiling():
+    if x.device.type != "cpu" or x.dtype == torch.float64 or is_traced():
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return _linear(x, weight, bias)
@@ -163,8 +172,11 @@ class _MixFFN(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, inner, weight1, bias1, conv_weight, weight2 = ctx.saved_tensors
+        needed = ctx.needs_input_grad
         with _without_autocast(x):
-            inner_grad, *grads2 = _linear_backward(grad, F.gelu(inner), weight2)
+            inner_grad, *grads2 = _linear_backward(
+                grad, F.gelu(inner), weight2, (True, *needed[5:])
+            )
             inner_grad = torch.ops.aten.gelu_backward(inner_grad, inner)
             channels = len(conv_weight)
             inner_grad, *conv_grads = torch.ops.aten.convolution_backward(
@@ -178,9 +190,12 @@ class _MixFFN(torch.autograd.Function):
                 transposed=False,
                 output_padding=[0, 0],
                 groups=channels,
-                output_mask=[True, True, True],
+                output_mask=[any(needed[:3]), *needed[3:5]],
             )
-            grads1 = _linear_backward(inner_grad.permute(0, 2, 3, 1), x, weight1)
+            grads1: tuple[Tensor | None, ...] = (None, None, None)
+            if inner_grad is not None:
+                inner_grad = inner_grad.permute(0, 2, 3, 1)
+                grads1 = _linear_backward(inner_grad, x, weight1, needed[:3])
             return *grads1, *conv_grads, *grads2
 
 
@@ -236,7 +251,7 @@ def project_and_add(maps: Sequence[Tensor], matrices: Sequence[Tensor], bias: Te
     Returns:
         (B, C, H, W) in channels-last memory.
     """
-    if torch.compiler.is_compiling():
+    if is_traced():
         biases = [bias, *[None] * (len(maps) - 1)]
         first, *others = (
             linear(x, matrix, bias).permute(0, 3, 1, 2)
@@ -269,20 +284,19 @@ class _ProjectAndAdd(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         maps, matrices = tensors[: len(tensors) // 2], tensors[len(tensors) // 2 :]
-        size, map_grads, matrix_grads, bias_grad = list(grad.shape[2:]), [], [], None
+        bias_needed, *needed = ctx.needs_input_grad
+        grads = []
         with _without_autocast(grad):
             for i, (x, matrix) in enumerate(zip(maps, matrices, strict=True)):
                 part = grad
                 if i > 0:
-                    shape = [*grad.shape[:2], *x.shape[1:3]]
-                    part = torch.ops.aten.upsample_bilinear2d_backward(grad, size, shape, False)
-                x_grad, matrix_grad, rows = _linear_backward(
-                    part.permute(0, 2, 3, 1), x, matrix, (True, True, i == 0)
-                )
-                bias_grad = rows if i == 0 else bias_grad
-                map_grads.append(x_grad)
-                matrix_grads.append(matrix_grad)
-        return bias_grad, *map_grads, *matrix_grads
+                    part = torch.ops.aten.upsample_bilinear2d_backward(
+                        grad, list(grad.shape[2:]), [*grad.shape[:2], *x.shape[1:3]], False
+                    )
+                which = (needed[i], needed[i + len(maps)], bias_needed and i == 0)
+                grads.append(_linear_backward(part.permute(0, 2, 3, 1), x, matrix, which))
+        map_grads, matrix_grads, bias_grads = zip(*grads, strict=True)
+        return bias_grads[0], *map_grads, *matrix_grads
 
 
 def classify(x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
@@ -317,13 +331,16 @@ class _Classify(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         with _without_autocast(x):
+            needed = (ctx.needs_input_grad[0], *ctx.needs_input_grad[2:])
             x_grad, weight_grad, bias_grad = _linear_backward(
-                grad.permute(0, 2, 3, 1), x, weight * ctx.scale
+                grad.permute(0, 2, 3, 1), x, weight * ctx.scale, needed
             )
-            assert x_grad is not None
-            assert weight_grad is not None
-            torch.ops.aten.threshold_backward(x_grad, x, 0, grad_input=x_grad)
-        return x_grad.permute(0, 3, 1, 2), None, weight_grad * ctx.scale, bias_grad
+            if x_grad is not None:
+                torch.ops.aten.threshold_backward(x_grad, x, 0, grad_input=x_grad)
+                x_grad = x_grad.permute(0, 3, 1, 2)
+            if weight_grad is not None:
+                weight_grad *= ctx.scale
+        return x_grad, None, weight_grad, bias_grad
 
 
 def _drop_(x: Tensor, probability: float) -> float:

@@ -43,6 +43,7 @@ from .functional import (
     classify_in_bands,
     fold_batch_norm,
     fold_projections,
+    is_traced,
     linear,
     mix_ffn,
     project_and_add,
@@ -266,7 +267,7 @@ class SegformerMixFFN(nn.Module):
         """Whether backward can do with less; the compiler finds that out itself."""
         return (
             torch.is_grad_enabled()
-            and not torch.compiler.is_compiling()
+            and not is_traced()
             and is_plain(self.dense1, nn.Linear)
             and is_plain(self.dwconv, SegformerDWConv)
             and is_plain(self.dwconv.dwconv, nn.Conv2d)
@@ -455,7 +456,7 @@ class SegformerDecodeHead(nn.Module):
 
     def _classifies_plainly(self) -> bool:
         return (
-            not torch.compiler.is_compiling()
+            not is_traced()
             and is_plain(self.classifier, nn.Conv2d)
             and is_plain(self.activation, nn.ReLU)
             and is_plain(self.dropout, nn.Dropout)

@@ -44,6 +44,9 @@ class Task(Protocol):
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the losses and the weight that it is to be divided by, two scalars."""
 
+    def stray(self) -> str:
+        """What the device has found wrong with the data since it was asked last; "" if nothing."""
+
     def evaluate(
         self, model: Any, *, rank: int, world_size: int, stop: Callable[[], bool]
     ) -> Evaluation | None:

@@ -1,6 +1,8 @@
 """Semantic segmentation: the data, the loss, the metric and the pictures of a recipe."""
 
 import functools
+import os
+import sys
 import warnings
 from collections.abc import Callable, Generator
 from contextlib import closing
@@ -14,8 +16,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.augment import TrainTransform
+from finetune.data.cache import CachedSamples, describe
 from finetune.data.folders import preflight
-from finetune.data.loader import Batch, GlobalOrder, eval_loader, open_split, train_loader
+from finetune.data.loader import (
+    Batch,
+    GlobalOrder,
+    Samples,
+    eval_loader,
+    open_split,
+    train_loader,
+)
 from finetune.errors import UserError
 from finetune.inference import (
     Protocol,
@@ -31,7 +41,11 @@ from finetune.publish import model_card, save_model_folder
 from finetune.recipe import Recipe
 from finetune.report import PanelRow, iou_table, panel
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
-from finetune.segformer.functional import upsampled_argmax, upsampled_cross_entropy
+from finetune.segformer.functional import (
+    CrossEntropySums,
+    cross_entropy_sums,
+    upsampled_argmax,
+)
 from finetune.tracking import progress_bar
 from finetune.trainers import Evaluation
 
@@ -47,6 +61,8 @@ class SegmentationTask:
         self.recipe = recipe
         self.labels = recipe.labels.build()
         self.protocol = Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
+        self._stray: Tensor | int = 0
+        self._caches: dict[int, CachedSamples] = {}  # by the identity of the split, which stays
 
     @functools.cached_property
     def train_samples(self) -> datasets.Dataset:
@@ -64,9 +80,10 @@ class SegmentationTask:
         return len(self.train_samples)
 
     def check(self) -> None:
-        """Reads every header and a few samples of both splits."""
+        """Reads every header and a few samples of both splits, and opens the cache of both."""
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
+        self._cached(self.train_samples, self.val_samples)
 
     def check_split(self, samples: datasets.Dataset) -> None:
         """Reads every header and a few samples of one split; drawn ones have nothing to check."""
@@ -113,18 +130,42 @@ class SegmentationTask:
             last_step=recipe.train.steps,
         )
         return train_loader(
-            self.train_samples,
+            self._cached(self.train_samples)[0],
             transform,
             order,
             workers=recipe.data.workers,
             pin_memory=pin_memory,
         )
 
+    def _cached(self, *splits: datasets.Dataset) -> list[Samples]:
+        """Splits as loaders read them: from the cache, about which the main process says a line."""
+        if self.recipe.data.source == "shapes":  # drawn in less time than they would be read
+            return list(splits)
+        fresh = [split for split in splits if id(split) not in self._caches]
+        for split in fresh:
+            self._caches[id(split)] = CachedSamples(split, self.labels, self.recipe.data.cache)
+        line = describe(*(self._caches[id(split)] for split in fresh))
+        if line and os.environ.get("RANK", "0") == "0":
+            print(line, file=sys.stderr)
+        return [self._caches[id(split)] for split in splits]
+
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy, summed over the pixels that count, and their number."""
         device = next(model.parameters()).device
         logits = model(self._pixel_values(batch, device)).logits
-        return self._loss(logits, batch["labels"].to(device, non_blocking=True))
+        sums = self._loss(logits, batch["labels"].to(device, non_blocking=True))
+        self._stray = self._stray + sums.stray
+        return sums.loss, sums.weight
+
+    def stray(self) -> str:
+        """Labels on a GPU that are neither a class nor ignored; on a CPU they raise at once."""
+        count, self._stray = int(self._stray), 0
+        if not count:
+            return ""
+        return (
+            f"labels: {count} pixels of the last training batches hold neither a class id (0 to "
+            f"{self.labels.num_labels - 1}) nor {self.labels.ignore_index}, and were left out"
+        )
 
     @torch.no_grad()
     def evaluate(
@@ -135,7 +176,7 @@ class SegmentationTask:
         device = next(model.parameters()).device
         metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
         batches = eval_loader(
-            self.val_samples,
+            self._cached(self.val_samples)[0],
             self.protocol,
             batch_size=recipe.evaluation.batch_size,
             rank=rank,
@@ -164,7 +205,7 @@ class SegmentationTask:
                     scores = predict_scores(model, self._pixel_values(batch, device), self.protocol)
                     size = (labels.shape[1], labels.shape[2])
                     metric.add_batch(predictions=upsampled_argmax(scores, size), references=labels)
-                    sums += torch.stack(self._loss(scores, labels))
+                    sums += torch.stack(self._loss(scores, labels)[:2])
                     progress.update(len(batch["ids"]) * world_size)
             except UserError as error:  # a bad file in this process's share
                 problem = str(error)
@@ -232,10 +273,8 @@ class SegmentationTask:
         labels = self.labels
         panel(rows, labels.names, labels.colors, labels.ignore_index, path)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        return upsampled_cross_entropy(
-            logits, labels, ignore_index=self.labels.ignore_index, reduction="sum"
-        )
+    def _loss(self, logits: Tensor, labels: Tensor) -> CrossEntropySums:
+        return cross_entropy_sums(logits, labels, ignore_index=self.labels.ignore_index)
 
     def _pixel_values(self, batch: Batch, device: torch.device) -> Tensor:
         return self._normalised(batch["pixel_values"].to(device, non_blocking=True))

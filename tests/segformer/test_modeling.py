@@ -417,6 +417,36 @@ def test_compiles_as_one_graph(tmp_path):
         torch.testing.assert_close(actual, wanted, rtol=1e-3, atol=1e-5)
 
 
+def test_traces(tmp_path):
+    """With gradients enabled, as torch.jit.trace is usually called; the file must stand alone."""
+    ours, _ = ours_and_stock(tmp_path, **SMALL)
+    ours.eval().config.return_dict = False
+    image = torch.randn(1, 3, 64, 96)
+    torch.jit.trace(ours, image).save(tmp_path / "traced.pt")
+    with torch.no_grad():
+        assert_close(torch.jit.load(tmp_path / "traced.pt")(image)[0], ours(image)[0])
+
+
+def test_frozen_parts_get_no_gradients_and_change_no_others(tmp_path):
+    ours, _ = ours_and_stock(tmp_path, **SMALL)
+    image = torch.randn(2, 3, 64, 96)
+    labels = torch.randint(0, ours.config.num_labels, (2, 64, 96))
+
+    def gradients():
+        ours.zero_grad()
+        ours.eval()(image, labels=labels).loss.backward()
+        return {name: p.grad.clone() for name, p in ours.named_parameters() if p.requires_grad}
+
+    expected = gradients()
+    for frozen in ("dense1", "dwconv", "dense2", "classifier", "linear_fuse", "patch_embeddings"):
+        for name, parameter in ours.named_parameters():
+            parameter.requires_grad_(frozen not in name)
+        actual = gradients()
+        assert len(actual) < len(expected)
+        for name, gradient in actual.items():
+            torch.testing.assert_close(gradient, expected[name], msg=f"{frozen} frozen: {name}")
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype, tmp_path):
     ours, stock = ours_and_stock(tmp_path, **SMALL)

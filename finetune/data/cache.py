@@ -1,0 +1,413 @@
+"""Decoded samples, kept in one memory-mapped file a split that all processes share.
+
+Decoding the same JPEG and PNG in every epoch takes longer than augmenting them. What was decoded
+once is read from here; the file fills as training goes, and outlives it. The rules:
+
+- A slot is filled with pixels first, then, in one write, with a record: the checksum of the pixels,
+  size and time of the two source files, and a checksum of its own. Whoever is killed in between
+  leaves an empty slot; two processes that fill one slot at once write the same bytes.
+- A slot counts if its record is whole, the source files are the recorded ones and the pixels have
+  their checksum (asked once a process). Everything else is decoded, as without a cache. A slot of
+  an older source file is never overwritten, since somebody may be looking at it: the next run
+  begins the file anew, under another inode.
+- Pixels are written by pwrite, never through the map: a full disk is then an error that can be
+  caught, and ends caching with one warning, where a store into the map would kill the process.
+- A set is let in, and files that nobody has open are removed, as `_make_room` says.
+"""
+
+import hashlib
+import mmap
+import multiprocessing
+import os
+import shutil
+import struct
+import warnings
+import weakref
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import cv2
+import datasets
+import numpy as np
+import PIL
+
+from finetune.data.folders import ReadSamples, upright_sizes
+from finetune.data.labels import Labels
+from finetune.errors import UserError
+
+if os.name == "posix":
+    import fcntl
+
+Mode = Literal["auto", "disk", "none"]
+Pair = tuple[np.ndarray, np.ndarray]
+"""Image uint8 (H, W, 3) and mask of class ids (H, W)."""
+Fingerprint = tuple[int, int, int, int]
+"""Size and time (ns) of the image's file, then of the mask's."""
+
+RESERVE = 2**30
+"""Bytes of the disk that `disk` leaves to checkpoints and everybody else."""
+
+_FORMAT = 1
+_SUFFIX = ".samples"
+_ALIGNMENT = 64  # of slots, in bytes
+_MAGIC = b"finetune decoded"
+_HEADER = struct.Struct("<16s32s16sQQI")  # magic, key, generation, slots, file size, checksum
+_TABLE = np.dtype([("start", "<u8"), ("height", "<u4"), ("width", "<u4")])
+_RECORD = struct.Struct("<4qII")  # fingerprint, checksum of the pixels, of this record
+
+
+class CachedSamples:
+    """The Samples of a split of files, by index; each is decoded once if there is a cache.
+
+    What comes from the cache are read-only views of the map.
+
+    Args:
+        rows: From a source in `finetune.data.folders`.
+        labels: What the mask values mean.
+        mode: "none" decodes every time, "auto" keeps a set that fits, "disk" keeps any.
+
+    Raises:
+        UserError: A file's header is bad; or the mode is "disk" and the disk is too small, or the
+            folder of no use.
+    """
+
+    def __init__(self, rows: datasets.Dataset, labels: Labels, mode: Mode) -> None:
+        rows = rows.with_format(None)
+        # Lists: a row of a datasets.Dataset takes as long as a tenth of the augmentation.
+        self._images, self._masks = list(rows["image"]), list(rows["mask"])
+        self._ids = list(rows["id"])
+        self.reader = ReadSamples(labels)
+        self.slots: Slots | None = None
+        self.refusal = ""
+        """Why "auto" keeps nothing, if the set does not fit."""
+        if mode == "none":
+            return
+        try:
+            self.slots = _open_slots(rows, labels, mode)
+        except _TooLargeError as error:
+            if mode == "disk":
+                raise UserError(f"data.cache=disk: {error}. Make room, or take auto.") from error
+            self.refusal = str(error)
+        except (OSError, ValueError) as error:
+            problem = f"{cache_folder()} cannot be used ({error})"
+            if mode == "disk":
+                raise UserError(
+                    f"data.cache=disk: {problem}. Set FINETUNE_CACHE to another folder, or take "
+                    "data.cache=none."
+                ) from error
+            warnings.warn(f"decoded images are not kept: {problem}", stacklevel=2)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        image, mask = self._pair(index, self._images[index], self._masks[index])
+        return {"image": image, "mask": mask, "id": self._ids[index]}
+
+    def _pair(self, index: int, image: str, mask: str) -> Pair:
+        # Asked before the files are read: of one that changes meanwhile, the old time is recorded.
+        fingerprint = _fingerprint(image, mask) if self.slots else None
+        if self.slots is None or fingerprint is None:
+            return self.reader.read(Path(image), Path(mask))
+        pair = self.slots.get(index, fingerprint)
+        if pair is None:
+            pair = self.reader.read(Path(image), Path(mask))
+            self.slots.put(index, fingerprint, *pair)
+        return pair
+
+
+def describe(*splits: CachedSamples) -> str:
+    """One line: where decoded images are, how large that gets, and how to have it otherwise."""
+    size = sum(split.slots.size for split in splits if split.slots)
+    parts = []
+    if size:
+        parts.append(
+            f"decoded images are kept in {cache_folder()}, {_gigabytes(size)} when all are there "
+            "(data.cache=none: never)"
+        )
+    for refusal in {split.refusal for split in splits if split.refusal}:
+        parts.append(f"decoded anew in every epoch: {refusal} (data.cache=disk: kept all the same)")
+    return "; ".join(parts)
+
+
+def cache_folder() -> Path:
+    """`$FINETUNE_CACHE`, or `finetune/decoded` in the user's cache folder."""
+    own = os.environ.get("FINETUNE_CACHE")
+    shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(own or os.path.join(shared, "finetune", "decoded")).expanduser().absolute()
+
+
+# -------------------------------------------------------------------------------------- one file
+
+
+class Slots:
+    """An open file of decoded samples, locked as in use. Goes along with fork and spawn.
+
+    Header, table of places and sizes, records, pixels (each mask before its image). The file has
+    its full length from the start; what is not filled takes no room on the disk.
+
+    Args:
+        path: The file.
+        key: The identity it must have.
+        mask_dtype: Of the masks.
+
+    Raises:
+        OSError: It cannot be opened.
+        ValueError: It is damaged, of another format or another identity.
+    """
+
+    def __init__(self, path: Path, key: bytes, mask_dtype: np.dtype) -> None:
+        self.path, self.key, self.mask_dtype = path, key, mask_dtype
+        self._stopped = multiprocessing.RawValue("b", 0)  # shared with workers: one warning in all
+        self._verified: set[int] = set()
+        self._descriptor = os.open(path, os.O_RDWR)
+        weakref.finalize(self, os.close, self._descriptor)
+        fcntl.flock(self._descriptor, fcntl.LOCK_SH)
+        header = os.pread(self._descriptor, _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            raise ValueError(f"{path}: cut short")
+        magic, found, self.generation, count, self.size, checksum = _HEADER.unpack(header)
+        if (magic, found) != (_MAGIC, key) or os.fstat(self._descriptor).st_size != self.size:
+            raise ValueError(f"{path}: of another set, or cut short")
+        table = os.pread(self._descriptor, count * _TABLE.itemsize, _HEADER.size)
+        if zlib.crc32(table, zlib.crc32(header[:-4])) != checksum:
+            raise ValueError(f"{path}: damaged")
+        self._table = np.frombuffer(table, _TABLE)
+        self._records = _HEADER.size + len(table)
+        self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (self.path, self.key, self.mask_dtype, self.generation, self._stopped)
+        return _reopen, state
+
+    def get(self, index: int, fingerprint: Fingerprint) -> Pair | None:
+        """The image and the mask of a slot, if they were decoded from these very files."""
+        record = self._record(index)
+        if record is None or record[0] != fingerprint:
+            return None
+        start, height, width = self._table[index].item()
+        mask_bytes = height * width * self.mask_dtype.itemsize
+        data = np.frombuffer(self._map, np.uint8, mask_bytes + height * width * 3, start)
+        if index not in self._verified:
+            if zlib.crc32(data.data) != record[1]:
+                return None
+            self._verified.add(index)
+        mask = data[:mask_bytes].view(self.mask_dtype).reshape(height, width)
+        return data[mask_bytes:].reshape(height, width, 3), mask
+
+    def put(
+        self, index: int, fingerprint: Fingerprint, image: np.ndarray, mask: np.ndarray
+    ) -> None:
+        """Fills a slot that is empty or damaged; what does not fit, now or ever, is not kept."""
+        start, height, width = self._table[index].item()
+        record = self._record(index)
+        outdated = record is not None and record[0] != fingerprint
+        if self._stopped.value or outdated or image.shape != (height, width, 3):
+            return
+        image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask, self.mask_dtype)
+        content = struct.pack("<4qI", *fingerprint, zlib.crc32(image.data, zlib.crc32(mask.data)))
+        try:
+            self._write(mask, start)
+            self._write(image, start + mask.nbytes)
+            whole = content + zlib.crc32(content, index).to_bytes(4, "little")
+            self._write(whole, self._records + index * _RECORD.size)
+        except OSError as error:
+            if not self._stopped.value:
+                self._stopped.value = 1
+                warnings.warn(
+                    f"no more decoded images are kept: {self.path.parent} ({error.strerror}). "
+                    "Those that are missing are decoded every time; data.cache=none keeps none",
+                    stacklevel=2,
+                )
+
+    def is_outdated(self, images: Sequence[str], masks: Sequence[str]) -> bool:
+        """Whether a slot is damaged, or filled from files that have changed since."""
+        for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
+            record = self._record(index)
+            if record is None and any(self._record_bytes(index)):
+                return True
+            if record is not None and record[0] != _fingerprint(image, mask):
+                return True
+        return False
+
+    def _record(self, index: int) -> tuple[Fingerprint, int] | None:
+        """Fingerprint and checksum of a filled slot."""
+        data = self._record_bytes(index)
+        *fingerprint, pixels, own = _RECORD.unpack(data)
+        if own != zlib.crc32(data[:-4], index):
+            return None
+        image_size, image_time, mask_size, mask_time = fingerprint
+        return (image_size, image_time, mask_size, mask_time), pixels
+
+    def _record_bytes(self, index: int) -> bytes:
+        start = self._records + index * _RECORD.size
+        return self._map[start : start + _RECORD.size]
+
+    def _write(self, data: Any, position: int) -> None:
+        view = memoryview(data).cast("B")
+        while view:  # a disk that gets full takes a part, and refuses the rest
+            written = os.pwrite(self._descriptor, view, position)
+            view, position = view[written:], position + written
+
+
+def _reopen(
+    path: Path, key: bytes, mask_dtype: np.dtype, generation: bytes, stopped: Any
+) -> Slots | None:
+    """The same file in another process; None, that is no cache, if it has been replaced."""
+    with suppress(OSError, ValueError):
+        slots = Slots(path, key, mask_dtype)
+        slots._stopped = stopped
+        return slots if slots.generation == generation else None
+    return None
+
+
+def _fingerprint(image: str, mask: str) -> Fingerprint | None:
+    """None if a file is gone, which reading it says better."""
+    try:
+        one, other = os.stat(image), os.stat(mask)
+    except OSError:
+        return None
+    return one.st_size, one.st_mtime_ns, other.st_size, other.st_mtime_ns
+
+
+# ------------------------------------------------------------------------------------ the folder
+
+
+class _TooLargeError(Exception):
+    """The set is larger than the limits allow."""
+
+
+def _open_slots(rows: datasets.Dataset, labels: Labels, mode: Mode) -> Slots:
+    """Opens the file of a split, and begins it if it is not there, damaged or outdated."""
+    if os.name != "posix":
+        raise OSError("this system has no shared locks")
+    folder = cache_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    images, masks = list(rows["image"]), list(rows["mask"])
+    mask_dtype = np.dtype(np.uint8 if labels.num_labels <= 255 else np.uint16)
+    key = _key(images, masks, labels)
+    path = folder / f"{key.hex()[:32]}{_SUFFIX}"
+    with _locked(folder):
+        slots = None
+        with suppress(FileNotFoundError, ValueError):
+            slots = Slots(path, key, mask_dtype)
+        if slots is None or slots.is_outdated(images, masks):
+            del slots
+            sizes = upright_sizes(rows)
+            header, size = _layout(key, sizes, mask_dtype.itemsize)
+            _make_room(path, size, mode)
+            _begin(path, header, size)
+            slots = Slots(path, key, mask_dtype)
+        os.utime(path)  # used last
+    return slots
+
+
+def _key(images: Sequence[str], masks: Sequence[str], labels: Labels) -> bytes:
+    """What a set is: its files, what its mask values mean, and who decodes."""
+    versions = (_FORMAT, PIL.__version__, cv2.__version__)
+    digest = hashlib.sha256(repr((versions, labels.num_labels, labels.rules)).encode())
+    for path in (*images, *masks):
+        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")
+    return digest.digest()
+
+
+def _layout(key: bytes, sizes: Sequence[tuple[int, int]], mask_bytes: int) -> tuple[bytes, int]:
+    """Header and table of a new file, and its length."""
+    position = _aligned(_HEADER.size + len(sizes) * (_TABLE.itemsize + _RECORD.size))
+    table = np.empty(len(sizes), _TABLE)
+    for index, (height, width) in enumerate(sizes):
+        table[index] = position, height, width
+        position = _aligned(position + height * width * (mask_bytes + 3))
+    fields = struct.pack("<16s32s16sQQ", _MAGIC, key, os.urandom(16), len(sizes), position)
+    checksum = zlib.crc32(table.tobytes(), zlib.crc32(fields))
+    return fields + checksum.to_bytes(4, "little") + table.tobytes(), position
+
+
+def _aligned(position: int) -> int:
+    return -(-position // _ALIGNMENT) * _ALIGNMENT
+
+
+def _begin(path: Path, header: bytes, size: int) -> None:
+    """Writes an empty file aside and renames it: whoever reads the old one keeps that."""
+    new = path.with_suffix(".new")
+    with open(new, "wb") as file:
+        file.write(header)
+        file.truncate(size)
+    os.replace(new, path)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time looks for a file, begins one or removes others."""
+    descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _make_room(path: Path, size: int, mode: Mode) -> None:
+    """Lets a new file of `size` in, if need be in place of others, the least recently used first.
+
+    All files together may grow to a quarter of what the disk would have free without them ("disk":
+    to all but RESERVE). And a set that is kept without being asked for must fit into half of the
+    memory: a larger one is read from the disk again and again, at 30 times the bytes of its JPEGs,
+    which few disks deliver as fast as cores decode. Files in use stay.
+
+    Raises:
+        _TooLargeError: It does not fit.
+    """
+    files = {file: file.stat() for file in path.parent.glob(f"*{_SUFFIX}")}
+    taken = sum(stat.st_blocks * 512 for stat in files.values())
+    free = shutil.disk_usage(path.parent).free + taken
+    need = f"the images decoded take {_gigabytes(size)}"
+    if mode == "disk":
+        limit, name = free - RESERVE, f"the free disk at {path.parent} less {_gigabytes(RESERVE)}"
+    else:
+        limit, name = free // 4, f"a quarter of the free disk at {path.parent}"
+        if size > (half := _memory() // 2):
+            raise _TooLargeError(f"{need}, more than half of the memory, {_gigabytes(half)}")
+    if size > limit:
+        raise _TooLargeError(f"{need}, more than {name}, {_gigabytes(max(limit, 0))}")
+    others = sorted(files.keys() - {path}, key=lambda file: files[file].st_mtime_ns)
+    promised = sum(files[file].st_size for file in others)
+    for file in others:
+        if size + promised <= limit:
+            return
+        if _removed(file):
+            promised -= files[file].st_size
+    if size + promised > limit:
+        raise _TooLargeError(
+            f"{need}, and {_gigabytes(promised)} are kept for other runs that go on: more than "
+            f"{name}, {_gigabytes(limit)}"
+        )
+
+
+def _removed(file: Path) -> bool:
+    """Removes a file unless somebody uses it."""
+    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        file.unlink()
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _memory() -> int:
+    """Bytes of memory that this machine, or this container, has."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        with suppress(OSError, ValueError):  # not there, or "max"
+            total = min(total, int(Path(limit).read_text()))
+    return total
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
