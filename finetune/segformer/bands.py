@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# Elements of a band on a CPU: 4 MB of float32. On a GPU more, so that launches do not count.
-_BAND_ELEMENTS = 1 << 20
+# Elements of a band on a CPU: 2 MB of float32. On a GPU more, so that launches do not count.
+_BAND_ELEMENTS = 1 << 19
 _BAND_ELEMENTS_GPU = 1 << 25
 
 # From how many classes on a pixel's logits lie next to each other in a band (see `_Grid`).
@@ -96,24 +96,35 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """
     num_labels, height, width = logits.shape[1:]
     rows, columns = _Cells.of(height, size[0], logits), _Cells.of(width, size[1], logits)
-    padded = F.pad(logits, (1, 1, 1, 1), mode="replicate").permute(0, 2, 3, 1).contiguous()
-    corner = _classes(padded)  # (B, h + 2, w + 2)
-    first = corner[:, :-1, :-1]
-    agree = (first == corner[:, :-1, 1:]) & (first == corner[:, 1:, :-1])
-    agree &= first == corner[:, 1:, 1:]  # (B, h + 1, w + 1)
+    pixels = logits.permute(0, 2, 3, 1).contiguous()
+    (top, bottom), (left, right) = (_ends(edge, logits.device) for edge in (height, width))
+    # Narrow, because what follows copies it.
+    corner = _classes(pixels).to(torch.int16 if num_labels < 2**15 else torch.int64)
+    first = corner[:, top][:, :, left]  # (B, h + 1, w + 1)
+    agree = first == corner[:, top][:, :, right]
+    agree &= first == corner[:, bottom][:, :, left]
+    agree &= first == corner[:, bottom][:, :, right]
     slots_of_rows, slots_of_columns = rows.fraction.shape[1], columns.fraction.shape[1]
     labels = first[:, :, None, :, None].repeat(1, 1, slots_of_rows, 1, slots_of_columns)
     at_once = max(1, _BAND_ELEMENTS // (slots_of_rows * slots_of_columns * num_labels))
     for cells in (~agree).nonzero().split(at_once):
         image, row, column = cells.unbind(1)
         across, down = columns.fraction[column][..., None], rows.fraction[row][:, :, None, None]
+        start, end = left[column], right[column]
         above, below = (
-            torch.lerp(padded[image, r, column, None], padded[image, r, column + 1, None], across)
-            for r in (row, row + 1)
+            torch.lerp(pixels[image, y, start, None], pixels[image, y, end, None], across)
+            for y in (top[row], bottom[row])
         )  # (n, m', K)
-        labels[image, row, :, column] = _classes(torch.lerp(above[:, None], below[:, None], down))
+        mixed = torch.lerp(above[:, None], below[:, None], down)
+        labels[image, row, :, column] = _classes(mixed).to(labels.dtype)
     labels = labels.flatten(3).flatten(1, 2).index_select(1, rows.slot)
-    return labels.index_select(2, columns.slot)
+    return labels.index_select(2, columns.slot).long()
+
+
+def _ends(num_logits: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(n + 1,) each: the logits before and after each cell of an axis; see `_Cells`."""
+    cell = torch.arange(num_logits + 1, device=device)
+    return (cell - 1).clamp_(min=0), cell.clamp(max=num_logits - 1)
 
 
 def _classes(x: Tensor) -> Tensor:

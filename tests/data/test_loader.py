@@ -1,6 +1,8 @@
 """The order and the crops: pure functions of the seed and the position."""
 
 import itertools
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -179,3 +181,34 @@ def test_shapes_splits_do_not_depend_on_the_training_seed():
         assert not np.array_equal(train[0]["image"], val[0]["image"])
         pictures.append(val[0]["image"])
     assert np.array_equal(*pictures)
+
+
+PROGRAM = """
+from finetune.augment import TrainTransform
+from finetune.data.loader import GlobalOrder, train_loader
+from finetune.data.shapes import shapes
+
+loader = train_loader(
+    shapes("train", num_samples=4, size=(48, 48), seed=0),
+    TrainTransform((32, 32), ignore_index=255, image_fill=(0, 0, 0)),
+    GlobalOrder(
+        4, seed=0, micro_batch=2, accumulation=1, rank=0, world_size=1, first_step=0, last_step=99
+    ),
+    workers=1,
+    pin_memory=False,
+)
+next(loader)
+print("left", flush=True)
+{end}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["", "raise RuntimeError('a failure that nobody catches')"])
+def test_a_program_that_leaves_its_loader_open_ends(end):
+    """Workers ignore the SIGTERM of a scheduler, but not that of their own process at its end."""
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(end=end)], capture_output=True, text=True, timeout=60
+    )
+    assert ended.stdout == "left\n", ended.stderr
+    assert ended.returncode == bool(end)
