@@ -168,7 +168,7 @@ def test_wrong_options_exit_2_and_are_named(arguments, message, capsys, monkeypa
 
 def test_peak_bytes_sees_what_is_freed_again():
     peak = meters.peak_bytes(lambda: torch.ones(10_000_000).sum(), "cpu")
-    assert 40e6 <= peak < 60e6
+    assert 39.5e6 <= peak < 60e6  # the kernel counts resident pages in batches
 
 
 def test_bytes_and_arithmetic_are_counted():
