@@ -238,14 +238,16 @@ def benchmark(
     if recipe is not None:
         training.check(recipe, overrides, output)
     results = []
-    for case in cases:
-        label = " ".join(filter(None, [case.what, case.variant]))
-        with Console(stderr=True).status(f"measuring {label}"):
-            results.append(program.measure(case, options))
-        if as_json:
-            table.print_json(results[-1])
-    if results and not as_json:
-        table.print_tables(results)
+    try:
+        for case in cases:
+            label = " ".join(filter(None, [case.what, case.variant]))
+            with Console(stderr=True).status(f"measuring {label}"):
+                results.append(program.measure(case, options))
+            if as_json:
+                table.print_json(results[-1])
+    finally:  # what has been measured is shown, whatever came after
+        if results and not as_json:
+            table.print_tables(results)
     if recipe is not None:
         both = training.compare(recipe, overrides, minutes=minutes, output=output)
         (table.print_json if as_json else table.print_training)(both)

@@ -171,7 +171,7 @@ class TrainSection(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="mixed precision")
     compile: bool = Field(
-        False, description="torch.compile the training step: for GPUs, a CPU is faster without"
+        False, description="torch.compile the model in training: for GPUs, a CPU is faster without"
     )
     eval_every: PositiveInt = Field(2000, description="steps between evaluations")
     checkpoint_every: PositiveInt | None = Field(
@@ -266,6 +266,7 @@ VOLATILE = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.threads",
+    "train.compile",
 )
 
 # Keys that only some sources read: setting them for another is a mistake, not a wish.

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from finetune import cli
+from finetune import benchmark, cli
 from finetune.benchmark import cases, meters, pictures
 from finetune.benchmark import table as tables
 from finetune.benchmark.training import StockTask
+from finetune.errors import UserError
 from finetune.metrics import MeanIoU
 from finetune.recipe import load_recipe
 from finetune.trainers.segmentation import SegmentationTask
@@ -200,6 +201,36 @@ def test_loader_takes_a_folder_of_images(tmp_path):
     assert_consistent(row, "loader")
     assert row["images_per_second"]["ours"] == pytest.approx(1 / row["seconds"]["ours"])
     assert "FINETUNE_CACHE" not in os.environ
+
+
+def test_loader_reads_pictures_as_a_training_does(tmp_path):
+    """Turned by EXIF data; and one that is cut off is named."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.new("RGB", (70, 40)).save(tmp_path / "0.jpg", exif=turned)
+    (row,) = run("loader", "--data", str(tmp_path))
+    assert_consistent(row, "loader")
+    noise = np.random.default_rng(0).integers(0, 256, (40, 70, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "1.png")
+    whole = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(whole[: len(whole) // 2])
+    done = CliRunner().invoke(cli.app, ["benchmark", "loader", "--data", str(tmp_path), *TINY])
+    assert isinstance(done.exception, UserError)
+    assert "1.png: cannot be read" in str(done.exception)
+
+
+def test_what_has_been_measured_is_shown_whatever_comes_after(monkeypatch):
+    measure = benchmark.measure
+
+    def measured(case, options):
+        if case.what == "metric":
+            raise UserError("does not fit")
+        return measure(case, options)
+
+    monkeypatch.setattr(benchmark, "measure", measured)
+    done = CliRunner().invoke(cli.app, ["benchmark", "loss", "metric", *TINY, "--no-memory"])
+    assert str(done.exception) == "does not fit"
+    assert "loss" in done.stdout
 
 
 def test_drawn_pictures_are_as_heavy_as_photographs(tmp_path):

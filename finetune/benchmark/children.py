@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -29,7 +30,8 @@ def peak_of(case: Case, side: str) -> int | None:
     done = start(task, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode == 0:
         return int(done.stdout.splitlines()[-1])
-    if done.returncode < 0 or "OutOfMemoryError" in done.stderr:  # Linux kills it
+    too_much = any(error in done.stderr for error in ("OutOfMemoryError", "DefaultCPUAllocator"))
+    if done.returncode == -signal.SIGKILL or too_much:  # Linux kills what takes too much
         return None
     raise RuntimeError(f"measuring the memory of {case.what}, {side}:\n{done.stderr}")
 
@@ -50,4 +52,5 @@ def measure_memory(task: dict[str, Any]) -> int:
     work.run(*benchmark.inputs(tiny))
     work.reset()
     inputs = benchmark.inputs(case)
+    work.prepare(*inputs)
     return peak_bytes(lambda: work.run(*inputs), case.device)

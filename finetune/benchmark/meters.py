@@ -150,28 +150,35 @@ def _peak_bytes_since_start(work: Callable[[], object]) -> int:
 
 
 def distance_to_limit(
-    flop: int, work: Callable[[], object], *, seconds: float, peak: float, device: str
+    flop: int,
+    work: Callable[[], object],
+    *,
+    seconds: Mapping[str, float],
+    peak: float,
+    device: str,
 ) -> dict[str, float]:
     """Arithmetic a second over the machine's peak; on a GPU bytes a second over its peak too.
 
     Args:
         flop: of the products of a run.
-        work: one run, whose bytes are counted on a GPU (a CPU's caches serve most of them).
-        seconds: what it takes.
+        work: one run of "ours", whose bytes are counted on a GPU (a CPU's caches serve most of
+            them, and a compiler saves most of them).
+        seconds: what it takes, by side; the fastest counts for the arithmetic.
         peak: the machine's arithmetic a second.
         device: where.
     """
+    fastest = min(seconds.values())
     limit = {
         "gflop": flop / 1e9,
-        "gflop_per_second": flop / seconds / 1e9,
+        "gflop_per_second": flop / fastest / 1e9,
         "peak_gflop_per_second": peak / 1e9,
-        "share_of_peak": flop / seconds / peak,
+        "share_of_peak": flop / fastest / peak,
     }
     if torch.device(device).type == "cuda":
         moved, bandwidth = count_bytes(work), peak_bytes_per_second(device)
         limit["gigabytes"] = moved / 1e9
         limit["peak_gigabytes_per_second"] = bandwidth / 1e9
-        limit["share_of_bandwidth"] = moved / seconds / bandwidth
+        limit["share_of_bandwidth"] = moved / seconds["ours"] / bandwidth
     return limit
 
 

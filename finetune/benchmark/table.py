@@ -16,7 +16,8 @@ ratio   stock's over this package's
 differs the largest difference over the largest value; of class maps, the share
 peak    the model's arithmetic a second over that of the machine's best product,
         or, on a GPU, bytes a second over those of a copy, whichever is nearer
-memory  highest during a run, above the loaded model and its inputs"""
+memory  highest during a run, above the loaded model and its inputs
+loader  one worker a side, which treats freed memory as it does in a training"""
 
 
 def print_json(result: Result | Sequence[Trained]) -> None:

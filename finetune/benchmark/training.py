@@ -1,9 +1,10 @@
 """`training`: equal minutes of training, ours against the stock model in the same loop.
 
 Each side, in a process of its own, first finds out how fast it trains, then trains for as many
-steps as the minutes hold, with the same recipe, seed, initial weights, data order, optimiser and
-evaluation. What differs is the model and the loss: stock's own, by `labels=`. So the difference
-in mean IoU is what the speed buys.
+steps as the minutes hold (stock, as the minutes that ours took), with the same recipe, seed,
+initial weights, data order, optimiser and evaluation. What differs is the model and the loss:
+stock's own, by `labels=`. So the difference in mean IoU is what the speed buys. The sides follow
+each other: on a machine that changes its pace, compare images a second with those of `train-step`.
 """
 
 import os
@@ -90,14 +91,19 @@ def compare(
         SystemExit: with a side's exit status, if that is not 0; it has said why.
     """
     check(recipe, overrides, output)
-    task = {"do": "train", "recipe": recipe, "overrides": list(overrides), "minutes": minutes}
+    task = {"do": "train", "recipe": recipe, "overrides": list(overrides)}
+    trained = []
     for side in ("ours", "stock"):
-        print(f"{side}: training for {minutes:g} minutes", file=sys.stderr, flush=True)
+        print(f"{side}: training for {minutes:.3g} minutes", file=sys.stderr, flush=True)
+        task |= {"side": side, "minutes": minutes, "output": str(output / side)}
         # What `fit` prints is for people, as is what comes on stderr; ours may be JSON.
-        done = start({**task, "side": side, "output": str(output / side)}, stdout=_STDERR)
+        done = start(task, stdout=_STDERR)
         if done.returncode:
             raise SystemExit(done.returncode)
-    return _trained(output, "ours"), _trained(output, "stock")
+        trained.append(_trained(output, side))
+        # As long as ours took: steps are counted beforehand, and a machine may change its pace.
+        minutes = trained[0].seconds / 60
+    return trained[0], trained[1]
 
 
 def train_side(task: dict[str, Any]) -> None:

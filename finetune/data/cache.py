@@ -15,16 +15,19 @@ once is read from here; the file fills as training goes, and outlives it. The ru
 - A set is let in, and files that nobody has open are removed, as `_make_room` says.
 """
 
+import errno
 import hashlib
 import mmap
 import multiprocessing
 import os
 import shutil
 import struct
+import tempfile
 import warnings
 import weakref
 import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -48,11 +51,12 @@ Fingerprint = tuple[int, int, int, int]
 """Size and time (ns) of the image's file, then of the mask's."""
 
 RESERVE = 2**30
-"""Bytes of the disk that `disk` leaves to checkpoints and everybody else."""
+"""Bytes of the disk that are left to checkpoints and everybody else."""
 
 _FORMAT = 1
 _SUFFIX = ".samples"
 _ALIGNMENT = 64  # of slots, in bytes
+_NUM_THREADS = 8  # asking for the times of files waits for the disk
 _MAGIC = b"finetune decoded"
 _HEADER = struct.Struct("<16s32s16sQQI")  # magic, key, generation, slots, file size, checksum
 _TABLE = np.dtype([("start", "<u8"), ("height", "<u4"), ("width", "<u4")])
@@ -137,7 +141,10 @@ def cache_folder() -> Path:
     """`$FINETUNE_CACHE`, or `finetune/decoded` in the user's cache folder."""
     own = os.environ.get("FINETUNE_CACHE")
     shared = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(own or os.path.join(shared, "finetune", "decoded")).expanduser().absolute()
+    path = os.path.expanduser(own or os.path.join(shared, "finetune", "decoded"))
+    if path.startswith("~"):  # a user without a home
+        path = os.path.join(tempfile.gettempdir(), "finetune", "decoded")
+    return Path(path).absolute()
 
 
 # -------------------------------------------------------------------------------------- one file
@@ -210,6 +217,9 @@ class Slots:
         image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask, self.mask_dtype)
         content = struct.pack("<4qI", *fingerprint, zlib.crc32(image.data, zlib.crc32(mask.data)))
         try:
+            disk = os.fstatvfs(self._descriptor)
+            if disk.f_bavail * disk.f_frsize < RESERVE:
+                raise OSError(errno.ENOSPC, f"less than {_gigabytes(RESERVE)} are free")
             self._write(mask, start)
             self._write(image, start + mask.nbytes)
             whole = content + zlib.crc32(content, index).to_bytes(4, "little")
@@ -225,13 +235,17 @@ class Slots:
 
     def is_outdated(self, images: Sequence[str], masks: Sequence[str]) -> bool:
         """Whether a slot is damaged, or filled from files that have changed since."""
-        for index, (image, mask) in enumerate(zip(images, masks, strict=True)):
-            record = self._record(index)
-            if record is None and any(self._record_bytes(index)):
-                return True
-            if record is not None and record[0] != _fingerprint(image, mask):
-                return True
-        return False
+
+        def is_outdated(index: int) -> bool:
+            # Twice: one that another process is writing may be seen in part.
+            record = self._record(index) or self._record(index)
+            if record is None:
+                return any(self._record_bytes(index))
+            return record[0] != _fingerprint(images[index], masks[index])
+
+        parts = [range(first, len(images), _NUM_THREADS) for first in range(_NUM_THREADS)]
+        with ThreadPoolExecutor(_NUM_THREADS) as pool:
+            return any(pool.map(lambda part: any(map(is_outdated, part)), parts))
 
     def _record(self, index: int) -> tuple[Fingerprint, int] | None:
         """Fingerprint and checksum of a filled slot."""
@@ -243,8 +257,8 @@ class Slots:
         return (image_size, image_time, mask_size, mask_time), pixels
 
     def _record_bytes(self, index: int) -> bytes:
-        start = self._records + index * _RECORD.size
-        return self._map[start : start + _RECORD.size]
+        # Not through the map: on a full tmpfs even reading a hole of it kills the process.
+        return os.pread(self._descriptor, _RECORD.size, self._records + index * _RECORD.size)
 
     def _write(self, data: Any, position: int) -> None:
         view = memoryview(data).cast("B")
@@ -290,19 +304,28 @@ def _open_slots(rows: datasets.Dataset, labels: Labels, mode: Mode) -> Slots:
     mask_dtype = np.dtype(np.uint8 if labels.num_labels <= 255 else np.uint16)
     key = _key(images, masks, labels)
     path = folder / f"{key.hex()[:32]}{_SUFFIX}"
-    with _locked(folder):
-        slots = None
+
+    def there() -> Slots | None:
         with suppress(FileNotFoundError, ValueError):
             slots = Slots(path, key, mask_dtype)
-        if slots is None or slots.is_outdated(images, masks):
-            del slots
-            sizes = upright_sizes(rows)
-            header, size = _layout(key, sizes, mask_dtype.itemsize)
-            _make_room(path, size, mode)
-            _begin(path, header, size)
-            slots = Slots(path, key, mask_dtype)
-        os.utime(path)  # used last
-    return slots
+            os.utime(path)  # used last
+            return slots
+        return None
+
+    with _locked(folder):
+        slots = there()
+    if slots is not None and not slots.is_outdated(images, masks):
+        return slots
+    # Without the lock: a large set on a slow disk takes minutes, in which nobody else shall wait.
+    header, size = _layout(key, upright_sizes(rows), mask_dtype.itemsize)
+    with _locked(folder):
+        newer = there()
+        if newer is not None and (slots is None or newer.generation != slots.generation):
+            return newer  # of another process, as this one found out that there is none
+        del slots, newer
+        _make_room(path, size, mode)
+        _begin(path, header, size)
+        return Slots(path, key, mask_dtype)
 
 
 def _key(images: Sequence[str], masks: Sequence[str], labels: Labels) -> bytes:
@@ -389,12 +412,15 @@ def _make_room(path: Path, size: int, mode: Mode) -> None:
 
 def _removed(file: Path) -> bool:
     """Removes a file unless somebody uses it."""
-    descriptor = os.open(file, os.O_RDONLY)
+    try:
+        descriptor = os.open(file, os.O_RDWR)  # NFS locks nothing that cannot be written
+    except OSError:  # somebody else's
+        return False
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         file.unlink()
         return True
-    except BlockingIOError:
+    except OSError:
         return False
     finally:
         os.close(descriptor)

@@ -106,7 +106,7 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
     agree &= first == corner[:, bottom][:, :, right]
     slots_of_rows, slots_of_columns = rows.fraction.shape[1], columns.fraction.shape[1]
     labels = first[:, :, None, :, None].repeat(1, 1, slots_of_rows, 1, slots_of_columns)
-    at_once = max(1, _BAND_ELEMENTS // (slots_of_rows * slots_of_columns * num_labels))
+    at_once = max(1, _limit(logits) // (slots_of_rows * slots_of_columns * num_labels))
     for cells in (~agree).nonzero().split(at_once):
         image, row, column = cells.unbind(1)
         across, down = columns.fraction[column][..., None], rows.fraction[row][:, :, None, None]
@@ -119,6 +119,11 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
         labels[image, row, :, column] = _classes(mixed).to(labels.dtype)
     labels = labels.flatten(3).flatten(1, 2).index_select(1, rows.slot)
     return labels.index_select(2, columns.slot).long()
+
+
+def _limit(logits: Tensor) -> int:
+    """Elements of a band."""
+    return _BAND_ELEMENTS if logits.device.type == "cpu" else _BAND_ELEMENTS_GPU
 
 
 def _ends(num_logits: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -209,8 +214,7 @@ class _Grid(NamedTuple):
         """Which images, which rows of cells, and the logits of their pixels."""
         batch, num_labels, height, _ = logits.shape
         line = self.columns.fraction.numel() * num_labels
-        limit = _BAND_ELEMENTS if logits.device.type == "cpu" else _BAND_ELEMENTS_GPU
-        at_once = max(1, limit // (self.rows.fraction.shape[1] * line))  # rows of cells
+        at_once = max(1, _limit(logits) // (self.rows.fraction.shape[1] * line))  # rows of cells
         num_images, num_rows = max(1, at_once // (height + 1)), min(at_once, height + 1)
         for first in range(0, batch, num_images):
             images = slice(first, min(first + num_images, batch))

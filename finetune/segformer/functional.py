@@ -18,12 +18,16 @@ from .bands import argmax_by_cells, cross_entropy_in_bands
 
 
 def is_traced() -> bool:
-    """Whether a graph is being taken down, by torch.compile, torch.export or torch.jit.trace.
+    """Whether a graph is being taken down, by torch.compile, export, jit.trace or torch.func.
 
     Then the plain operations belong into it: a tracer cannot read our own backwards, and a
     compiler that fuses has no need of them.
     """
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return (
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch._C._are_functorch_transforms_active()
+    )
 
 
 def _without_autocast(tensor: Tensor) -> AbstractContextManager:
@@ -322,7 +326,8 @@ class _Classify(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
         x = x.detach().permute(0, 2, 3, 1).contiguous().relu_()  # (B, H, W, C)
-        ctx.scale = 1 / _drop_(x, dropout)
+        kept = _drop_(x, dropout)
+        ctx.scale = 1 / kept if kept else 0.0
         ctx.save_for_backward(x, weight)
         return _linear(x, weight * ctx.scale, bias).permute(0, 3, 1, 2)
 
@@ -356,6 +361,9 @@ def _drop_(x: Tensor, probability: float) -> float:
         x *= torch.empty_like(x).bernoulli_(1 - probability)
         return 1 - probability
     dropped = round(probability * 65536)
+    if dropped == 65536:
+        x.zero_()
+        return 0.0
     for piece in x.view(-1).split(_BAND_ELEMENTS):
         draws = torch.empty(-(-len(piece) // 4), dtype=torch.int64).random_(-(2**63), None)
         kept = torch.empty_like(piece)
@@ -482,9 +490,9 @@ def upsampled_cross_entropy(  # type: ignore[misc]
         A scalar, or two scalars for "sum", in float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: on a CPU, a label that is neither a class nor `ignore_index`. Elsewhere such a
-            pixel does not count, because looking would wait for the device; `cross_entropy_sums`
-            returns their number.
+        ValueError: `labels` or `weight` do not fit the logits; and, on a CPU, a label that is
+            neither a class nor `ignore_index`. Elsewhere such a pixel does not count, because
+            looking would wait for the device; `cross_entropy_sums` returns their number.
     """
     loss, normaliser, _ = cross_entropy_sums(
         logits,
@@ -510,6 +518,16 @@ def cross_entropy_sums(
     focal_gamma: float = 0.0,
 ) -> CrossEntropySums:
     """`upsampled_cross_entropy` before its division, with the number of stray labels."""
+    batch, num_labels = logits.shape[:2]
+    if labels.ndim != 3 or labels.shape[0] != batch:
+        raise ValueError(
+            f"labels of shape {tuple(labels.shape)} do not fit logits of shape "
+            f"{tuple(logits.shape)}: they must be ({batch}, height, width)"
+        )
+    if weight is not None and weight.shape != (num_labels,):
+        raise ValueError(f"weight of shape {tuple(weight.shape)} must be ({num_labels},)")
+    if labels.dtype == torch.uint8 and not (0 <= ignore_index <= 255 and num_labels <= 255):
+        labels = labels.int()  # uint8 is compared with no more than the last byte of a number
     with _without_autocast(logits):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         loss, normaliser, stray, _ = _upsampled_cross_entropy(
@@ -609,6 +627,8 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _scale_gradient(ctx: Any, loss_grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
+    if torch.is_grad_enabled():  # create_graph: what follows would pass for a constant
+        raise RuntimeError("upsampled_cross_entropy can be differentiated only once")
     (grad,) = ctx.saved_tensors
     return (None if loss_grad is None else grad * loss_grad, *[None] * 6)
 

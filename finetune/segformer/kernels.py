@@ -188,8 +188,12 @@ def _span(logits: Tensor) -> int:
     return sum((size - 1) * stride for size, stride in steps)
 
 
+# Compiled once for all sizes: the pictures of an evaluation have hundreds.
+_SIZES = ["height", "width", "full_height", "full_width", "num_pixels", "size"]
+
+
 def _jit(function: Callable) -> Any:
-    return triton.jit(function) if _FOUND else function
+    return triton.jit(function, do_not_specialize=_SIZES) if _FOUND else function
 
 
 @_jit

@@ -281,8 +281,7 @@ class SegmentationTask:
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         data = self.recipe.data
-        mean = torch.tensor(data.image_mean, device=pixels.device)
-        std = torch.tensor(data.image_std, device=pixels.device)
+        mean, std = (_constant(tuple(x), pixels.device) for x in (data.image_mean, data.image_std))
         return normalise(pixels, mean, std)
 
     def _evaluation(self, metric: MeanIoU, loss: float) -> Evaluation:
@@ -323,6 +322,12 @@ def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
     if fresh:
         warnings.warn(f"{what}: the encoder is loaded, new are {', '.join(fresh)}", stacklevel=3)
     return model
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A tensor, sent to its device once: sending waits until a GPU has done all it has to do."""
+    return torch.tensor(values, device=device)
 
 
 def _number(value: float) -> float | None:

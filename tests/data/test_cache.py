@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import tempfile
 import time
 import warnings
 from pathlib import Path
@@ -346,6 +347,32 @@ def test_a_full_disk_ends_caching_with_one_warning(root):
     assert content(opened(root)) == expected  # with room again, the rest is filled
 
 
+def test_the_reserve_is_left_to_others(root, monkeypatch):
+    """Whatever fills the disk while a training goes on, the cache leaves room for a checkpoint."""
+    samples = opened(root)
+    samples[0]
+    monkeypatch.setattr(cache, "RESERVE", 2**62)
+    with pytest.warns(UserWarning, match="GB are free") as caught:
+        assert content(samples) == content(rows(root))
+    assert len(caught) == 1
+    assert [samples.slots._record(i) is not None for i in range(COUNT)] == [True] + [False] * 7
+
+
+def test_processes_that_begin_a_file_at_once_share_it(root, monkeypatch):
+    """While headers are read, without the lock, another process has begun the file."""
+    others = []
+    sizes_of = cache.upright_sizes
+
+    def slowly(rows):
+        if not others:
+            others.append(None)
+            others[0] = opened(root)
+        return sizes_of(rows)
+
+    monkeypatch.setattr(cache, "upright_sizes", slowly)
+    assert opened(root).slots.generation == others[0].slots.generation
+
+
 def test_a_folder_of_no_use(tmp_path, root, monkeypatch):
     (tmp_path / "file").touch()
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "file" / "below"))
@@ -451,3 +478,5 @@ def test_where_it_is(monkeypatch, tmp_path):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache_folder() == tmp_path / ".cache/finetune/decoded"
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as of a user without a home
+    assert cache_folder() == Path(tempfile.gettempdir()) / "finetune/decoded"

@@ -408,6 +408,33 @@ def test_label_types_and_ignore_indices():
     )
 
 
+@pytest.mark.parametrize(("num_labels", "ignore_index"), [(171, -100), (256, 255), (300, 65535)])
+def test_bytes_are_compared_with_numbers_beyond_a_byte(num_labels, ignore_index):
+    """In uint8 156 equals -100, and everything is at least 256."""
+    torch.manual_seed(0)
+    logits = torch.randn(1, num_labels, 4, 4)
+    labels = (torch.arange(256) % num_labels).to(torch.uint8).view(1, 16, 16)
+    loss = upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
+    full = upsample(logits, (16, 16))
+    assert_close(loss, F.cross_entropy(full, labels.long(), ignore_index=ignore_index))
+
+
+@pytest.mark.parametrize(
+    ("labels_shape", "weight_shape"), [((4, 8, 8), 6), ((1, 8, 8), 6), ((8, 8), 6), ((2, 8, 8), 5)]
+)
+def test_what_does_not_fit_the_logits_is_refused(labels_shape, weight_shape):
+    logits = torch.randn(2, 6, 4, 4)
+    labels = torch.zeros(labels_shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match="must be"):
+        upsampled_cross_entropy(logits, labels, weight=torch.ones(weight_shape))
+
+
+def test_a_second_derivative_is_refused():
+    logits, labels = logits_and_labels(torch.float32)
+    with pytest.raises(RuntimeError, match="differentiated only once"):
+        torch.autograd.grad(upsampled_cross_entropy(logits, labels), logits, create_graph=True)
+
+
 def test_half_precision_is_computed_in_float32():
     logits, labels = logits_and_labels(torch.bfloat16)
     expected = upsampled_cross_entropy(logits.float(), labels)

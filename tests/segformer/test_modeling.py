@@ -427,6 +427,33 @@ def test_traces(tmp_path):
         assert_close(torch.jit.load(tmp_path / "traced.pt")(image)[0], ours(image)[0])
 
 
+def test_functional_gradients(tmp_path):
+    """torch.func takes no backwards of one's own."""
+    ours, _ = ours_and_stock(tmp_path, **SMALL)
+    ours.eval()
+    image = torch.randn(1, 3, 64, 96)
+
+    def loss(parameters):
+        return torch.func.functional_call(ours, parameters, image).logits.square().mean()
+
+    parameters = {name: tensor.detach() for name, tensor in ours.named_parameters()}
+    gradients = torch.func.grad(loss)(parameters)
+    ours(image).logits.square().mean().backward()
+    for name, parameter in ours.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_dropping_everything_leaves_the_bias(tmp_path):
+    ours, _ = ours_and_stock(tmp_path, **SMALL)
+    ours.train()
+    ours.decode_head.dropout.p = 1.0
+    logits = ours(torch.randn(2, 3, 64, 96)).logits
+    bias = ours.decode_head.classifier.bias
+    assert torch.equal(logits, bias.view(1, -1, 1, 1).expand_as(logits))
+    logits.sum().backward()
+    assert not ours.decode_head.linear_fuse.weight.grad.any()
+
+
 def test_frozen_parts_get_no_gradients_and_change_no_others(tmp_path):
     ours, _ = ours_and_stock(tmp_path, **SMALL)
     image = torch.randn(2, 3, 64, 96)
