@@ -91,7 +91,7 @@ def compare(
         SystemExit: with a side's exit status, if that is not 0; it has said why.
     """
     check(recipe, overrides, output)
-    task = {"do": "train", "recipe": recipe, "overrides": list(overrides)}
+    task: dict[str, Any] = {"do": "train", "recipe": recipe, "overrides": list(overrides)}
     trained = []
     for side in ("ours", "stock"):
         print(f"{side}: training for {minutes:.3g} minutes", file=sys.stderr, flush=True)
