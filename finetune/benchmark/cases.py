@@ -204,7 +204,7 @@ def logits_and_labels(case: Case) -> tuple[Tensor, ...]:
 def regions_and_labels(case: Case) -> tuple[Tensor, ...]:
     """As `logits_and_labels`, but with regions, which the logits of a trained model have.
 
-    Seeds of 16 logits; our argmax leaves out what lies inside of a region, nine tenths here.
+    Seeds of 16 logits; our argmax leaves out what lies inside of a region, 77 % here.
     """
     logits, target = logits_and_labels(case)
     seeds = F.avg_pool2d(logits, 16, ceil_mode=True) * 16
