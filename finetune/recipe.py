@@ -80,16 +80,52 @@ class ModelSection(Section):
 class DataSection(Section):
     """Where the images and masks come from."""
 
-    source: Literal["shapes", "folder", "camvid", "ade20k", "cityscapes"] = Field(
-        "folder", description="procedural shapes, two folders, or an official layout"
+    source: Literal[
+        "shapes",
+        "folder",
+        "coco",
+        "ultralytics",
+        "camvid",
+        "ade20k",
+        "cityscapes",
+        "voc",
+        "coco-stuff",
+    ] = Field(
+        "folder",
+        description="procedural shapes, two folders, COCO's JSON, Ultralytics' data.yaml, or an "
+        "official layout",
     )
     path: str | None = Field(None, description="the data set's folder (every source but shapes)")
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of train_split to evaluate on, instead of val_split"
+    )
+    split_seed: int = Field(0, description="val_fraction: another cut for each")
+    split_group: str | None = Field(
+        None, description="val_fraction: regular expression of what keeps samples together, in ids"
+    )
+    split_list: str | None = Field(
+        None, description="text file of a split's ids, below path, such as {split}.txt"
+    )
     train_split: str = Field("train", description="what to train on")
     val_split: str = Field("val", description="what to evaluate on")
-    images: str = Field("images/{split}", description="folder: where the images are, below path")
-    masks: str = Field("masks/{split}", description="folder: where the masks are, below path")
+    images: str = Field(
+        "images/{split}", description="folder, coco: where the images are, below path"
+    )
+    masks: str = Field(
+        "masks/{split}",
+        description="folder: where the masks are, below path; with {class}, one file a class",
+    )
     image_suffix: str = Field("", description="folder: what image names end in, e.g. _image")
-    mask_suffix: str = Field("", description="folder: what mask names end in, e.g. _mask")
+    mask_suffix: str = Field(
+        "", description="folder: what mask names end in, e.g. _mask; with {class}, one file a class"
+    )
+    annotations: str = Field(
+        "annotations/{split}.json", description="coco: the file of objects, below path"
+    )
+    overlap: Literal["area", "order"] = Field(
+        "area",
+        description="coco, ultralytics: of several objects the smallest has a pixel, or the last",
+    )
     train_samples: PositiveInt = Field(4000, description="shapes: pictures to train on")
     val_samples: PositiveInt = Field(200, description="shapes: pictures to evaluate on")
     size: Size = Field((96, 96), description="shapes: height and width of the pictures")
@@ -112,16 +148,37 @@ class DataSection(Section):
 class LabelsSection(Section):
     """What the values in the masks mean: the only place where labels are translated."""
 
-    preset: Literal["shapes", "ade20k", "camvid", "cityscapes"] | None = Field(
+    preset: (
+        Literal[
+            "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
+        ]
+        | None
+    ) = Field(
         None, description="names, colours and rules of a known data set, as defaults for the rest"
     )
     names: list[str] = Field([], description="the classes' names, in the order of their ids")
     colors: list[tuple[int, int, int]] | None = Field(
         None, description="the classes' colours (R, G, B); null: chosen by the package"
     )
-    ignore: list[int] = Field([255], description="mask values that do not count")
-    map: dict[int, int | None] | None = Field(
-        None, description="mask value -> class id (null: ignored); null: the value is the id"
+    kind: Literal["ids", "colors"] = Field(
+        "ids", description="what masks hold; a palette's ids or its colours are both there"
+    )
+    ignore: list[int | str] | None = Field(
+        None, description="mask values that do not count; null: 255 of ids, no colour"
+    )
+    map: dict[int | str, int | str | None] | None = Field(
+        None,
+        description='mask value, or "#RRGGBB" -> class id or name (null: ignored); null: the value '
+        "is the id, the colour that of the class",
+    )
+    background: str | None = Field(
+        None, description="class of pixels that no object covers (coco, polygons, one file a class)"
+    )
+    unknown: Literal["error", "ignore"] = Field(
+        "error", description="what becomes of mask values without a rule"
+    )
+    tolerance: Annotated[int, Field(ge=0, le=127)] = Field(
+        0, description="how far each channel of a colour may be off"
     )
     reduce_zero: bool = Field(
         False, description="mask value 0 is ignored and value v is class v - 1 (ADE20K)"
@@ -220,8 +277,7 @@ class Recipe(Section):
 
     def to_yaml(self) -> str:
         """The resolved recipe, as it is saved beside the model."""
-        values = self.model_dump(mode="json")
-        return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+        return to_yaml(self.model_dump(mode="json"))
 
     def hash(self) -> str:
         """SHA-256 of what the result depends on (`VOLATILE` keys left out)."""
@@ -269,16 +325,24 @@ VOLATILE = (
     "train.compile",
 )
 
+FILES = {"folder", "coco", "ultralytics", "camvid", "ade20k", "cityscapes", "voc", "coco-stuff"}
+
 # Keys that only some sources read: setting them for another is a mistake, not a wish.
 READ_BY = {
-    "images": {"folder"},
+    "images": {"folder", "coco"},
     "masks": {"folder"},
     "image_suffix": {"folder"},
     "mask_suffix": {"folder"},
     "train_samples": {"shapes"},
     "val_samples": {"shapes"},
     "size": {"shapes"},
-    "path": {"folder", "camvid", "ade20k", "cityscapes"},
+    "annotations": {"coco"},
+    "overlap": {"coco", "ultralytics"},
+    "val_fraction": FILES,
+    "split_seed": FILES,
+    "split_group": FILES,
+    "split_list": FILES,
+    "path": FILES,
 }
 
 
@@ -398,6 +462,11 @@ class _Loader(yaml.SafeLoader):
 
 class _Dumper(yaml.SafeDumper):
     """Lists of plain values in one line, as people write them."""
+
+
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Values as people write recipes."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
@@ -525,6 +594,9 @@ def _resolve(recipe: Recipe, stem: str) -> Recipe:
         train = train.model_copy(update={"warmup_steps": shortened})
     if train.checkpoint_every is None:
         train = train.model_copy(update={"checkpoint_every": train.eval_every})
+    labels = recipe.labels
+    if labels.ignore is None:
+        labels = labels.model_copy(update={"ignore": [] if labels.kind == "colors" else [255]})
     evaluation = recipe.evaluation
     if evaluation.window and evaluation.stride is None:
         stride = tuple(max(1, side * 3 // 4) for side in evaluation.window)
@@ -533,6 +605,7 @@ def _resolve(recipe: Recipe, stem: str) -> Recipe:
         update={
             "name": name,
             "output": os.path.expanduser(recipe.output or Path("runs") / name),
+            "labels": labels,
             "train": train,
             "evaluation": evaluation,
         }
@@ -601,6 +674,12 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
         default = DataSection.model_fields[key].default
         if data.source not in sources and getattr(data, key) != default:
             yield f"data.{key}: read by source {' / '.join(sorted(sources))}, not {data.source}"
+    if data.val_fraction is not None and data.split_list is not None:
+        yield "data.val_fraction: the split is drawn, but data.split_list names files; take one"
+    for key in ("split_seed", "split_group"):
+        default = DataSection.model_fields[key].default
+        if data.val_fraction is None and getattr(data, key) != default:
+            yield f"data.{key}: needs data.val_fraction"
     if data.path is None and data.source != "shapes":
         yield f"data.path: missing; the source {data.source} needs the data set's folder"
     if not recipe.labels.names:
@@ -615,7 +694,7 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
         labels.names != tuple(PRESETS["shapes"]["names"])
         or recipe.labels.map is not None
         or recipe.labels.reduce_zero
-        or recipe.labels.ignore != LabelsSection.model_fields["ignore"].default
+        or recipe.labels.ignore != [255]
     ):
         yield "labels: the source shapes draws its own classes; write `preset: shapes`"
 

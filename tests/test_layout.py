@@ -17,12 +17,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
 LAYERS = {
     0: [
         *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
-        *["data.labels", "data.presets", "data.shapes"],
+        *["data.classes", "data.labels", "data.presets", "data.shapes"],
     ],
-    1: ["checkpoint", "tracking", "inference", "report", "publish", "data.folders", "data.cache"],
-    2: ["data", "data.loader", "run_folder"],
+    1: [
+        *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
+        *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
+        *["data.splits", "data.inspection", "data.recognise"],
+    ],
+    2: ["data", "data.loader", "data.sources", "run_folder"],
     3: ["trainers"],
-    4: ["train", "cli", "evaluation", "benchmark"],
+    4: ["train", "cli", "evaluation", "benchmark", "init"],
 }
 FOLDERS = ("segformer", "trainers", "benchmark")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

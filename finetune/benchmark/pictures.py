@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
-import datasets
 import numpy as np
 import torch
 import transformers
@@ -24,9 +23,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from finetune.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, TrainTransform
 from finetune.benchmark.cases import IGNORE, Case, Work
 from finetune.data.cache import CachedSamples
-from finetune.data.folders import IMAGE_SUFFIXES, read_image
+from finetune.data.files import IMAGE_SUFFIXES, read_image
 from finetune.data.labels import Labels
 from finetune.data.loader import TrainSamples, batches_of
+from finetune.data.samples import as_samples
 from finetune.errors import UserError
 from finetune.inference import normalise
 
@@ -129,9 +129,10 @@ def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> 
     what is measured reads from memory.
     """
     images, masks = zip(*pairs, strict=True)
-    rows = {"image": images, "mask": masks, "id": [str(i) for i in range(len(pairs))]}
     labels = Labels.build([str(i) for i in range(case.num_labels)])
-    kept = CachedSamples(datasets.Dataset.from_dict(rows), labels, "disk" if cached else "none")
+    ids = [str(i) for i in range(len(pairs))]
+    data = as_samples([Path(image) for image in images], masks, ids, labels)
+    kept = CachedSamples(data, "disk" if cached else "none")
     transform = TrainTransform(
         case.size,
         scale=SCALE,

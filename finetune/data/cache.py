@@ -37,8 +37,7 @@ import datasets
 import numpy as np
 import PIL
 
-from finetune.data.folders import ReadSamples, upright_sizes
-from finetune.data.labels import Labels
+from finetune.data.samples import ReadSamples, reader_of, upright_sizes
 from finetune.errors import UserError
 
 if os.name == "posix":
@@ -53,7 +52,7 @@ Fingerprint = tuple[int, int, int, int]
 RESERVE = 2**30
 """Bytes of the disk that are left to checkpoints and everybody else."""
 
-_FORMAT = 1
+_FORMAT = 2
 _SUFFIX = ".samples"
 _ALIGNMENT = 64  # of slots, in bytes
 _NUM_THREADS = 8  # asking for the times of files waits for the disk
@@ -69,8 +68,7 @@ class CachedSamples:
     What comes from the cache are read-only views of the map.
 
     Args:
-        rows: From a source in `finetune.data.folders`.
-        labels: What the mask values mean.
+        samples: From `finetune.data.samples.as_samples`.
         mode: "none" decodes every time, "auto" keeps a set that fits, "disk" keeps any.
 
     Raises:
@@ -78,19 +76,19 @@ class CachedSamples:
             folder of no use.
     """
 
-    def __init__(self, rows: datasets.Dataset, labels: Labels, mode: Mode) -> None:
-        rows = rows.with_format(None)
+    def __init__(self, samples: datasets.Dataset, mode: Mode) -> None:
+        self.reader = reader_of(samples)
+        rows = samples.with_format(None)
         # Lists: a row of a datasets.Dataset takes as long as a tenth of the augmentation.
         self._images, self._masks = list(rows["image"]), list(rows["mask"])
         self._ids = list(rows["id"])
-        self.reader = ReadSamples(labels)
         self.slots: Slots | None = None
         self.refusal = ""
         """Why "auto" keeps nothing, if the set does not fit."""
         if mode == "none":
             return
         try:
-            self.slots = _open_slots(rows, labels, mode)
+            self.slots = _open_slots(samples, mode)
         except _TooLargeError as error:
             if mode == "disk":
                 raise UserError(f"data.cache=disk: {error}. Make room, or take auto.") from error
@@ -113,12 +111,12 @@ class CachedSamples:
 
     def _pair(self, index: int, image: str, mask: str) -> Pair:
         # Asked before the files are read: of one that changes meanwhile, the old time is recorded.
-        fingerprint = _fingerprint(image, mask) if self.slots else None
+        fingerprint = _fingerprint(image, self.reader.form.files(mask)) if self.slots else None
         if self.slots is None or fingerprint is None:
-            return self.reader.read(Path(image), Path(mask))
+            return self.reader.read(image, mask)
         pair = self.slots.get(index, fingerprint)
         if pair is None:
-            pair = self.reader.read(Path(image), Path(mask))
+            pair = self.reader.read(image, mask)
             self.slots.put(index, fingerprint, *pair)
         return pair
 
@@ -233,7 +231,7 @@ class Slots:
                     stacklevel=2,
                 )
 
-    def is_outdated(self, images: Sequence[str], masks: Sequence[str]) -> bool:
+    def is_outdated(self, images: Sequence[str], masks: Sequence[list[Path]]) -> bool:
         """Whether a slot is damaged, or filled from files that have changed since."""
 
         def is_outdated(index: int) -> bool:
@@ -278,13 +276,14 @@ def _reopen(
     return None
 
 
-def _fingerprint(image: str, mask: str) -> Fingerprint | None:
-    """None if a file is gone, which reading it says better."""
+def _fingerprint(image: str, masks: Sequence[Path]) -> Fingerprint | None:
+    """Of a mask in several files the sums; None if a file is gone, which reading it says better."""
     try:
-        one, other = os.stat(image), os.stat(mask)
+        one, others = os.stat(image), [os.stat(mask) for mask in masks]
     except OSError:
         return None
-    return one.st_size, one.st_mtime_ns, other.st_size, other.st_mtime_ns
+    size, time = sum(s.st_size for s in others), sum(s.st_mtime_ns for s in others)
+    return one.st_size, one.st_mtime_ns, size, time % 2**63
 
 
 # ------------------------------------------------------------------------------------ the folder
@@ -294,15 +293,17 @@ class _TooLargeError(Exception):
     """The set is larger than the limits allow."""
 
 
-def _open_slots(rows: datasets.Dataset, labels: Labels, mode: Mode) -> Slots:
+def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
     """Opens the file of a split, and begins it if it is not there, damaged or outdated."""
     if os.name != "posix":
         raise OSError("this system has no shared locks")
     folder = cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
+    reader, rows = reader_of(samples), samples.with_format(None)
     images, masks = list(rows["image"]), list(rows["mask"])
-    mask_dtype = np.dtype(np.uint8 if labels.num_labels <= 255 else np.uint16)
-    key = _key(images, masks, labels)
+    mask_dtype = np.dtype(np.uint8 if reader.labels.num_labels <= 255 else np.uint16)
+    files = [reader.form.files(mask) for mask in masks]
+    key = _key(images, masks, files, reader)
     path = folder / f"{key.hex()[:32]}{_SUFFIX}"
 
     def there() -> Slots | None:
@@ -314,10 +315,10 @@ def _open_slots(rows: datasets.Dataset, labels: Labels, mode: Mode) -> Slots:
 
     with _locked(folder):
         slots = there()
-    if slots is not None and not slots.is_outdated(images, masks):
+    if slots is not None and not slots.is_outdated(images, files):
         return slots
     # Without the lock: a large set on a slow disk takes minutes, in which nobody else shall wait.
-    header, size = _layout(key, upright_sizes(rows), mask_dtype.itemsize)
+    header, size = _layout(key, upright_sizes(samples), mask_dtype.itemsize)
     with _locked(folder):
         newer = there()
         if newer is not None and (slots is None or newer.generation != slots.generation):
@@ -328,12 +329,22 @@ def _open_slots(rows: datasets.Dataset, labels: Labels, mode: Mode) -> Slots:
         return Slots(path, key, mask_dtype)
 
 
-def _key(images: Sequence[str], masks: Sequence[str], labels: Labels) -> bytes:
+def _key(
+    images: Sequence[str],
+    masks: Sequence[str],
+    files: Sequence[Sequence[Path]],
+    reader: ReadSamples,
+) -> bytes:
     """What a set is: its files, what its mask values mean, and who decodes."""
+    labels = reader.labels
     versions = (_FORMAT, PIL.__version__, cv2.__version__)
-    digest = hashlib.sha256(repr((versions, labels.num_labels, labels.rules)).encode())
-    for path in (*images, *masks):
-        digest.update(os.fsencode(os.path.abspath(path)) + b"\0")
+    meaning = (labels.num_labels, labels.rules, labels.ignores_unknown, reader.form)
+    digest = hashlib.sha256(repr((versions, meaning)).encode())
+    for image, mask, own in zip(images, masks, files, strict=True):
+        paths = [os.path.abspath(image), *(os.path.abspath(path) for path in own)]
+        if [str(path) for path in own] != [mask]:
+            paths.append(mask)  # not a path, but what the mask is
+        digest.update(os.fsencode("\0".join(paths)) + b"\0\0")
     return digest.digest()
 
 

@@ -9,7 +9,7 @@ import colorsys
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -19,6 +19,11 @@ RGB = tuple[int, int, int]
 
 MAX_CLASSES = 65535
 """Class ids beyond 255 are held in uint16, whose last value is the ignore id."""
+
+NO_OBJECT = -1
+"""Raw value of pixels that no object covers, in forms that mark objects (`finetune.data.masks`)."""
+UNCOUNTED = -2
+"""Raw value of pixels that an annotation itself leaves out; always ignored."""
 
 _UNCOVERED = -1
 _MAX_SHOWN = 5
@@ -31,7 +36,13 @@ class Labels:
     names: tuple[str, ...]
     colors: tuple[RGB, ...]
     rules: tuple[tuple[int, int], ...]
-    """(raw mask value, class id or `ignore_index`), sorted; any other raw value is an error."""
+    """(raw mask value, class id or `ignore_index`), sorted."""
+    ignores_unknown: bool = False
+    """Whether any other raw value is ignored, and not an error."""
+    kind: Literal["ids", "colors"] = "ids"
+    """What masks hold; colours count as 0xRRGGBB."""
+    tolerance: int = 0
+    """How far each channel of a colour may be off."""
 
     @classmethod
     def build(
@@ -39,19 +50,32 @@ class Labels:
         names: Sequence[str],
         *,
         colors: Sequence[Sequence[int]] | None = None,
-        ignore: Sequence[int] = (255,),
-        map: Mapping[int, int | None] | None = None,
+        kind: Literal["ids", "colors"] = "ids",
+        ignore: Sequence[int | str] | None = None,
+        map: Mapping[int | str, int | str | None] | None = None,
         reduce_zero: bool = False,
+        background: str | None = None,
+        unknown: Literal["error", "ignore"] = "error",
+        tolerance: int = 0,
     ) -> "Labels":
         """Checks a `labels:` block and turns it into rules.
+
+        Raw values are what masks hold: numbers or, if `kind` says so, colours "#RRGGBB", which
+        count as the number 0xRRGGBB.
 
         Args:
             names: One name per class id.
             colors: RGB 0..255 per class. None gives `default_colors`.
-            ignore: Raw values that carry no label.
-            map: Raw value -> class id; several may share a class (merging), None ignores. Without
-                it raw v is class v.
+            kind: What masks hold. With "colors" a class has the colour that `colors` gives it, and
+                those that `map` adds.
+            ignore: Raw values that carry no label; None: 255 for ids, no colour.
+            map: Raw value -> class id or name; several may share a class (merging), None ignores.
+                Of ids, without it raw v is class v.
             reduce_zero: Raw 0 is ignored and raw v is class v - 1, as in ADE20K.
+            background: Name of the class of pixels that no object covers, in forms that mark
+                objects. Without one they need a rule for -1, or stand in `ignore`.
+            unknown: What becomes of raw values without a rule.
+            tolerance: Of colours, how far each channel may be off.
 
         Raises:
             UserError: The block contradicts itself; the message names the field.
@@ -59,20 +83,36 @@ class Labels:
         names = tuple(str(name).strip() for name in names)
         _check_names(names)
         ignore_index = _ignore_index(len(names))
-        rules = _class_rules(names, map, reduce_zero, ignore_index)
-        for raw in ignore:
-            class_id = rules.setdefault(int(raw), ignore_index)
+        palette = None if colors is None else _check_colors(colors, len(names))
+        raw_map = None
+        if map is not None:
+            raw_map = {
+                _raw(raw, kind, "labels.map"): _class_id(class_id, raw, names)
+                for raw, class_id in map.items()
+            }
+        if kind == "colors":
+            rules = _color_rules(names, palette, raw_map, reduce_zero, ignore_index)
+        else:
+            rules = _class_rules(names, raw_map, reduce_zero, ignore_index)
+        for raw in (() if kind == "colors" else (255,)) if ignore is None else ignore:
+            class_id = rules.setdefault(_raw(raw, kind, "labels.ignore"), ignore_index)
             if class_id != ignore_index:
                 raise UserError(
                     f"labels.ignore: raw value {raw} is ignored, but it also means class "
                     f"{class_id} ({names[class_id]!r}). Take {raw} out of labels.ignore (an empty "
                     f"list ignores nothing), or give that class another raw value in labels.map."
                 )
-        if colors is None:
-            palette = default_colors(len(names))
-        else:
-            palette = _check_colors(colors, len(names))
-        return cls(names, palette, tuple(sorted(rules.items())))
+        if background is not None:
+            if background not in names:
+                raise UserError(f"labels.background: {background!r} is not one of labels.names.")
+            if rules.setdefault(NO_OBJECT, names.index(background)) != names.index(background):
+                raise UserError("labels.background: labels.map or labels.ignore has -1 already.")
+        rules.setdefault(UNCOUNTED, ignore_index)
+        if tolerance and kind == "ids":
+            raise UserError("labels.tolerance: is about colours; set labels.kind=colors.")
+        palette = palette or default_colors(len(names))
+        found = tuple(sorted(rules.items()))
+        return cls(names, palette, found, unknown == "ignore", kind, tolerance)
 
     @property
     def num_labels(self) -> int:
@@ -105,7 +145,7 @@ class Labels:
             (H, W) uint8 (uint16 for more than 255 classes): 0..K-1 or `ignore_index`.
 
         Raises:
-            UserError: A value that no rule covers.
+            UserError: A value that no rule covers, if those are not ignored.
         """
         if mask.dtype.kind not in "iub":
             raise UserError(
@@ -124,7 +164,9 @@ class Labels:
             table = np.array([known.get(int(v), _UNCOVERED) for v in values], np.int32)
             encoded = table[inverse].reshape(mask.shape)
 
-        if mask.size and encoded.min() == _UNCOVERED:
+        if self.ignores_unknown:
+            encoded = np.where(encoded == _UNCOVERED, self.ignore_index, encoded)
+        elif mask.size and encoded.min() == _UNCOVERED:
             raise UserError(self._uncovered_message(mask[encoded == _UNCOVERED], where))
         return encoded.astype(np.uint8 if self.num_labels <= 255 else np.uint16)
 
@@ -138,8 +180,20 @@ class Labels:
         """Says which values have no meaning, how many pixels hold each, and what to do."""
         values, counts = np.unique(uncovered, return_counts=True)
         most = np.argsort(-counts, kind="stable")[:_MAX_SHOWN]
-        shown = ", ".join(f"{values[i]} ({counts[i]} pixels)" for i in most)
+        name = "#{:06X}".format if self.kind == "colors" else str
+        shown = ", ".join(f"{name(values[i])} ({counts[i]} pixels)" for i in most)
         more = f" and {len(values) - _MAX_SHOWN} more" if len(values) > _MAX_SHOWN else ""
+        if values[0] == NO_OBJECT:
+            return (
+                f"{where}: {counts[0]} pixels belong to no object (-1). Name the class that they "
+                f"are in labels.background, or list -1 in labels.ignore."
+            )
+        if self.kind == "colors":
+            return (
+                f"{where}: the mask holds colours that are neither a class nor ignored: "
+                f"{shown}{more}. Give them a class in labels.map, list them in labels.ignore or, "
+                f"if they are classes' colours damaged by compression, set labels.tolerance."
+            )
         return (
             f"{where}: the mask holds values that are neither a class nor ignored: {shown}{more}. "
             f"There are {self.num_labels} classes (ids 0 to {self.num_labels - 1}). Give these "
@@ -202,13 +256,65 @@ def _class_rules(
             "labels.reduce_zero and labels.map both say what raw values mean. Keep labels.map and "
             "set labels.reduce_zero to false ({0: null, 1: 0, 2: 1, ...} means the same)."
         )
-    for raw, class_id in map.items():
-        if class_id is not None and not 0 <= class_id < len(names):
-            raise UserError(
-                f"labels.map: raw value {raw} is mapped to class {class_id}, but labels.names has "
-                f"{len(names)} classes (0 to {len(names) - 1}). Use null to ignore a value."
-            )
     return {int(raw): ignore_index if c is None else int(c) for raw, c in map.items()}
+
+
+def _color_rules(
+    names: tuple[str, ...],
+    colors: tuple[RGB, ...] | None,
+    map: Mapping[int, int | None] | None,
+    reduce_zero: bool,
+    ignore_index: int,
+) -> dict[int, int]:
+    """As `_class_rules`, of colours as 0xRRGGBB."""
+    if reduce_zero:
+        raise UserError("labels.reduce_zero: it is about ids, but labels.kind says colors.")
+    if colors is None and not map:
+        raise UserError(
+            "labels.colors: missing; with labels.kind=colors each class needs the colour that "
+            "masks show it in, here or in labels.map."
+        )
+    rules: dict[int, int] = {}
+    for i, (red, green, blue) in enumerate(colors or ()):
+        first = rules.setdefault(red << 16 | green << 8 | blue, i)
+        if first != i:
+            raise UserError(
+                f"labels.colors: {names[first]!r} and {names[i]!r} have one colour, "
+                f"#{red:02X}{green:02X}{blue:02X}. With labels.kind=colors no two classes can."
+            )
+    added = {raw: ignore_index if c is None else c for raw, c in (map or {}).items()}
+    return rules | added
+
+
+def _raw(value: int | str, kind: str, where: str) -> int:
+    """A raw value as a number."""
+    if kind == "ids":
+        if isinstance(value, str):
+            raise UserError(
+                f"{where}: {value!r} is not a whole number. (Colours need labels.kind=colors.)"
+            )
+        return int(value)
+    digits = value.removeprefix("#") if isinstance(value, str) else ""
+    if len(digits) != 6 or not set(digits.lower()) <= set("0123456789abcdef"):
+        raise UserError(f'{where}: {value!r} is not a colour; write "#RRGGBB", in quotes.')
+    return int(digits, 16)
+
+
+def _class_id(value: int | str | None, raw: int | str, names: tuple[str, ...]) -> int | None:
+    """A class of labels.map, given by id, by name, or not at all."""
+    if isinstance(value, str):
+        if value not in names:
+            raise UserError(
+                f"labels.map: raw value {raw} is mapped to {value!r}, which is not one of "
+                "labels.names. Use null to ignore a value."
+            )
+        return names.index(value)
+    if value is not None and not 0 <= value < len(names):
+        raise UserError(
+            f"labels.map: raw value {raw} is mapped to class {value}, but labels.names has "
+            f"{len(names)} classes (0 to {len(names) - 1}). Use null to ignore a value."
+        )
+    return value
 
 
 def _check_names(names: tuple[str, ...]) -> None:

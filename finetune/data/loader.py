@@ -1,4 +1,4 @@
-"""Recipe to batches: opens a split, and serves it to one process of several.
+"""Samples to batches: serves a split to one process of several.
 
 What happens to a sample is a function of the recipe's seed and the sample's position in the global
 sequence alone; the sequence is a function of the seed and the epoch. So neither the number of
@@ -22,22 +22,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.augment import TrainTransform
-from finetune.data import folders
 from finetune.data.cache import CachedSamples
-from finetune.data.labels import Labels
-from finetune.data.shapes import shapes
 from finetune.errors import UserError
 from finetune.inference import Protocol
 from finetune.parallel import keep_freed_memory
-from finetune.recipe import DataSection
-
-# The source named in a recipe -> what opens one split of it.
-LAYOUTS = {
-    "camvid": folders.camvid,
-    "ade20k": folders.ade20k,
-    "cityscapes": folders.cityscapes,
-}
-
 
 # What loaders read, by index.
 Samples: TypeAlias = datasets.Dataset | CachedSamples
@@ -52,30 +40,6 @@ class Batch(TypedDict):
     pixel_values: Tensor
     labels: Tensor
     ids: list[str]
-
-
-def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
-    """One split as a `datasets.Dataset` of Samples; see `finetune.data.folders` for its errors."""
-    if data.source == "shapes":
-        train = split == data.train_split
-        return shapes(
-            "train" if train else "val",
-            num_samples=data.train_samples if train else data.val_samples,
-            size=data.size,
-            seed=0,  # the set is one fixed set, whatever the training's seed
-        )
-    assert data.path is not None, "load_recipe asks for it"
-    if data.source == "folder":
-        return folders.image_folder(
-            data.path,
-            split,
-            labels,
-            images=data.images,
-            masks=data.masks,
-            image_suffix=data.image_suffix,
-            mask_suffix=data.mask_suffix,
-        )
-    return LAYOUTS[data.source](data.path, split, labels)
 
 
 class GlobalOrder(Sampler[list[tuple[int, int]]]):

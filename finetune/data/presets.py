@@ -4,7 +4,8 @@ Each value of `PRESETS` holds keyword arguments of `finetune.data.labels.Labels.
 
 Sources: ADE20K scene parsing, objectInfo150.txt (the first name of each row) and the colours
 that mmsegmentation and the published demos use; Cityscapes, cityscapesScripts' labels.py (train
-ids); CamVid, the SegNet tutorial's 11 classes. The shapes are this package's own.
+ids and the table of label ids); CamVid, the SegNet tutorial's 11 classes; Pascal VOC, its
+development kit; COCO-Stuff, labels.txt of its repository. The shapes are this package's own.
 """
 
 from typing import Any
@@ -54,6 +55,52 @@ ff5c00 ff00ff ff00f5 ff0066 ffad00 ff0014 ffb8b8 001fff 00ff3d 0047ff ff00cc 00f
 005cff b8ff00 0085ff ffd600 19c2c2 66ff00 5c00ff
 """
 
+_CITYSCAPES_NAMES = _names(
+    "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
+    "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle"
+)
+_CITYSCAPES_COLORS = _colors(
+    "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c ff0000 "
+    "00008e 000046 003c64 005064 0000e6 770b20"
+)
+_CITYSCAPES_LABEL_IDS = (7, 8, 11, 12, 13, 17, *range(19, 29), 31, 32, 33)
+
+_COCO_STUFF_NAMES = _names(
+    """
+person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant,
+stop sign, parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe,
+backpack, umbrella, handbag, tie, suitcase, frisbee, skis, snowboard, sports ball, kite, baseball
+bat, baseball glove, skateboard, surfboard, tennis racket, bottle, wine glass, cup, fork, knife,
+spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair,
+couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone,
+microwave, oven, toaster, sink, refrigerator, book, clock, vase, scissors, teddy bear, hair drier,
+toothbrush, banner, blanket, branch, bridge, building-other, bush, cabinet, cage, cardboard, carpet,
+ceiling-other, ceiling-tile, cloth, clothes, clouds, counter, cupboard, curtain, desk-stuff, dirt,
+door-stuff, fence, floor-marble, floor-other, floor-stone, floor-tile, floor-wood, flower, fog,
+food-other, fruit, furniture-other, grass, gravel, ground-other, hill, house, leaves, light, mat,
+metal, mirror-stuff, moss, mountain, mud, napkin, net, paper, pavement, pillow, plant-other,
+plastic, platform, playingfield, railing, railroad, river, road, rock, roof, rug, salad, sand, sea,
+shelf, sky-other, skyscraper, snow, solid-other, stairs, stone, straw, structural-other, table,
+tent, textile-other, towel, tree, vegetable, wall-brick, wall-concrete, wall-other, wall-panel,
+wall-stone, wall-tile, wall-wood, water-other, waterdrops, window-blind, window-other, wood
+"""
+)
+_COCO_STUFF_UNUSED = {11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90}
+_COCO_STUFF_VALUES = [value for value in range(182) if value not in _COCO_STUFF_UNUSED]
+
+
+def _voc_colors(count: int) -> list[RGB]:
+    """VOC's colour map: the bits of a class, three at a time, from the top of each channel down."""
+    colors = []
+    for value in range(count):
+        channels = [0, 0, 0]
+        for place in range(8):
+            for channel in range(3):
+                channels[channel] |= (value >> (3 * place + channel) & 1) << (7 - place)
+        colors.append((channels[0], channels[1], channels[2]))
+    return colors
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "shapes": {
         "names": ["background", "disc", "square", "triangle", "star", "ring"],
@@ -67,14 +114,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Raw values are train ids (*_labelTrainIds.png), not the 34 label ids.
     "cityscapes": {
+        "names": _CITYSCAPES_NAMES,
+        "colors": _CITYSCAPES_COLORS,
+        "ignore": [255],
+    },
+    # Raw values are the 34 label ids (*_labelIds.png), translated by the official table.
+    "cityscapes-label-ids": {
+        "names": _CITYSCAPES_NAMES,
+        "colors": _CITYSCAPES_COLORS,
+        "map": {
+            **dict.fromkeys([-1, *range(7), 9, 10, 14, 15, 16, 18, 29, 30]),
+            **{raw: i for i, raw in enumerate(_CITYSCAPES_LABEL_IDS)},
+        },
+        "ignore": [],
+    },
+    "voc": {
         "names": _names(
-            "road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, "
-            "terrain, sky, person, rider, car, truck, bus, train, motorcycle, bicycle"
+            "background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, "
+            "diningtable, dog, horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"
         ),
-        "colors": _colors(
-            "804080 f423e8 464646 66669c be9999 999999 faaa1e dcdc00 6b8e23 98fb98 4682b4 dc143c "
-            "ff0000 00008e 000046 003c64 005064 0000e6 770b20"
-        ),
+        "colors": _voc_colors(21),
+        "ignore": [255],  # the border of objects
+    },
+    # Raw values are those of stuffthingmaps: category ids of 1 to 182 less one, 11 of them unused.
+    "coco-stuff": {
+        "names": _COCO_STUFF_NAMES,
+        "map": {raw: i for i, raw in enumerate(_COCO_STUFF_VALUES)},
         "ignore": [255],
     },
     "camvid": {

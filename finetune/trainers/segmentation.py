@@ -17,15 +17,15 @@ from transformers import PreTrainedModel
 
 from finetune.augment import TrainTransform
 from finetune.data.cache import CachedSamples, describe
-from finetune.data.folders import preflight
 from finetune.data.loader import (
     Batch,
     GlobalOrder,
     Samples,
     eval_loader,
-    open_split,
     train_loader,
 )
+from finetune.data.samples import preflight
+from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.inference import (
     Protocol,
@@ -143,7 +143,7 @@ class SegmentationTask:
             return list(splits)
         fresh = [split for split in splits if id(split) not in self._caches]
         for split in fresh:
-            self._caches[id(split)] = CachedSamples(split, self.labels, self.recipe.data.cache)
+            self._caches[id(split)] = CachedSamples(split, self.recipe.data.cache)
         line = describe(*(self._caches[id(split)] for split in fresh))
         if line and os.environ.get("RANK", "0") == "0":
             print(line, file=sys.stderr)

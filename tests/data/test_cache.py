@@ -14,11 +14,13 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from finetune.augment import TrainTransform
-from finetune.data import cache, folders
+from finetune.data import cache
+from finetune.data import samples as reading
 from finetune.data.cache import CachedSamples, cache_folder, describe
 from finetune.data.folders import image_folder
 from finetune.data.labels import Labels
 from finetune.data.loader import GlobalOrder, train_loader
+from finetune.data.masks import IdMasks
 from finetune.errors import UserError
 
 LABELS = Labels.build(["a", "b", "c"])
@@ -51,7 +53,7 @@ def rows(root: Path):
 
 
 def opened(root: Path, mode="auto", labels=LABELS) -> CachedSamples:
-    return CachedSamples(image_folder(root, "train", labels), labels, mode)
+    return CachedSamples(image_folder(root, "train", labels), mode)
 
 
 def content(samples) -> list[tuple]:
@@ -68,13 +70,13 @@ def the_file() -> Path:
 def decoded(monkeypatch) -> list[str]:
     """The names of the images that are decoded from now on."""
     names: list[str] = []
-    read = folders.read_image
+    read = reading.read_image
 
     def counted(path):
         names.append(path.name)
         return read(path)
 
-    monkeypatch.setattr(folders, "read_image", counted)
+    monkeypatch.setattr(reading, "read_image", counted)
     return names
 
 
@@ -208,7 +210,7 @@ def test_bad_files_are_named_as_without_a_cache(root):
     for index in (2, 4, 5):
         paths = root / f"images/train/{index}.png", root / f"masks/train/{index}.png"
         with pytest.raises(UserError) as expected:
-            folders.ReadSamples(LABELS).read(*paths)
+            reading.ReadSamples(LABELS, IdMasks()).read(*map(str, paths))
         for _ in range(2):
             with pytest.raises(UserError) as found:
                 samples[index]

@@ -2,23 +2,19 @@ import pickle
 import struct
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from finetune.data.folders import (
-    _decode_plain,
-    ade20k,
-    camvid,
-    cityscapes,
-    image_folder,
-    preflight,
-    read_image,
-)
+from finetune.data.files import _decode_plain, read_colors, read_image, read_mask
+from finetune.data.folders import image_folder
 from finetune.data.labels import Labels
+from finetune.data.layouts import ade20k, camvid, cityscapes
 from finetune.data.presets import PRESETS
+from finetune.data.samples import preflight
 from finetune.errors import UserError
 
 LABELS = Labels.build(["a", "b", "c"])
@@ -426,9 +422,12 @@ def test_damage_that_pillow_sees_is_seen(tmp_path, name):
             warnings.simplefilter("ignore")  # Pillow's, about sizes and EXIF data
             expected, found = as_pillow_reads_it(path), as_we_read_it(path)
             fast += _decode_plain(path) is not None
-        assert (found is None) == (expected is None)
-        assert found is None or np.array_equal(found, expected)
-        refused += expected is None
+        if name == "x.jpg":
+            assert (found is None) == (expected is None)
+            assert found is None or np.array_equal(found, expected)
+        else:  # whose checksums we ask, and Pillow does not
+            assert found is None or np.array_equal(found[..., 0], np.array(coarse))
+        refused += found is None
     assert refused > 50
     assert fast > 50 or name == "x.png"
 
@@ -458,7 +457,7 @@ def test_cityscapes(tmp_path):
     with pytest.raises(UserError) as error:
         cityscapes(tmp_path, "train", labels)
     assert "labelTrainIds" in str(error.value)
-    assert "createTrainIdLabelImgs" in str(error.value)
+    assert "labels.preset=cityscapes-label-ids" in str(error.value)
     assert str(city.parent) in str(error.value)
 
     save(np.full((12, 16), 18, np.uint8), city / "ulm_000_gtFine_labelTrainIds.png")
@@ -496,3 +495,27 @@ def test_real_ade20k(shared_data):
         raw = np.array(Image.open(annotations / f"{sample['id']}.png")).astype(int)
         assert sample["image"].shape[:2] == raw.shape
         assert sample["mask"].tolist() == np.where(raw == 0, 255, raw - 1).tolist()
+
+
+@pytest.mark.parametrize("mode", ["grey", "palette", "16 bit", "colors"])
+def test_no_bit_of_a_png_can_be_wrong_unseen(tmp_path, mode):
+    """Pillow alone decodes some damaged masks without a word, into other labels."""
+    mask = np.kron(np.random.default_rng(0).integers(0, 3, (3, 4)), np.ones((2, 2)))
+    kinds = {"16 bit": np.uint16}
+    image = Image.fromarray(mask.astype(kinds.get(mode, np.uint8)))
+    if mode == "palette":
+        image.putpalette([10, 20, 30] * 256)
+    image = image.convert("RGB") if mode == "colors" else image
+    path = tmp_path / "mask.png"
+    image.save(path)
+    read = read_colors if mode == "colors" else read_mask
+    expected, whole = read(path), path.read_bytes()
+    unseen = 0
+    for place in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        with suppress(UserError):
+            assert np.array_equal(read(path), expected)
+            unseen += 1
+    assert unseen <= 32  # the checksum of an end that holds nothing

@@ -122,6 +122,16 @@ def test_a_floating_point_mask_is_refused():
         ({"names": ABC, "colors": [(1, 2, 3)]}, "labels.colors: 1 colours for 3"),
         ({"names": ABC, "colors": [(1, 2, 3), (1, 2), (4, 5, 6)]}, "labels.colors: colour 1"),
         ({"names": ABC, "colors": [(1, 2, 256)] * 3}, "labels.colors: colour 0"),
+        ({"names": ABC, "map": {0: "d"}}, "labels.map: raw value 0 is mapped to 'd'"),
+        ({"names": ABC, "map": {"#000000": 0}}, "labels.map: '#000000' is not a whole number"),
+        ({"names": ABC, "kind": "colors"}, "labels.colors: missing"),
+        ({"names": ABC, "kind": "colors", "colors": [(0, 0, 1)] * 3}, "'a' and 'b' .*#000001"),
+        ({"names": ABC, "kind": "colors", "map": {"#12345": 0}}, "'#12345' is not a colour"),
+        ({"names": ABC, "kind": "colors", "map": {0: 0}}, "labels.map: 0 is not a colour"),
+        ({"names": ABC, "kind": "colors", "reduce_zero": True}, "labels.reduce_zero"),
+        ({"names": ABC, "background": "d"}, "labels.background: 'd'"),
+        ({"names": ABC, "background": "a", "ignore": [-1]}, "labels.background: .*-1 already"),
+        ({"names": ABC, "tolerance": 3}, "labels.tolerance: .*labels.kind=colors"),
     ],
 )
 def test_a_contradictory_block_names_its_field(block, message):
@@ -164,14 +174,46 @@ def test_labels_survive_pickling_without_their_table():
 
 @pytest.mark.parametrize(
     ("name", "num_labels", "last"),
-    [("ade20k", 150, "flag"), ("cityscapes", 19, "bicycle"), ("camvid", 11, "bicyclist")],
+    [
+        ("ade20k", 150, "flag"),
+        ("camvid", 11, "bicyclist"),
+        ("cityscapes", 19, "bicycle"),
+        ("cityscapes-label-ids", 19, "bicycle"),
+        ("coco-stuff", 171, "wood"),
+        ("shapes", 6, "ring"),
+        ("voc", 21, "tvmonitor"),
+    ],
 )
 def test_presets(name, num_labels, last):
     labels = Labels.build(**PRESETS[name])
     assert labels.num_labels == num_labels
     assert labels.names[-1] == last
     assert len(labels.colors) == num_labels
-    assert PRESETS.keys() == {"ade20k", "cityscapes", "camvid", "shapes"}
+
+
+def test_official_tables():
+    """Spot checks of the tables that the data sets publish."""
+    voc = Labels.build(**PRESETS["voc"])
+    colors = dict(zip(voc.names, voc.colors, strict=True))
+    assert colors["person"] == (192, 128, 128)
+    assert colors["tvmonitor"] == (0, 64, 128)
+    cityscapes = Labels.build(**PRESETS["cityscapes-label-ids"])
+    rules = dict(cityscapes.rules)
+    names = {raw: cityscapes.names[i] for raw, i in rules.items() if i != 255}
+    assert names[7] == "road"
+    assert names[17] == "pole"
+    assert names[24] == "person"
+    assert names[28] == "bus"
+    assert names[33] == "bicycle"
+    assert {raw for raw in range(-1, 34) if rules[raw] == 255} == {
+        *(-1, 0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+    }
+    stuff = Labels.build(**PRESETS["coco-stuff"])
+    rules = dict(stuff.rules)
+    # Category ids less one: 1 person, 90 toothbrush, 92 banner, 182 wood.
+    for raw, name in ((0, "person"), (89, "toothbrush"), (91, "banner"), (181, "wood")):
+        assert stuff.names[rules[raw]] == name
+    assert 11 not in rules  # street sign, which is in no mask
 
 
 def test_the_ade20k_preset_follows_the_official_list(shared_data):
@@ -181,3 +223,31 @@ def test_the_ade20k_preset_follows_the_official_list(shared_data):
     rows = listing.read_text().splitlines()[1:]
     official = [row.split("\t")[-1].split(",")[0].strip() for row in rows]
     assert PRESETS["ade20k"]["names"] == official
+
+
+RED_GREEN = {"names": ["red", "green"], "colors": [(255, 0, 0), (0, 255, 0)], "kind": "colors"}
+
+
+def test_colors_are_numbers():
+    labels = Labels.build(**RED_GREEN, map={"#0000ff": "green", "000000": None}, ignore=["#FFFFFF"])
+    mask = np.array([[0xFF0000, 0x00FF00, 0x0000FF], [0, 0xFFFFFF, 0xFF0000]], np.int32)
+    assert labels.encode(mask, "m.png").tolist() == [[0, 1, 1], [255, 255, 0]]
+    with pytest.raises(UserError, match=r"m\.png: .*colours .*: #00FF01 \(3 pixels\)"):
+        labels.encode(np.full((1, 3), 0x00FF01, np.int32), "m.png")
+
+
+def test_map_by_name_and_background():
+    labels = Labels.build(ABC, map={7: "c", 8: 2, 9: None}, background="a")
+    mask = np.array([[-1, 7, 8, 9, 255, -2]], np.int32)
+    assert labels.encode(mask, "m.json").tolist() == [[0, 2, 2, 255, 255, 255]]
+    with pytest.raises(UserError, match=r"3 pixels belong to no object .*labels\.background"):
+        Labels.build(ABC).encode(np.full((1, 3), -1), "m.json")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32])
+def test_unknown_values_are_ignored_if_wanted(dtype):
+    labels = Labels.build(ABC, unknown="ignore")
+    mask = np.array([[0, 2, 3, 77, 254]], dtype)
+    assert labels.encode(mask, "m.png").tolist() == [[0, 2, 255, 255, 255]]
+    colors = Labels.build(**RED_GREEN, unknown="ignore")
+    assert colors.encode(np.array([[0x123456, 0xFF0000]]), "m.png").tolist() == [[255, 0]]

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from finetune.augment import TrainTransform
-from finetune.data.loader import GlobalOrder, eval_loader, open_split, train_loader
+from finetune.data.loader import GlobalOrder, eval_loader, train_loader
 from finetune.data.shapes import shapes
+from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.inference import Protocol
 from finetune.recipe import load_recipe

@@ -1,0 +1,219 @@
+"""Files of pixels: any picture as an array, any mask as the numbers that it stores.
+
+What can be wrong with a file is said with its name, by `UserError`.
+"""
+
+import math
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from finetune.errors import UserError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # lossless only: ids do not survive JPEG
+
+# Pillow spreads the grey levels of 2 and 4 bit files over 0..255, which multiplies class ids.
+_SPREAD_GREY = {"L;2": 85, "L;4": 17}
+
+
+def read_image(path: Path) -> np.ndarray:
+    """Reads any picture as uint8 (H, W, 3), RGB, upright (EXIF orientation applied).
+
+    16 bit grey keeps its high byte, which is what Pillow does to 16 bit colour. Transparency is
+    dropped.
+
+    Raises:
+        UserError: The file cannot be read, or holds floating point or 32 bit values.
+    """
+    if (decoded := _decode_plain(path)) is not None and decoded.ndim == 3:
+        return decoded
+    with _open(path) as image:
+        _check_png(path, image)
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
+            return np.array(upright.convert("RGB"))
+        grey = np.asarray(upright)  # convert() would clip these at 255
+    if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
+        raise UserError(
+            f"{path}: a grey image with {grey.dtype} values, whose range cannot be known. Convert "
+            f"it to 8 or 16 bit."
+        )
+    return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """Reads the raw values of a mask: palette indices, never their colours.
+
+    Returns:
+        (H, W) bool, uint8, uint16 or int32: the numbers that the file stores.
+
+    Raises:
+        UserError: The file cannot be read, or holds colours.
+    """
+    if (decoded := _decode_plain(path)) is not None and decoded.ndim == 2:
+        return decoded
+    with _open(path) as mask:
+        _check_png(path, mask)
+        _check_mask_mode(path, mask)
+        spread = _SPREAD_GREY.get(_raw_mode(mask))
+        values = np.array(mask)
+    return values // np.uint8(spread) if spread else values
+
+
+def read_colors(path: Path) -> np.ndarray:
+    """Reads a mask whose colours mean something, those of a palette too: uint8 (H, W, 3), RGB.
+
+    Raises:
+        UserError: The file cannot be read, or holds no 8 bit colours.
+    """
+    with _open(path) as mask:
+        if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
+            raise UserError(
+                f"{path}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
+                "labels.kind to ids if its numbers are the classes."
+            )
+        _check_png(path, mask)
+        return np.array(mask.convert("RGB"))
+
+
+def image_size(path: Path, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of a picture, upright, from its header.
+
+    Args:
+        path: The file.
+        expected: What it should be. Only if it is not, a PNG, which may have its EXIF data behind
+            the pixels, is decoded to look for it.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    with _open(path) as image:
+        size = image.height, image.width
+        may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
+        if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+            return size[::-1]
+        return size
+
+
+def mask_size(path: Path, *, of_ids: bool) -> tuple[int, int]:
+    """Height and width of a mask, which is never turned, from its header.
+
+    Args:
+        path: The file.
+        of_ids: Whether it must hold ids, not colours.
+
+    Raises:
+        UserError: The file cannot be opened, or holds colours where there must be ids.
+    """
+    with _open(path) as mask:
+        if of_ids:
+            _check_mask_mode(path, mask)
+        return mask.height, mask.width
+
+
+def _decode_plain(path: Path) -> np.ndarray | None:
+    """Decodes what most files are, upright RGB in JPEG and 8 bit grey in PNG, by cv2.
+
+    The same bits as Pillow's, of which a test makes sure, in two thirds of the time: Pillow copies
+    three times on the way to an array. Returns None for any other file, and for what might be
+    damaged: Pillow knows better what that is, and what to say about it.
+    """
+    suffix = path.suffix.lower()
+    if suffix not in (".jpg", ".jpeg", ".png"):
+        return None
+    try:
+        data = path.read_bytes()
+        size = _plain_png(data) if suffix == ".png" else _plain_jpeg(data)
+        # Pillow warns of sizes beyond, and refuses twice that.
+        if size is None or size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+            return None
+        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = cv2.IMREAD_UNCHANGED if suffix == ".png" else flags
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except (OSError, IndexError, cv2.error):
+        return None
+    return decoded if decoded is not None and decoded.shape[:2] == size else None
+
+
+def _plain_png(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a PNG of 8 bit grey."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00":
+        return None
+    return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
+
+
+def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
+    """Height and width of a JPEG of three colours, without EXIF data, and whole in all likelihood.
+
+    cv2 gives half a picture without a word where Pillow raises. That takes a file that is cut off
+    or has a marker in the middle of the picture, as it never has in a single scan.
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+        return None
+    position, size = 2, None
+    while (marker := data[position + 1]) != 0xDA and data[position] == 0xFF:  # until the scan
+        if marker == 0xE1 and data[position + 4 : position + 8] == b"Exif":
+            return None
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):  # the frame's header
+            height, width = data[position + 5 : position + 7], data[position + 7 : position + 9]
+            if (data[position + 4], data[position + 9]) != (8, 3):  # bits, components
+                return None
+            size = int.from_bytes(height, "big"), int.from_bytes(width, "big")
+        position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    scan = np.frombuffer(data, np.uint8)[position + 2 : -2]
+    after = scan[1:][scan[:-1] == 0xFF]  # 0: the byte was a 255; 0xD0 to 0xD7: a restart
+    return size if ((after == 0) | ((after >= 0xD0) & (after <= 0xD7))).all() else None
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
+    """Opens a file with Pillow; whatever goes wrong until the end of the block names the file."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except UserError:
+        raise
+    except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
+        size = path.stat().st_size if path.is_file() else None
+        what = "the file is gone" if size is None else f"cannot be read ({size} bytes): {error}"
+        raise UserError(f"{path}: {what}. Replace the file, or remove image and mask.") from error
+
+
+def _check_png(path: Path, image: ImageFile.ImageFile) -> None:
+    """Checks the sums of a PNG's parts: Pillow decodes pixels that were damaged without a word."""
+    if image.format != "PNG":
+        return
+    data = path.read_bytes()
+    position = 8
+    while position < len(data):
+        length = int.from_bytes(data[position : position + 4], "big")
+        end = position + 8 + length
+        checksum = int.from_bytes(data[end : end + 4], "big")
+        if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != checksum:
+            raise ValueError("its pixels are damaged")
+        if data[position + 4 : position + 8] == b"IEND":
+            return
+        position = end + 4
+    raise ValueError("its end is missing")
+
+
+def _raw_mode(image: ImageFile.ImageFile) -> str:
+    """How the file stores its pixels, as Pillow calls it; "" once they are loaded."""
+    if not image.tile:
+        return ""
+    args = image.tile[0][3]
+    return str(args[0] if isinstance(args, tuple) else args)
+
+
+def _check_mask_mode(path: Path, mask: ImageFile.ImageFile) -> None:
+    if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
+        raise UserError(
+            f"{path}: the mask is {mask.mode} (colours, or several channels); masks must hold "
+            f"class ids: one channel of whole numbers, or a palette. Convert colours to ids first."
+        )

@@ -1,0 +1,191 @@
+"""The official layouts by name: how the archives of known data sets unpack, and Ultralytics'.
+
+Sources: the archives' own readme files; https://docs.ultralytics.com/datasets/segment for
+`data.yaml`.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+
+from finetune.data.files import IMAGE_SUFFIXES
+from finetune.data.folders import existing_folder, existing_root, files_by_key, image_folder, listed
+from finetune.data.labels import Labels
+from finetune.data.masks import Overlap, PolygonFiles
+from finetune.data.samples import as_samples
+from finetune.errors import UserError
+
+
+def camvid(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+    """CamVid as in the SegNet tutorial: `{split}/*.png` (or jpg) and `{split}annot/*.png`."""
+    return image_folder(path, split, labels, images="{split}", masks="{split}annot")
+
+
+def ade20k(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+    """ADE20K as in the official zip: `path` is ADEChallengeData2016 or the folder above it.
+
+    `split` is "train" or "val", or the folder's own name, "training" or "validation".
+    """
+    root = Path(path).expanduser()
+    if (root / "ADEChallengeData2016").is_dir():
+        root /= "ADEChallengeData2016"
+    folder = {"train": "training", "val": "validation"}.get(split, split)
+    return image_folder(root, folder, labels, masks="annotations/{split}")
+
+
+def cityscapes(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+    """Cityscapes: `leftImg8bit/{split}/{city}` and `gtFine/{split}/{city}`.
+
+    The labels say which masks are meant: `*_labelTrainIds.png` with the 19 train ids or, if they
+    give 33, the official map's last, a meaning, `*_labelIds.png` with all 34.
+    """
+    kind = "labelIds" if any(raw == 33 for raw, _ in labels.rules) else "labelTrainIds"
+    masks = Path(path).expanduser() / "gtFine" / split
+    if not any(masks.rglob(f"*_gtFine_{kind}.png")):
+        other = "labelTrainIds" if kind == "labelIds" else "labelIds"
+        if any(masks.rglob(f"*_gtFine_{other}.png")):
+            preset = "cityscapes" if other == "labelTrainIds" else "cityscapes-label-ids"
+            raise UserError(
+                f"data.path: {masks} holds *_{other}.png but no *_{kind}.png, which the labels are "
+                f"about. Set labels.preset={preset}."
+            )
+    return image_folder(
+        path,
+        split,
+        labels,
+        images="leftImg8bit/{split}",
+        masks="gtFine/{split}",
+        image_suffix="_leftImg8bit",
+        mask_suffix=f"_gtFine_{kind}",
+    )
+
+
+def voc(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+    """Pascal VOC: `path` is VOC2012 (or another year), or a folder that leads to one.
+
+    `split` is a list in `ImageSets/Segmentation`: "train", "val" or "trainval".
+
+    Raises:
+        UserError: No list of that name; or it names an image that is not there.
+    """
+    root = existing_root(Path(path).expanduser(), "JPEGImages, SegmentationClass and ImageSets")
+    if not (root / "JPEGImages").is_dir():
+        found = sorted(root.glob("VOC*")) + sorted(root.glob("VOCdevkit/VOC*"))
+        root = next((folder for folder in found if (folder / "JPEGImages").is_dir()), root)
+    lists = existing_folder(root, "ImageSets/Segmentation", split)
+    file = lists / f"{split}.txt"
+    if not file.is_file():
+        there = sorted(path.stem for path in lists.glob("*.txt"))
+        raise UserError(
+            f"data: there is no list {file} for the split {split!r}; there are {listed(there)}."
+        )
+    ids = sorted({line.strip() for line in file.read_text().splitlines()} - {""})
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in ids]
+    masks = [root / "SegmentationClass" / f"{name}.png" for name in ids]
+    missing = [str(path) for path in (*images, *masks) if not path.is_file()]
+    if missing or not ids:
+        what = f"names files that are not there: {listed(missing)}" if missing else "is empty"
+        raise UserError(f"data: {file} {what}.")
+    return as_samples(images, [str(path) for path in masks], ids, labels)
+
+
+def coco_stuff(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+    """COCO-Stuff: `{images,annotations}/{train2017,val2017}`, and `*.png` of `stuffthingmaps`.
+
+    `split` is "train" or "val", or the folder's own name.
+    """
+    root = Path(path).expanduser()
+    folder = {"train": "train2017", "val": "val2017"}.get(split, split)
+    masks = "annotations/{split}"
+    for candidate in ("stuffthingmaps_trainval2017/{split}", "stuffthingmaps/{split}"):
+        if (root / candidate.replace("{split}", folder)).is_dir():
+            masks = candidate
+    return image_folder(root, folder, labels, masks=masks)
+
+
+def ultralytics(
+    path: str | Path, split: str, labels: Labels, *, overlap: Overlap = "area"
+) -> datasets.Dataset:
+    """What a `data.yaml` describes: images, and masks below `masks_dir` or polygons in `labels`.
+
+    Args:
+        path: The YAML file, or the folder of a `data.yaml`.
+        split: A key of it, such as "train", "val" or "test".
+        labels: What class ids mean; with polygons, what `NO_OBJECT` means too.
+        overlap: Of polygons.
+
+    Raises:
+        UserError: The file is not what it must be, or a folder is missing or empty.
+    """
+    file = Path(path).expanduser()
+    file = file / "data.yaml" if file.is_dir() else file
+    content = read_data_yaml(file)
+    root = _root_of(file, content)
+    folders = content.get(split)
+    if not folders:
+        keys = [key for key in ("train", "val", "test") if content.get(key)]
+        raise UserError(f"{file}: has no {split!r}; there are {listed(keys)}.")
+    images: dict[str, Path] = {}
+    for folder in folders if isinstance(folders, list) else [folders]:
+        directory = root / str(folder)
+        if not directory.is_dir():
+            raise UserError(f"{file}: {split} names {directory}, which is not a folder.")
+        for key, image in files_by_key(directory, IMAGE_SUFFIXES, "").items():
+            images[key if key not in images else f"{folder}/{key}"] = image
+    if not images:
+        raise UserError(f"{file}: {split} names folders without images.")
+    keys = sorted(images)
+    files = [images[key] for key in keys]
+    masks_dir = content.get("masks_dir")
+    if masks_dir is None:
+        texts = [str(_beside_images(image, "labels", ".txt")) for image in files]
+        if not any(Path(text).is_file() for text in texts):
+            raise UserError(
+                f"{file}: there is not one text file of polygons; the first would be {texts[0]}."
+            )
+        return as_samples(files, texts, keys, labels, PolygonFiles(overlap))
+    masks = [_beside_images(image, str(masks_dir), ".png") for image in files]
+    missing = [str(mask) for mask in masks if not mask.is_file()]
+    if missing:
+        raise UserError(
+            f"{file}: {len(missing)} of {len(masks)} images have no mask: {listed(missing)}."
+        )
+    return as_samples(files, [str(mask) for mask in masks], keys, labels)
+
+
+def read_data_yaml(file: Path) -> Mapping[str, Any]:
+    """A `data.yaml` whose `names` are a list.
+
+    Raises:
+        UserError: It cannot be read, or has no names.
+    """
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{file}: cannot be read as YAML ({error}).") from error
+    names = content.get("names") if isinstance(content, dict) else None
+    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
+        names = [names[i] for i in range(len(names))]
+    if not isinstance(names, list) or not names:
+        raise UserError(f"{file}: must have `names`, a list, or ids from 0 on with their names.")
+    return {**content, "names": [str(name) for name in names]}
+
+
+def _root_of(file: Path, content: Mapping[str, Any]) -> Path:
+    """`path` if it leads somewhere: files that were moved still hold where they were made."""
+    root = Path(str(content.get("path") or "."))
+    absolute = root if root.is_absolute() else file.parent / root
+    return absolute if absolute.is_dir() else file.parent
+
+
+def _beside_images(image: Path, folder: str, suffix: str) -> Path:
+    """The last `images` in a path becomes `folder`, as Ultralytics has it."""
+    parts = list(image.parts)
+    for position in reversed(range(len(parts) - 1)):
+        if parts[position] == "images":
+            parts[position] = folder
+            break
+    return Path(*parts).with_suffix(suffix)

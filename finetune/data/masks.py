@@ -1,0 +1,336 @@
+"""The forms in which data sets keep masks, each read as raw values that `Labels` translates.
+
+A sample names its mask by a reference, a string in its row: the path of a file, or whatever else
+its form needs. Raw values are what the form itself counts in: stored ids, colours as 0xRRGGBB, the
+ids of an annotation file's categories. Two values are common to the forms that mark objects instead
+of pixels: `NO_OBJECT` and `UNCOUNTED`.
+"""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from finetune.data.files import mask_size, read_colors, read_mask
+from finetune.data.labels import NO_OBJECT, UNCOUNTED
+from finetune.errors import UserError
+
+Overlap = Literal["area", "order"]
+"""Which object a pixel belongs to that several cover: the smallest, or the last."""
+
+Size = tuple[int, int]
+"""Height and width."""
+
+
+class MaskForm(Protocol):
+    """How to read a mask, given its reference. Picklable."""
+
+    def files(self, reference: str) -> list[Path]:
+        """The files that hold the mask; if one changes, so does the mask."""
+
+    def size(self, reference: str) -> Size | None:
+        """The mask's size, without reading its pixels; None if it takes that of its image."""
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Raw values, integer or bool (H, W).
+
+        Args:
+            reference: Names the mask.
+            size: Of the image.
+
+        Raises:
+            UserError: The mask cannot be read; names the file.
+        """
+
+
+@dataclass(frozen=True)
+class IdMasks:
+    """One file an image, whose pixels hold ids: grey, palette or 16 bit."""
+
+    def files(self, reference: str) -> list[Path]:
+        """The file."""
+        return [Path(reference)]
+
+    def size(self, reference: str) -> Size | None:
+        """The file's."""
+        return mask_size(Path(reference), of_ids=True)
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """The ids as stored; of a palette its indices."""
+        return read_mask(Path(reference))
+
+
+@dataclass(frozen=True)
+class ColorMasks:
+    """One file an image, whose colours stand for classes."""
+
+    colors: tuple[int, ...]
+    """Those of the table, 0xRRGGBB."""
+    tolerance: int = 0
+    """How far each channel may be off: JPEG damages colours. A pixel takes the nearest colour of
+    the table (in the largest difference of a channel; the first, of several)."""
+
+    def files(self, reference: str) -> list[Path]:
+        """The file."""
+        return [Path(reference)]
+
+    def size(self, reference: str) -> Size | None:
+        """The file's."""
+        return mask_size(Path(reference), of_ids=False)
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
+        values, inverse = self._stored(reference)
+        return self._mended(values)[inverse]
+
+    def count_mended(self, reference: str) -> int:
+        """Pixels whose colour is not in the table, but within the tolerance of one that is."""
+        values, inverse = self._stored(reference)
+        changed = self._mended(values) != values
+        return int(np.bincount(inverse.ravel(), minlength=len(values))[changed].sum())
+
+    def _stored(self, reference: str) -> tuple[np.ndarray, np.ndarray]:
+        channels = read_colors(Path(reference)).astype(np.int32)
+        packed = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+        values, inverse = np.unique(packed, return_inverse=True)
+        return values, inverse.reshape(packed.shape)
+
+    def _mended(self, values: np.ndarray) -> np.ndarray:
+        colors = np.asarray(self.colors, np.int32)
+        unknown = np.flatnonzero(~np.isin(values, colors)) if self.tolerance else values[:0]
+        mended = values.copy()
+        table = _channels(colors)
+        for part in np.array_split(unknown, math.ceil(len(unknown) / 4096) or 1):
+            distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
+            nearest = distance.argmin(1)
+            near = distance[np.arange(len(part)), nearest] <= self.tolerance
+            mended[part[near]] = colors[nearest[near]]
+        return mended
+
+
+def _channels(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)
+
+
+@dataclass(frozen=True)
+class ClassFiles:
+    """One file a class and image, not zero where the class is; the reference is {raw: path}.
+
+    Where several claim a pixel, the one that stands last has it.
+    """
+
+    def files(self, reference: str) -> list[Path]:
+        """One a class that is in the image."""
+        return [Path(path) for path in json.loads(reference).values()]
+
+    def size(self, reference: str) -> Size | None:
+        """That of the first file."""
+        files = self.files(reference)
+        return mask_size(files[0], of_ids=True) if files else None
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Raw values as the reference gives them, `NO_OBJECT` elsewhere; int32."""
+        raw = np.full(size, NO_OBJECT, np.int32)
+        for value, path in json.loads(reference).items():
+            mask = read_mask(Path(path))
+            if mask.shape != size:
+                raise UserError(
+                    f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels (width x height), but its "
+                    f"image is {size[1]} x {size[0]}. All files of an image must have its size."
+                )
+            raw[mask != 0] = int(value)
+        return raw
+
+    def count_overlaps(self, reference: str, size: Size) -> int:
+        """Pixels that several files claim."""
+        covered = np.zeros(size, np.uint8)
+        for path in self.files(reference):
+            covered += read_mask(path) != 0
+        return int((covered > 1).sum())
+
+
+@dataclass(frozen=True)
+class PolygonFiles:
+    """One text file an image, as Ultralytics writes it: `class x1 y1 x2 y2 ...`, an object a line.
+
+    Coordinates are shares of the image's width and height. An image without a file, or with an
+    empty one, has no objects.
+    """
+
+    overlap: Overlap = "area"
+    """Who has a pixel that several objects cover."""
+
+    def files(self, reference: str) -> list[Path]:
+        """The file, if it exists."""
+        path = Path(reference)
+        return [path] if path.is_file() else []
+
+    def size(self, reference: str) -> Size | None:
+        """None: it has none of its own."""
+        return None
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Class ids of the objects, `NO_OBJECT` elsewhere; int32."""
+        height, width = size
+        objects = []
+        for number, text in enumerate(self._lines(reference), 1):
+            if not text.strip():
+                continue
+            value, points = _polygon_line(text, f"{reference}, line {number}")
+            scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
+            where = f"{reference}, line {number}"
+            objects.append((value, _of_polygons([scaled], size), where))
+        return _painted(objects, size, self.overlap)
+
+    def _lines(self, reference: str) -> list[str]:
+        path = Path(reference)
+        if not path.exists():
+            return []
+        try:
+            return path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}). Replace the file.") from error
+
+
+def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
+    try:
+        first, *rest = text.split()
+        value, points = int(first), [float(number) for number in rest]
+    except ValueError as error:
+        raise UserError(f"{where}: {text[:60]!r} is not `class x1 y1 x2 y2 ...`.") from error
+    if value < 0:
+        raise UserError(f"{where}: the class is {value}; classes count from 0.")
+    if len(points) == 4:
+        raise UserError(
+            f"{where}: holds a box (class, centre, size), which says nothing about pixels. "
+            "Segmentation needs polygons: class x1 y1 x2 y2 x3 y3 ..."
+        )
+    if len(points) < 6 or len(points) % 2:
+        raise UserError(
+            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y."
+        )
+    if not all(-0.01 <= number <= 1.01 for number in points):
+        raise UserError(
+            f"{where}: coordinates must be shares of the width and the height, from 0 to 1."
+        )
+    return value, points
+
+
+@dataclass(frozen=True)
+class CocoObjects:
+    """Objects of a COCO file; the reference is {"size": [h, w], "objects": [...], "where": text}.
+
+    Each object is [category id, is it a crowd, its segmentation]: polygons, or RLE in either form.
+    """
+
+    overlap: Overlap = "area"
+    """Who has a pixel that several objects cover."""
+
+    def files(self, reference: str) -> list[Path]:
+        """None: the reference holds the objects themselves."""
+        return []
+
+    def size(self, reference: str) -> Size | None:
+        """As the annotation file has it."""
+        height, width = json.loads(reference)["size"]
+        return height, width
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Category ids, `UNCOUNTED` in crowds that no object covers, `NO_OBJECT` elsewhere."""
+        content = json.loads(reference)
+        objects, crowds = [], []
+        for number, (category, is_crowd, segmentation) in enumerate(content["objects"]):
+            where = f"{content['where']}, object {number}"
+            rle = _encoded(segmentation, size, where)
+            if is_crowd:
+                crowds.append((UNCOUNTED, rle, where))
+            else:
+                objects.append((category, rle, where))
+        raw = _painted(objects, size, self.overlap)
+        beneath = _painted(crowds, size, "order")
+        return np.where(raw == NO_OBJECT, beneath, raw)
+
+
+def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
+    """COCO's polygons, or RLE in either form, as compressed RLE."""
+    from pycocotools import mask as coco  # compiled; only sets of objects need it
+
+    if isinstance(segmentation, Mapping):
+        try:
+            height, width = segmentation["size"]
+            counts = segmentation["counts"]
+            if (height, width) != size:
+                raise UserError(
+                    f"{where}: its RLE is {width} x {height} pixels (width x height), but the "
+                    f"image is {size[1]} x {size[0]}."
+                )
+            counts = _runs(counts) if isinstance(counts, str) else counts
+            if sum(counts) != height * width or min(counts) < 0:
+                raise UserError(f"{where}: the counts of its RLE do not add up to the image.")
+            return coco.frPyObjects({"size": list(size), "counts": counts}, height, width)
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            raise UserError(f"{where}: its RLE cannot be read ({error!r}).") from error
+    if not isinstance(segmentation, list) or not segmentation:
+        raise UserError(f"{where}: it has no segmentation (a box says nothing about pixels).")
+    for polygon in segmentation:
+        numbers = isinstance(polygon, list) and all(_is_number(number) for number in polygon)
+        if not numbers or len(polygon) < 6 or len(polygon) % 2:
+            raise UserError(f"{where}: a polygon must be 3 or more pairs of x and y.")
+    return _of_polygons(segmentation, size)
+
+
+def _runs(text: str) -> list[int]:
+    """The counts of compressed RLE, which the library would take without looking at their sum.
+
+    Five bits a character from "0" on, the lowest first; the sixth says that more follow, the fifth
+    of the last one is the sign. From the fourth count on, differences to the last but one.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} in its counts")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its counts end in the middle of a number")
+    return counts
+
+
+def _is_number(value: Any) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and abs(value) < 1e6
+
+
+def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
+    """Polygons of one object, in pixels, as compressed RLE; COCO's own rule for their edges."""
+    from pycocotools import mask as coco
+
+    return coco.merge(coco.frPyObjects(polygons, *size))
+
+
+def _painted(
+    objects: Sequence[tuple[int, dict[str, Any], str]], size: Size, overlap: Overlap
+) -> np.ndarray:
+    """Raw values of (value, compressed RLE, where); one is decoded at a time, of hundreds."""
+    from pycocotools import mask as coco
+
+    raw = np.full(size, NO_OBJECT, np.int32)
+    if overlap == "area":
+        objects = sorted(objects, key=lambda item: -int(coco.area(item[1])))
+    for value, rle, where in objects:
+        try:
+            raw[coco.decode(rle).astype(bool)] = value
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{where}: its RLE cannot be read ({error}).") from error
+    return raw

@@ -1,0 +1,73 @@
+"""Recipe to Samples: what `data.source` stands for."""
+
+from pathlib import Path
+
+import datasets
+
+from finetune.data import layouts
+from finetune.data.coco import coco
+from finetune.data.folders import image_folder
+from finetune.data.labels import Labels
+from finetune.data.shapes import shapes
+from finetune.data.splits import by_fraction, by_list
+from finetune.recipe import DataSection
+
+# The source named in a recipe -> what opens one split of it.
+LAYOUTS = {
+    "camvid": layouts.camvid,
+    "ade20k": layouts.ade20k,
+    "cityscapes": layouts.cityscapes,
+    "voc": layouts.voc,
+    "coco-stuff": layouts.coco_stuff,
+}
+
+
+def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
+    """One split as a `datasets.Dataset` of Samples.
+
+    Raises:
+        UserError: What is wrong with the files; see the sources.
+    """
+    if data.source == "shapes":
+        train = split == data.train_split
+        return shapes(
+            "train" if train else "val",
+            num_samples=data.train_samples if train else data.val_samples,
+            size=data.size,
+            seed=0,  # the set is one fixed set, whatever the training's seed
+        )
+    assert data.path is not None, "load_recipe asks for it"
+    if data.val_fraction is not None:
+        whole = _open(data, labels, data.train_split)
+        parts = by_fraction(whole, data.val_fraction, seed=data.split_seed, group=data.split_group)
+        return parts[split != data.train_split]
+    found = _open(data, labels, split)
+    if data.split_list is None:
+        return found
+    return by_list(found, Path(data.path).expanduser() / data.split_list.replace("{split}", split))
+
+
+def _open(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
+    assert data.path is not None, "load_recipe asks for it"
+    if data.source == "folder":
+        return image_folder(
+            data.path,
+            split,
+            labels,
+            images=data.images,
+            masks=data.masks,
+            image_suffix=data.image_suffix,
+            mask_suffix=data.mask_suffix,
+        )
+    if data.source == "coco":
+        return coco(
+            data.path,
+            split,
+            labels,
+            images=data.images,
+            annotations=data.annotations,
+            overlap=data.overlap,
+        )
+    if data.source == "ultralytics":
+        return layouts.ultralytics(data.path, split, labels, overlap=data.overlap)
+    return LAYOUTS[data.source](data.path, split, labels)

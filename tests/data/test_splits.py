@@ -1,0 +1,70 @@
+"""Splits by list and by share."""
+
+from collections import Counter
+
+import datasets
+import pytest
+
+from finetune.data.splits import by_fraction, by_list
+from finetune.errors import UserError
+
+
+def data(ids) -> datasets.Dataset:
+    return datasets.Dataset.from_dict({"id": list(ids)})
+
+
+FRAMES = [f"town{video}/clip_{video}_{frame:03}" for video in range(10) for frame in range(7)]
+
+
+def test_a_list_takes_ids_with_and_without_file_types(tmp_path):
+    (tmp_path / "val.txt").write_text("b.jpg\n\na\nb\n  c.d.png \n")
+    assert by_list(data(["a", "b", "c.d", "e"]), tmp_path / "val.txt")["id"] == ["a", "b", "c.d"]
+
+
+def test_a_list_that_is_wrong(tmp_path):
+    for content, message in (("a\nx\ny.png\n", "not there: x, y.png"), ("\n", "no samples")):
+        (tmp_path / "val.txt").write_text(content)
+        with pytest.raises(UserError, match=message):
+            by_list(data(["a", "b"]), tmp_path / "val.txt")
+    with pytest.raises(UserError, match="cannot be read"):
+        by_list(data(["a"]), tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.99])
+def test_a_share_takes_every_sample_once(fraction):
+    rest, chosen = by_fraction(data(FRAMES), fraction, seed=0, group=None)
+    assert Counter([*rest["id"], *chosen["id"]]) == Counter(FRAMES)
+    assert len(chosen) == max(1, round(fraction * len(FRAMES)))
+    again = by_fraction(data(reversed(FRAMES)), fraction, seed=0, group=None)
+    assert set(again[1]["id"]) == set(chosen["id"])
+    if fraction == 0.5:
+        other = by_fraction(data(FRAMES), fraction, seed=1, group=None)
+        assert set(other[1]["id"]) != set(chosen["id"])
+
+
+@pytest.mark.parametrize("group", [r"clip_\d+", r"^town(\d+)/"])
+def test_groups_stay_together(group):
+    rest, chosen = by_fraction(data(FRAMES), 0.3, seed=3, group=group)
+    videos = [{name.split("/")[0] for name in part["id"]} for part in (rest, chosen)]
+    assert not videos[0] & videos[1]
+    assert [len(part) for part in videos] == [7, 3]
+
+
+def test_a_set_that_grows_keeps_its_split():
+    before = set(by_fraction(data(FRAMES), 0.2, seed=0, group=None)[1]["id"])
+    after = set(by_fraction(data([*FRAMES, "one/more"]), 0.2, seed=0, group=None)[1]["id"])
+    assert len(before ^ after) <= 2
+
+
+@pytest.mark.parametrize(
+    ("ids", "group", "message"),
+    [
+        (["a"], None, "only one"),
+        (["a1", "a2"], "a", "one group"),
+        (["a", "b"], "[", "no regular expression"),
+        (["a", "b"], "a", "finds nothing in 'b'"),
+    ],
+)
+def test_what_cannot_be_split(ids, group, message):
+    with pytest.raises(UserError, match=message):
+        by_fraction(data(ids), 0.5, seed=0, group=group)
