@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,6 +17,9 @@ from rich.table import Table
 
 import finetune
 from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.data.recognise import Layout
 
 app = typer.Typer(
     help="Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model.",
@@ -119,6 +123,44 @@ def show(
         raise UserError("name a recipe, or ask for --keys; `finetune recipes` lists the recipes")
     else:
         print(load_recipe(recipe, overrides or []).to_yaml(), end="")
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where images and masks are.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The recipe to write; must not exist.")
+    ] = Path("recipe.yaml"),
+    choice: Annotated[
+        int | None, typer.Option(help="Which one, of several that the folder may be.")
+    ] = None,
+) -> None:
+    """Write a recipe for a folder of images and masks that trains as it stands.
+
+    Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC
+    and COCO-Stuff, and two folders or endings with the same names. Says what it saw and assumed.
+
+    Example: finetune init my_data -o my_recipe.yaml
+    """
+    from finetune.init import draft
+
+    def choose(layouts: "Sequence[Layout]") -> "Layout":
+        lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
+        options = "\n".join(lines)
+        number = choice
+        if number is None and sys.stdin.isatty():
+            print(f"{folder} may be one of these:\n{options}")
+            number = typer.prompt("Which one", type=int)
+        if number is None or not 1 <= number <= len(layouts):
+            raise UserError(f"{folder} may be one of these; say which with --choice:\n{options}")
+        return layouts[number - 1]
+
+    done = draft(folder, output, choose)
+    for title, found in (("Seen", done.found), ("Assumed", done.assumed)):
+        print(f"{title}:")
+        for line in found:
+            print(f"  {line}")
+    print(f"\nWritten: {output}. Next: finetune train {output}")
 
 
 @app.command(name="eval")
