@@ -106,10 +106,11 @@ def _labels(root: Path, layout: Layout) -> LabelGuess:
 
 
 def _references(layout: Layout) -> list[str]:
-    """References of the masks of the training split, before its labels are known."""
+    """References of the masks of both splits, before their labels are known."""
     data = DataSection.model_validate(layout.data)
     anything = Labels.build(["0", "1"], unknown="ignore")
-    return list(open_split(data, anything, data.train_split).with_format(None)["mask"])
+    splits = [open_split(data, anything, name) for name in (data.train_split, data.val_split)]
+    return [mask for split in splits for mask in split.with_format(None)["mask"]]
 
 
 def _cityscapes_labels(root: Path) -> LabelGuess:
@@ -129,8 +130,8 @@ def _coco_labels(layout: Layout) -> LabelGuess:
     # Roboflow writes a category of everything, which no object has.
     empty = [c["name"] for c in categories if c["id"] not in used and c["id"] == 0]
     categories = [category for category in categories if category["name"] not in empty]
-    names = ["background", *(category["name"] for category in categories)]
-    raw = {category["id"]: i for i, category in enumerate(categories, 1)}
+    names = list(dict.fromkeys(["background", *(category["name"] for category in categories)]))
+    raw = {category["id"]: names.index(category["name"]) for category in categories}
     labels = {"names": names, "background": "background", "map": raw}
     assumed = ["what no object covers is a class, background (labels.background)"]
     if empty:

@@ -676,6 +676,11 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
             yield f"data.{key}: read by source {' / '.join(sorted(sources))}, not {data.source}"
     if data.val_fraction is not None and data.split_list is not None:
         yield "data.val_fraction: the split is drawn, but data.split_list names files; take one"
+    if data.val_fraction is not None and data.val_split == data.train_split:
+        yield (
+            f"data.val_split: {data.val_split!r} is what is trained on; with data.val_fraction "
+            "give the part that is held back another name"
+        )
     for key in ("split_seed", "split_group"):
         default = DataSection.model_fields[key].default
         if data.val_fraction is None and getattr(data, key) != default:

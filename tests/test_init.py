@@ -247,9 +247,27 @@ def test_validation_pictures_alone_get_a_split(shared_data, tmp_path):
     assert "held back" in done.stdout
     recipe = load_recipe(output)
     assert recipe.data.train_split == "validation"
+    assert_held_back(recipe, [2, 1])
+
+
+@pytest.mark.parametrize("split", ["train", "val", "test"])
+def test_whatever_the_only_split_is_called_nothing_trained_on_is_evaluated(camvid, tmp_path, split):
+    for name, image, mask in camvid["train"]:
+        two_folders(tmp_path / "data", split, name, image, mask)
+    output, done = init(tmp_path / "data")
+    assert done.exit_code == 0, done.output
+    assert_held_back(load_recipe(output), [COUNT - 1, 1])
+    with pytest.raises(UserError, match=r"data\.val_split: .*what is trained on"):
+        load_recipe(output, [f"data.val_split={split}"])
+
+
+def assert_held_back(recipe, sizes) -> None:
     labels = recipe.labels.build()
-    parts = [open_split(recipe.data, labels, split) for split in ("validation", "val")]
-    assert [len(part) for part in parts] == [2, 1]
+    splits = recipe.data.train_split, recipe.data.val_split
+    rows = [open_split(recipe.data, labels, split).with_format(None) for split in splits]
+    parts = [set(part["id"]) for part in rows]
+    assert [len(part) for part in parts] == sizes
+    assert not parts[0] & parts[1]
 
 
 def test_an_ambiguous_folder_is_a_question_or_a_mistake(camvid, tmp_path, monkeypatch):

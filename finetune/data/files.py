@@ -67,7 +67,7 @@ def read_mask(path: Path) -> np.ndarray:
 
 
 def read_colors(path: Path) -> np.ndarray:
-    """Reads a mask whose colours mean something, those of a palette too: uint8 (H, W, 3), RGB.
+    """Reads a mask whose colours mean something, those of a palette too: int32 (H, W), 0xRRGGBB.
 
     Raises:
         UserError: The file cannot be read, or holds no 8 bit colours.
@@ -79,7 +79,8 @@ def read_colors(path: Path) -> np.ndarray:
                 "labels.kind to ids if its numbers are the classes."
             )
         _check_png(path, mask)
-        return np.array(mask.convert("RGB"))
+        channels = np.array(mask.convert("RGB")).astype(np.int32)
+    return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
 def image_size(path: Path, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:

@@ -58,11 +58,7 @@ def inspect(files: Sequence[Path]) -> MaskValues:
         kind, own = _kind(file)
         kinds.setdefault(kind, file)
         palette = palette or own
-        if kind == "ids":
-            values = read_mask(file)
-        else:
-            channels = read_colors(file).astype(np.int32)
-            values = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+        values = read_mask(file) if kind == "ids" else read_colors(file)
         found, number = np.unique(values, return_counts=True)
         counts.update(dict(zip(found.tolist(), number.tolist(), strict=True)))
     if len(kinds) > 1:

@@ -84,20 +84,9 @@ class ColorMasks:
 
     def read(self, reference: str, size: Size) -> np.ndarray:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
-        values, inverse = self._stored(reference)
-        return self._mended(values)[inverse]
-
-    def count_mended(self, reference: str) -> int:
-        """Pixels whose colour is not in the table, but within the tolerance of one that is."""
-        values, inverse = self._stored(reference)
-        changed = self._mended(values) != values
-        return int(np.bincount(inverse.ravel(), minlength=len(values))[changed].sum())
-
-    def _stored(self, reference: str) -> tuple[np.ndarray, np.ndarray]:
-        channels = read_colors(Path(reference)).astype(np.int32)
-        packed = channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+        packed = read_colors(Path(reference))
         values, inverse = np.unique(packed, return_inverse=True)
-        return values, inverse.reshape(packed.shape)
+        return self._mended(values)[inverse].reshape(packed.shape)
 
     def _mended(self, values: np.ndarray) -> np.ndarray:
         colors = np.asarray(self.colors, np.int32)
@@ -144,13 +133,6 @@ class ClassFiles:
                 )
             raw[mask != 0] = int(value)
         return raw
-
-    def count_overlaps(self, reference: str, size: Size) -> int:
-        """Pixels that several files claim."""
-        covered = np.zeros(size, np.uint8)
-        for path in self.files(reference):
-            covered += read_mask(path) != 0
-        return int((covered > 1).sum())
 
 
 @dataclass(frozen=True)

@@ -320,7 +320,8 @@ def _with_splits(layout: Layout, splits: Sequence[str]) -> Layout:
         data = {**layout.data, "train_split": train, "val_split": val}
         return Layout(layout.name, data, found, layout.assumed)
     only = train or val or next(iter(splits), "train")
-    data = {**layout.data, "val_fraction": VAL_FRACTION}
+    # A name of its own: the two parts are told apart by it.
+    data = {**layout.data, "val_fraction": VAL_FRACTION, "val_split": "held_back"}
     if only:
         data["train_split"] = only
     assumed = (

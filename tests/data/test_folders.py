@@ -348,7 +348,7 @@ def test_exif_behind_the_pixels_of_a_png(tmp_path):
 
 
 def as_pillow_reads_it(path: Path) -> np.ndarray | None:
-    """None for a damaged file."""
+    """None for a damaged file, of which Pillow says by errors of any kind."""
     try:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
