@@ -47,7 +47,9 @@ Mode = Literal["auto", "disk", "none"]
 Pair = tuple[np.ndarray, np.ndarray]
 """Image uint8 (H, W, 3) and mask of class ids (H, W)."""
 Fingerprint = tuple[int, int, int, int]
-"""Size and time (ns) of the image's file, then of the mask's."""
+"""Size and time (ns) of the files of the image, then of the mask."""
+SourceFiles = tuple[list[Path], list[Path]]
+"""Those of the image, those of the mask."""
 
 RESERVE = 2**30
 """Bytes of the disk that are left to checkpoints and everybody else."""
@@ -111,7 +113,7 @@ class CachedSamples:
 
     def _pair(self, index: int, image: str, mask: str) -> Pair:
         # Asked before the files are read: of one that changes meanwhile, the old time is recorded.
-        fingerprint = _fingerprint(image, self.reader.form.files(mask)) if self.slots else None
+        fingerprint = _fingerprint(_files(self.reader, image, mask)) if self.slots else None
         if self.slots is None or fingerprint is None:
             return self.reader.read(image, mask)
         pair = self.slots.get(index, fingerprint)
@@ -231,7 +233,7 @@ class Slots:
                     stacklevel=2,
                 )
 
-    def is_outdated(self, images: Sequence[str], masks: Sequence[list[Path]]) -> bool:
+    def is_outdated(self, files: Sequence[SourceFiles]) -> bool:
         """Whether a slot is damaged, or filled from files that have changed since."""
 
         def is_outdated(index: int) -> bool:
@@ -239,9 +241,9 @@ class Slots:
             record = self._record(index) or self._record(index)
             if record is None:
                 return any(self._record_bytes(index))
-            return record[0] != _fingerprint(images[index], masks[index])
+            return record[0] != _fingerprint(files[index])
 
-        parts = [range(first, len(images), _NUM_THREADS) for first in range(_NUM_THREADS)]
+        parts = [range(first, len(files), _NUM_THREADS) for first in range(_NUM_THREADS)]
         with ThreadPoolExecutor(_NUM_THREADS) as pool:
             return any(pool.map(lambda part: any(map(is_outdated, part)), parts))
 
@@ -276,14 +278,21 @@ def _reopen(
     return None
 
 
-def _fingerprint(image: str, masks: Sequence[Path]) -> Fingerprint | None:
-    """Of a mask in several files the sums; None if a file is gone, which reading it says better."""
+def _files(reader: ReadSamples, image: str, mask: str) -> SourceFiles:
+    return reader.pictures.files(image), reader.form.files(mask)
+
+
+def _fingerprint(files: SourceFiles) -> Fingerprint | None:
+    """Of several files the sums; None if one is gone, which reading it says better."""
+    sums: list[int] = []
     try:
-        one, others = os.stat(image), [os.stat(mask) for mask in masks]
+        for paths in files:
+            stats = [os.stat(path) for path in paths]
+            sums += [sum(s.st_size for s in stats), sum(s.st_mtime_ns for s in stats) % 2**63]
     except OSError:
         return None
-    size, time = sum(s.st_size for s in others), sum(s.st_mtime_ns for s in others)
-    return one.st_size, one.st_mtime_ns, size, time % 2**63
+    image_size, image_time, mask_size, mask_time = sums
+    return image_size, image_time, mask_size, mask_time
 
 
 # ------------------------------------------------------------------------------------ the folder
@@ -302,7 +311,7 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
     reader, rows = reader_of(samples), samples.with_format(None)
     images, masks = list(rows["image"]), list(rows["mask"])
     mask_dtype = np.dtype(np.uint8 if reader.labels.num_labels <= 255 else np.uint16)
-    files = [reader.form.files(mask) for mask in masks]
+    files = [_files(reader, *pair) for pair in zip(images, masks, strict=True)]
     key = _key(images, masks, files, reader)
     path = folder / f"{key.hex()[:32]}{_SUFFIX}"
 
@@ -315,7 +324,7 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
 
     with _locked(folder):
         slots = there()
-    if slots is not None and not slots.is_outdated(images, files):
+    if slots is not None and not slots.is_outdated(files):
         return slots
     # Without the lock: a large set on a slow disk takes minutes, in which nobody else shall wait.
     header, size = _layout(key, upright_sizes(samples), mask_dtype.itemsize)
@@ -332,18 +341,19 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
 def _key(
     images: Sequence[str],
     masks: Sequence[str],
-    files: Sequence[Sequence[Path]],
+    files: Sequence[SourceFiles],
     reader: ReadSamples,
 ) -> bytes:
     """What a set is: its files, what its mask values mean, and who decodes."""
     labels = reader.labels
     versions = (_FORMAT, PIL.__version__, cv2.__version__)
-    meaning = (labels.num_labels, labels.rules, labels.ignores_unknown, reader.form)
-    digest = hashlib.sha256(repr((versions, meaning)).encode())
-    for image, mask, own in zip(images, masks, files, strict=True):
-        paths = [os.path.abspath(image), *(os.path.abspath(path) for path in own)]
-        if [str(path) for path in own] != [mask]:
-            paths.append(mask)  # not a path, but what the mask is
+    meaning = (labels.num_labels, labels.rules, labels.ignores_unknown)
+    forms = (reader.form, reader.pictures)
+    digest = hashlib.sha256(repr((versions, meaning, forms)).encode())
+    for image, mask, (image_files, mask_files) in zip(images, masks, files, strict=True):
+        paths = [os.path.abspath(path) for path in (*image_files, *mask_files)]
+        # What is no path says what the picture is.
+        paths += [ref for ref in (image, mask) if Path(ref) not in (*image_files, *mask_files)]
         digest.update(os.fsencode("\0".join(paths)) + b"\0\0")
     return digest.digest()
 

@@ -1,13 +1,17 @@
-"""Files of pixels: any picture as an array, any mask as the numbers that it stores.
+"""Pictures: any of them as an array, any mask as the numbers that it stores.
 
-What can be wrong with a file is said with its name, by `UserError`.
+They are files, or encoded bytes out of a table. What can be wrong with one is said with its name,
+by `UserError`.
 """
 
+import io
 import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -18,11 +22,59 @@ from finetune.errors import UserError
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # lossless only: ids do not survive JPEG
 
+
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a picture that is no file of its own."""
+
+    name: str
+    """What messages call it."""
+    data: bytes
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Picture: TypeAlias = Path | Encoded
+
+
+class Pictures(Protocol):
+    """Finds pictures by references, strings in the rows of a data set. Picklable."""
+
+    def open(self, reference: str) -> Picture:
+        """The picture, not yet decoded."""
+
+    def name(self, reference: str) -> str:
+        """What messages call it."""
+
+    def files(self, reference: str) -> list[Path]:
+        """The files that it is read from and that may change; none, if they cannot."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Pictures whose references are paths."""
+
+    def open(self, reference: str) -> Picture:
+        """The file."""
+        return Path(reference)
+
+    def name(self, reference: str) -> str:
+        """The path."""
+        return reference
+
+    def files(self, reference: str) -> list[Path]:
+        """The file."""
+        return [Path(reference)]
+
+
+FILES = Files()
+
 # Pillow spreads the grey levels of 2 and 4 bit files over 0..255, which multiplies class ids.
 _SPREAD_GREY = {"L;2": 85, "L;4": 17}
 
 
-def read_image(path: Path) -> np.ndarray:
+def read_image(picture: Picture) -> np.ndarray:
     """Reads any picture as uint8 (H, W, 3), RGB, upright (EXIF orientation applied).
 
     16 bit grey keeps its high byte, which is what Pillow does to 16 bit colour. Transparency is
@@ -31,23 +83,23 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, or holds floating point or 32 bit values.
     """
-    if (decoded := _decode_plain(path)) is not None and decoded.ndim == 3:
+    if (decoded := _decode_plain(picture)) is not None and decoded.ndim == 3:
         return decoded
-    with _open(path) as image:
-        _check_png(path, image)
+    with _open(picture) as image:
+        _check_png(picture, image)
         upright = ImageOps.exif_transpose(image)
         if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
             return np.array(upright.convert("RGB"))
         grey = np.asarray(upright)  # convert() would clip these at 255
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
         raise UserError(
-            f"{path}: a grey image with {grey.dtype} values, whose range cannot be known. Convert "
-            f"it to 8 or 16 bit."
+            f"{picture}: a grey image with {grey.dtype} values, whose range cannot be known. "
+            f"Convert it to 8 or 16 bit."
         )
     return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def read_mask(path: Path) -> np.ndarray:
+def read_mask(picture: Picture) -> np.ndarray:
     """Reads the raw values of a mask: palette indices, never their colours.
 
     Returns:
@@ -56,45 +108,45 @@ def read_mask(path: Path) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, or holds colours.
     """
-    if (decoded := _decode_plain(path)) is not None and decoded.ndim == 2:
+    if (decoded := _decode_plain(picture)) is not None and decoded.ndim == 2:
         return decoded
-    with _open(path) as mask:
-        _check_png(path, mask)
-        _check_mask_mode(path, mask)
+    with _open(picture) as mask:
+        _check_png(picture, mask)
+        _check_mask_mode(picture, mask)
         spread = _SPREAD_GREY.get(_raw_mode(mask))
         values = np.array(mask)
     return values // np.uint8(spread) if spread else values
 
 
-def read_colors(path: Path) -> np.ndarray:
+def read_colors(picture: Picture) -> np.ndarray:
     """Reads a mask whose colours mean something, those of a palette too: int32 (H, W), 0xRRGGBB.
 
     Raises:
         UserError: The file cannot be read, or holds no 8 bit colours.
     """
-    with _open(path) as mask:
+    with _open(picture) as mask:
         if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
             raise UserError(
-                f"{path}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
+                f"{picture}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
                 "labels.kind to ids if its numbers are the classes."
             )
-        _check_png(path, mask)
+        _check_png(picture, mask)
         channels = np.array(mask.convert("RGB")).astype(np.int32)
     return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
 
 
-def image_size(path: Path, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
+def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
     """Height and width of a picture, upright, from its header.
 
     Args:
-        path: The file.
+        picture: The picture.
         expected: What it should be. Only if it is not, a PNG, which may have its EXIF data behind
             the pixels, is decoded to look for it.
 
     Raises:
         UserError: The file cannot be opened.
     """
-    with _open(path) as image:
+    with _open(picture) as image:
         size = image.height, image.width
         may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
         if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
@@ -102,44 +154,48 @@ def image_size(path: Path, *, expected: tuple[int, int] | None = None) -> tuple[
         return size
 
 
-def mask_size(path: Path, *, of_ids: bool) -> tuple[int, int]:
+def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
     """Height and width of a mask, which is never turned, from its header.
 
     Args:
-        path: The file.
+        picture: The picture.
         of_ids: Whether it must hold ids, not colours.
 
     Raises:
         UserError: The file cannot be opened, or holds colours where there must be ids.
     """
-    with _open(path) as mask:
+    with _open(picture) as mask:
         if of_ids:
-            _check_mask_mode(path, mask)
+            _check_mask_mode(picture, mask)
         return mask.height, mask.width
 
 
-def _decode_plain(path: Path) -> np.ndarray | None:
+def _decode_plain(picture: Picture) -> np.ndarray | None:
     """Decodes what most files are, upright RGB in JPEG and 8 bit grey in PNG, by cv2.
 
     The same bits as Pillow's, of which a test makes sure, in two thirds of the time: Pillow copies
     three times on the way to an array. Returns None for any other file, and for what might be
     damaged: Pillow knows better what that is, and what to say about it.
     """
-    suffix = path.suffix.lower()
-    if suffix not in (".jpg", ".jpeg", ".png"):
+    if isinstance(picture, Path) and picture.suffix.lower() not in (".jpg", ".jpeg", ".png"):
         return None
     try:
-        data = path.read_bytes()
-        size = _plain_png(data) if suffix == ".png" else _plain_jpeg(data)
+        data = _bytes(picture)
+        is_png = data[:1] == b"\x89"
+        size = _plain_png(data) if is_png else _plain_jpeg(data)
         # Pillow warns of sizes beyond, and refuses twice that.
         if size is None or size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
             return None
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        flags = cv2.IMREAD_UNCHANGED if suffix == ".png" else flags
+        flags = cv2.IMREAD_UNCHANGED if is_png else flags
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (OSError, IndexError, cv2.error):
         return None
     return decoded if decoded is not None and decoded.shape[:2] == size else None
+
+
+def _bytes(picture: Picture) -> bytes:
+    return picture.data if isinstance(picture, Encoded) else picture.read_bytes()
 
 
 def _plain_png(data: bytes) -> tuple[int, int] | None:
@@ -173,24 +229,29 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _open(path: Path) -> Iterator[ImageFile.ImageFile]:
-    """Opens a file with Pillow; whatever goes wrong until the end of the block names the file."""
+def _open(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+    """Opens one with Pillow; whatever goes wrong until the end of the block has its name."""
+    source = io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture
     try:
-        with Image.open(path) as image:
+        with Image.open(source) as image:
             yield image
     except UserError:
         raise
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
-        size = path.stat().st_size if path.is_file() else None
-        what = "the file is gone" if size is None else f"cannot be read ({size} bytes): {error}"
-        raise UserError(f"{path}: {what}. Replace the file, or remove image and mask.") from error
+        if isinstance(picture, Encoded):
+            what = f"cannot be read ({len(picture.data)} bytes): {error}. Replace it"
+        elif picture.is_file():
+            what = f"cannot be read ({picture.stat().st_size} bytes): {error}. Replace the file"
+        else:
+            what = "the file is gone. Replace the file"
+        raise UserError(f"{picture}: {what}, or remove image and mask.") from error
 
 
-def _check_png(path: Path, image: ImageFile.ImageFile) -> None:
+def _check_png(picture: Picture, image: ImageFile.ImageFile) -> None:
     """Checks the sums of a PNG's parts: Pillow decodes pixels that were damaged without a word."""
     if image.format != "PNG":
         return
-    data = path.read_bytes()
+    data = _bytes(picture)
     position = 8
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "big")
@@ -212,9 +273,9 @@ def _raw_mode(image: ImageFile.ImageFile) -> str:
     return str(args[0] if isinstance(args, tuple) else args)
 
 
-def _check_mask_mode(path: Path, mask: ImageFile.ImageFile) -> None:
+def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         raise UserError(
-            f"{path}: the mask is {mask.mode} (colours, or several channels); masks must hold "
+            f"{picture}: the mask is {mask.mode} (colours, or several channels); masks must hold "
             f"class ids: one channel of whole numbers, or a palette. Convert colours to ids first."
         )

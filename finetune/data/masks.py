@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from finetune.data.files import mask_size, read_colors, read_mask
+from finetune.data.files import FILES, Pictures, mask_size, read_colors, read_mask
 from finetune.data.labels import NO_OBJECT, UNCOUNTED
 from finetune.errors import UserError
 
@@ -28,6 +28,9 @@ Size = tuple[int, int]
 
 class MaskForm(Protocol):
     """How to read a mask, given its reference. Picklable."""
+
+    def name(self, reference: str) -> str:
+        """What messages call the mask; "" if it has no name of its own, or several."""
 
     def files(self, reference: str) -> list[Path]:
         """The files that hold the mask; if one changes, so does the mask."""
@@ -49,42 +52,53 @@ class MaskForm(Protocol):
 
 @dataclass(frozen=True)
 class IdMasks:
-    """One file an image, whose pixels hold ids: grey, palette or 16 bit."""
+    """One picture an image, whose pixels hold ids: grey, palette or 16 bit."""
+
+    pictures: Pictures = FILES
+
+    def name(self, reference: str) -> str:
+        """The picture's."""
+        return self.pictures.name(reference)
 
     def files(self, reference: str) -> list[Path]:
-        """The file."""
-        return [Path(reference)]
+        """The picture's."""
+        return self.pictures.files(reference)
 
     def size(self, reference: str) -> Size | None:
-        """The file's."""
-        return mask_size(Path(reference), of_ids=True)
+        """The picture's."""
+        return mask_size(self.pictures.open(reference), of_ids=True)
 
     def read(self, reference: str, size: Size) -> np.ndarray:
         """The ids as stored; of a palette its indices."""
-        return read_mask(Path(reference))
+        return read_mask(self.pictures.open(reference))
 
 
 @dataclass(frozen=True)
 class ColorMasks:
-    """One file an image, whose colours stand for classes."""
+    """One picture an image, whose colours stand for classes."""
 
     colors: tuple[int, ...]
     """Those of the table, 0xRRGGBB."""
     tolerance: int = 0
     """How far each channel may be off: JPEG damages colours. A pixel takes the nearest colour of
     the table (in the largest difference of a channel; the first, of several)."""
+    pictures: Pictures = FILES
+
+    def name(self, reference: str) -> str:
+        """The picture's."""
+        return self.pictures.name(reference)
 
     def files(self, reference: str) -> list[Path]:
-        """The file."""
-        return [Path(reference)]
+        """The picture's."""
+        return self.pictures.files(reference)
 
     def size(self, reference: str) -> Size | None:
-        """The file's."""
-        return mask_size(Path(reference), of_ids=False)
+        """The picture's."""
+        return mask_size(self.pictures.open(reference), of_ids=False)
 
     def read(self, reference: str, size: Size) -> np.ndarray:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
-        packed = read_colors(Path(reference))
+        packed = read_colors(self.pictures.open(reference))
         values, inverse = np.unique(packed, return_inverse=True)
         return self._mended(values)[inverse].reshape(packed.shape)
 
@@ -111,6 +125,11 @@ class ClassFiles:
 
     Where several claim a pixel, the one that stands last has it.
     """
+
+    def name(self, reference: str) -> str:
+        """The file, if there is one only."""
+        files = self.files(reference)
+        return str(files[0]) if len(files) == 1 else ""
 
     def files(self, reference: str) -> list[Path]:
         """One a class that is in the image."""
@@ -145,6 +164,10 @@ class PolygonFiles:
 
     overlap: Overlap = "area"
     """Who has a pixel that several objects cover."""
+
+    def name(self, reference: str) -> str:
+        """The file, if it exists."""
+        return reference if Path(reference).is_file() else ""
 
     def files(self, reference: str) -> list[Path]:
         """The file, if it exists."""
@@ -211,6 +234,10 @@ class CocoObjects:
 
     overlap: Overlap = "area"
     """Who has a pixel that several objects cover."""
+
+    def name(self, reference: str) -> str:
+        """None: the file has the masks of all images."""
+        return ""
 
     def files(self, reference: str) -> list[Path]:
         """None: the reference holds the objects themselves."""

@@ -1,7 +1,8 @@
-"""Rows to Samples: what every source of files has in common.
+"""Rows to Samples: what every source has in common.
 
-A row names an image, its mask and the sample: {"image": path, "mask": reference, "id": name}.
-Making rows reads no pixel; their items become Samples on access.
+A row names an image, its mask and the sample: {"image": reference, "mask": reference, "id": name}.
+References are strings: paths, or what else `Pictures` and `MaskForm` understand. Making rows reads
+no pixel; their items become Samples on access.
 """
 
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ import cv2
 import datasets
 import numpy as np
 
-from finetune.data.files import image_size, read_image
+from finetune.data.files import FILES, Pictures, image_size, read_image
 from finetune.data.labels import Labels
 from finetune.data.masks import IdMasks, MaskForm, Size
 from finetune.errors import UserError
@@ -25,20 +26,22 @@ _UNCOVERED = 254  # stands for bytes without a rule where it is neither a class 
 
 
 def as_samples(
-    images: Sequence[Path],
+    images: Sequence[Path | str],
     masks: Sequence[str],
     ids: Sequence[str],
     labels: Labels,
     form: MaskForm | None = None,
+    pictures: Pictures | None = None,
 ) -> datasets.Dataset:
     """A data set whose items are Samples: image uint8 (H, W, 3), mask class ids (H, W), id str.
 
     Args:
-        images: Files.
+        images: Files, or what `pictures` calls them.
         masks: Their masks, as `form` calls them.
         ids: Their names.
         labels: What raw values mean.
         form: How masks are kept; None: as files of ids.
+        pictures: How images are kept; None: as files.
 
     Raises:
         UserError: A file name is not valid UTF-8.
@@ -50,7 +53,7 @@ def as_samples(
         raise UserError(
             f"data.path: a file name is not valid UTF-8 ({error.object!r}). Rename it."
         ) from error
-    return data.with_transform(ReadSamples(labels, form or IdMasks()))
+    return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or FILES))
 
 
 def preflight(dataset: datasets.Dataset) -> None:
@@ -70,18 +73,11 @@ def preflight(dataset: datasets.Dataset) -> None:
 
 def upright_sizes(dataset: datasets.Dataset) -> list[Size]:
     """Height and width of every sample, from the headers; raises as `preflight`."""
-    form = reader_of(dataset).form
-    rows = dataset.with_format(None)
-
-    def size(image: str, mask: str) -> Size:
-        own = form.size(mask)
-        found = image_size(Path(image), expected=own)
-        _check_same_size(image, found, _named(form, mask), own or found)
-        return found
+    reader, rows = reader_of(dataset), dataset.with_format(None)
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         # list() raises the first error of map, in order
-        return list(pool.map(size, rows["image"], rows["mask"]))
+        return list(pool.map(reader.size, rows["image"], rows["mask"]))
 
 
 def reader_of(dataset: datasets.Dataset) -> "ReadSamples":
@@ -94,9 +90,10 @@ def reader_of(dataset: datasets.Dataset) -> "ReadSamples":
 class ReadSamples:
     """The transform of a data set of files: a batch of rows to a batch of Samples. Picklable."""
 
-    def __init__(self, labels: Labels, form: MaskForm) -> None:
+    def __init__(self, labels: Labels, form: MaskForm, pictures: Pictures = FILES) -> None:
         self.labels = labels
         self.form = form
+        self.pictures = pictures
         self._table = _byte_table(labels)
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
@@ -111,28 +108,43 @@ class ReadSamples:
             "id": batch["id"],
         }
 
-    def read(self, image_path: str, reference: str) -> tuple[np.ndarray, np.ndarray]:
-        """One image and its mask of class ids."""
-        image = read_image(Path(image_path))
-        height, width = image.shape[:2]
-        mask = self.form.read(reference, (height, width))
-        where = _named(self.form, reference) or image_path
-        _check_same_size(image_path, (height, width), where, mask.shape)
-        return image, self._encode(mask, where)
+    def size(self, image: str, mask: str) -> Size:
+        """Height and width of a sample, upright, from the headers.
 
-    def _encode(self, mask: np.ndarray, where: str) -> np.ndarray:
+        Raises:
+            UserError: One cannot be opened, or they differ in size.
+        """
+        own = self.form.size(mask)
+        found = image_size(self.pictures.open(image), expected=own)
+        _check_same_size(self.pictures.name(image), found, self.form.name(mask), own or found)
+        return found
+
+    def read(self, image: str, mask: str) -> tuple[np.ndarray, np.ndarray]:
+        """One image and its mask of class ids.
+
+        Raises:
+            UserError: One cannot be read, they differ in size, or a value has no meaning.
+        """
+        pixels, raw, where = self.read_raw(image, mask)
+        return pixels, self.encode(raw, where)
+
+    def read_raw(self, image: str, mask: str) -> tuple[np.ndarray, np.ndarray, str]:
+        """One image, the raw values of its mask, and what messages call that."""
+        pixels = read_image(self.pictures.open(image))
+        size = pixels.shape[0], pixels.shape[1]
+        raw = self.form.read(mask, size)
+        name = self.pictures.name(image)
+        where = self.form.name(mask) or name
+        _check_same_size(name, size, where, raw.shape)
+        return pixels, raw, where
+
+    def encode(self, mask: np.ndarray, where: str) -> np.ndarray:
         """Class ids; of bytes by the table, in a quarter of the time."""
         if mask.dtype == np.uint8 and self._table is not None:
             encoded = cv2.LUT(mask, self._table)
             if not (encoded == _UNCOVERED).any():
                 return encoded
         return self.labels.encode(mask, where)  # which says what is wrong
-
-
-def _named(form: MaskForm, reference: str) -> str:
-    """The file of a mask; "" if it has none, or several."""
-    files = form.files(reference)
-    return str(files[0]) if len(files) == 1 else ""
 
 
 def _byte_table(labels: Labels) -> np.ndarray | None:
