@@ -83,6 +83,7 @@ class DataSection(Section):
     source: Literal[
         "shapes",
         "folder",
+        "hub",
         "coco",
         "ultralytics",
         "camvid",
@@ -92,10 +93,22 @@ class DataSection(Section):
         "coco-stuff",
     ] = Field(
         "folder",
-        description="procedural shapes, two folders, COCO's JSON, Ultralytics' data.yaml, or an "
-        "official layout",
+        description="procedural shapes, two folders, the Hub (or Parquet and Arrow anywhere), "
+        "COCO's JSON, Ultralytics' data.yaml, or an official layout",
     )
-    path: str | None = Field(None, description="the data set's folder (every source but shapes)")
+    path: str | None = Field(
+        None,
+        description="the data set's folder (every source but shapes); hub: also an id, owner/name, "
+        "or an address such as s3://bucket/set",
+    )
+    revision: str | None = Field(None, description="hub: branch, tag or commit of the repository")
+    subset: str | None = Field(None, description="hub: which one, if the repository has several")
+    image_column: str = Field("image", description="hub: the column of images")
+    mask_column: str = Field("mask", description="hub: the column of masks")
+    id_column: str | None = Field(None, description="hub: the column of the samples' names")
+    streaming: bool = Field(
+        False, description="hub: read Parquet files where they are, from front to back; keeps none"
+    )
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of train_split to evaluate on, instead of val_split"
     )
@@ -338,11 +351,17 @@ READ_BY = {
     "size": {"shapes"},
     "annotations": {"coco"},
     "overlap": {"coco", "ultralytics"},
-    "val_fraction": FILES,
-    "split_seed": FILES,
-    "split_group": FILES,
+    "val_fraction": FILES | {"hub"},
+    "split_seed": FILES | {"hub"},
+    "split_group": FILES | {"hub"},
     "split_list": FILES,
-    "path": FILES,
+    "path": FILES | {"hub"},
+    "revision": {"hub"},
+    "subset": {"hub"},
+    "image_column": {"hub"},
+    "mask_column": {"hub"},
+    "id_column": {"hub"},
+    "streaming": {"hub"},
 }
 
 
@@ -681,6 +700,11 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
             f"data.val_split: {data.val_split!r} is what is trained on; with data.val_fraction "
             "give the part that is held back another name"
         )
+    if data.streaming:
+        for key in ("val_fraction", "cache"):
+            value = getattr(data, key)
+            if value not in (None, "auto", "none"):
+                yield f"data.{key}: {value} needs all samples at hand; not with data.streaming"
     for key in ("split_seed", "split_group"):
         default = DataSection.model_fields[key].default
         if data.val_fraction is None and getattr(data, key) != default:

@@ -141,6 +141,8 @@ def fit(recipe: Recipe) -> Result:
             manifest, saved = checkpoint.load(folder, rank)
             states.load(saved)
             progress = _Progress(**saved["metrics"], step=manifest["step"])
+            sampler = saved.get("sampler", {})
+            task.load_sampler_state(sampler, world_size=world_size, step=progress.step)
             if (manifest["world_size"], manifest["threads"]) != (
                 world_size,
                 torch.get_num_threads(),
@@ -167,7 +169,11 @@ def fit(recipe: Recipe) -> Result:
             checkpoint.save(
                 output / "checkpoints",
                 step,
-                {**states.dump(), "metrics": progress.dump()},
+                {
+                    **states.dump(),
+                    "sampler": task.sampler_state(world_size),
+                    "metrics": progress.dump(),
+                },
                 meta=meta,
                 rank=rank,
                 agree=agree,

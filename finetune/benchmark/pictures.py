@@ -25,7 +25,7 @@ from finetune.benchmark.cases import IGNORE, Case, Work
 from finetune.data.cache import CachedSamples
 from finetune.data.files import IMAGE_SUFFIXES, read_image
 from finetune.data.labels import Labels
-from finetune.data.loader import TrainSamples, batches_of
+from finetune.data.loader import Augmented, TrainSamples, batches_of
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
 from finetune.inference import normalise
@@ -140,7 +140,7 @@ def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> 
         image_fill=tuple(round(255 * mean) for mean in MEAN),
     )
     loader = batches_of(
-        TrainSamples(kept, transform, 0),
+        TrainSamples(kept, Augmented(transform, 0)),
         _Turns(len(pairs)),
         workers=1,
         pin_memory=False,

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -39,15 +39,15 @@ Picture: TypeAlias = Path | Encoded
 
 
 class Pictures(Protocol):
-    """Finds pictures by references, strings in the rows of a data set. Picklable."""
+    """Finds pictures by references, such as the strings in the rows of a data set. Picklable."""
 
-    def open(self, reference: str) -> Picture:
+    def open(self, reference: Any) -> Picture:
         """The picture, not yet decoded."""
 
-    def name(self, reference: str) -> str:
+    def name(self, reference: Any) -> str:
         """What messages call it."""
 
-    def files(self, reference: str) -> list[Path]:
+    def files(self, reference: Any) -> list[Path]:
         """The files that it is read from and that may change; none, if they cannot."""
 
 

@@ -7,11 +7,13 @@ workers, nor that of processes, nor a resume changes what is trained on. Batches
 """
 
 import functools
+import itertools
 import math
 import multiprocessing.util
 import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, TypeAlias, TypedDict
 
 import cv2
@@ -19,10 +21,11 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from finetune.augment import TrainTransform
 from finetune.data.cache import CachedSamples
+from finetune.data.stream import Lane, Streamed, StreamOrder
 from finetune.errors import UserError
 from finetune.inference import Protocol
 from finetune.parallel import keep_freed_memory
@@ -101,39 +104,105 @@ class GlobalOrder(Sampler[list[tuple[int, int]]]):
         return int(self._order[place])
 
 
-class TrainSamples(Dataset[Any]):
-    """Augmented samples, addressed by (position, index)."""
+@dataclass(frozen=True)
+class Augmented:
+    """A sample at a position of the global sequence as it is trained on."""
 
-    def __init__(self, samples: Samples, transform: TrainTransform, seed: int):
-        self.samples = samples
-        self.transform = transform
-        self.seed = seed
+    transform: TrainTransform
+    seed: int
 
-    def __getitem__(self, address: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, str]:
-        position, index = address
-        sample = self.samples[index]
+    def __call__(self, sample: dict[str, Any], position: int) -> _Arrays:
+        """The crop that the seed and the position draw."""
         # One number that no other (seed, position) gives; numpy and Python hash it into streams.
         seed = self.seed << 64 | position
         image, mask = self.transform(sample["image"], sample["mask"], seed)
         return image, mask, sample["id"]
 
 
-class EvalSamples(Dataset[Any]):
-    """Whole samples: the image as the protocol resizes it, the mask at its own size."""
+@dataclass(frozen=True)
+class Whole:
+    """A sample as it is evaluated: the image resized by the protocol, the mask at its own size."""
 
-    def __init__(self, samples: Samples, protocol: Protocol):
-        self.samples = samples
-        self.protocol = protocol
+    protocol: Protocol
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, str]:
-        sample = self.samples[index]
+    def __call__(self, sample: dict[str, Any]) -> _Arrays:
+        """The resized image, the mask and the id."""
         return self.protocol.resize(sample["image"]), sample["mask"], sample["id"]
 
 
+class TrainSamples(Dataset[Any]):
+    """Augmented samples, addressed by (position, index)."""
+
+    def __init__(self, samples: Samples, augmented: Augmented):
+        self.samples = samples
+        self.augmented = augmented
+
+    def __getitem__(self, address: tuple[int, int]) -> _Arrays:
+        position, index = address
+        return self.augmented(self.samples[index], position)
+
+
+class EvalSamples(Dataset[Any]):
+    """Whole samples by index."""
+
+    def __init__(self, samples: Samples, whole: Whole):
+        self.samples = samples
+        self.whole = whole
+
+    def __getitem__(self, index: int) -> _Arrays:
+        return self.whole(self.samples[index])
+
+
+class TrainStream(IterableDataset[Any]):
+    """The augmented batches of one worker, read from front to back."""
+
+    def __init__(self, samples: Streamed, augmented: Augmented, order: StreamOrder):
+        self.samples = samples
+        self.augmented = augmented
+        self.order = order
+
+    def __iter__(self) -> "Iterator[list[Batch] | UserError]":
+        size = self.order.micro_batch
+        opened: tuple[Lane, int] | None = None  # where the source stands
+        source: Iterator[dict[str, Any]] = iter(())
+        for position, lane, start in self.order.turns(_worker()):
+            if opened != (lane, start):
+                source = self.samples.shuffled(lane, start)
+            opened = lane, start + size
+            positions = range(position, position + size)
+            arrays = (self.augmented(next(source), position) for position in positions)
+            yield _batches(arrays, size, one_size=True)
+
+
+class EvalStream(IterableDataset[Any]):
+    """The whole batches of one worker: a share of those that are cut by index."""
+
+    def __init__(
+        self, samples: Streamed, whole: Whole, *, batch_size: int, share: tuple[int, int, int]
+    ):
+        self.samples = samples
+        self.whole = whole
+        self.batch_size = batch_size
+        self.rank, self.world_size, self.workers = share
+
+    def __iter__(self) -> "Iterator[list[Batch] | UserError]":
+        workers = max(self.workers, 1)
+        parts, part = self.world_size * workers, self.rank * workers + _worker()
+        count = len(self.samples)
+        firsts = range(0, count, self.batch_size)
+        share = firsts[len(firsts) * part // parts : len(firsts) * (part + 1) // parts]
+        last = min(share.stop, count)
+        source = self.samples.samples(self.samples.shards, share.start, last)
+        for first in share:
+            size = min(self.batch_size, count - first)
+            arrays = map(self.whole, itertools.islice(source, size))
+            yield _batches(arrays, size, one_size=False)
+
+
 def train_loader(
-    samples: Samples,
+    samples: Samples | Streamed,
     transform: TrainTransform,
-    order: GlobalOrder,
+    order: GlobalOrder | StreamOrder,
     *,
     workers: int,
     pin_memory: bool,
@@ -141,14 +210,31 @@ def train_loader(
     """The micro-batches of one process, in order; a bad file is a UserError that names it.
 
     Close it when done: workers end with it.
+
+    Args:
+        samples: The split.
+        transform: What is done to each sample.
+        order: Of samples that are streamed a `StreamOrder`, for as many workers.
+        workers: Loader processes.
+        pin_memory: Whether a GPU is to copy the batches.
     """
-    return _serve(
-        TrainSamples(samples, transform, order.seed), order, workers, pin_memory, one_size=True
+    augmented = Augmented(transform, order.seed)
+    if isinstance(samples, Streamed):
+        assert isinstance(order, StreamOrder)
+        assert order.workers == workers
+        return _serve(_loader(TrainStream(samples, augmented, order), workers, pin_memory))
+    loader = batches_of(
+        TrainSamples(samples, augmented),
+        order,
+        workers=workers,
+        pin_memory=pin_memory,
+        one_size=True,
     )
+    return _serve(loader)
 
 
 def eval_loader(
-    samples: Samples,
+    samples: Samples | Streamed,
     protocol: Protocol,
     *,
     batch_size: int,
@@ -163,17 +249,23 @@ def eval_loader(
     composition on any number of processes: the same bits come out. Images of different sizes in
     one batch are served one size after the other.
     """
+    whole = Whole(protocol)
+    if isinstance(samples, Streamed):
+        share = rank, world_size, workers
+        stream = EvalStream(samples, whole, batch_size=batch_size, share=share)
+        return _serve(_loader(stream, workers, pin_memory))
     chunks = [
         list(range(first, min(first + batch_size, len(samples))))
         for first in range(0, len(samples), batch_size)
     ]
-    return _serve(
-        EvalSamples(samples, protocol),
+    loader = batches_of(
+        EvalSamples(samples, whole),
         chunks[rank::world_size],
-        workers,
-        pin_memory,
+        workers=workers,
+        pin_memory=pin_memory,
         one_size=False,
     )
+    return _serve(loader)
 
 
 def batches_of(
@@ -190,27 +282,38 @@ def batches_of(
     With `one_size` all samples have one, and lists one batch. A bad file is a UserError in place of
     a list. By default workers end with the first pass.
     """
+    return _loader(
+        _Batches(dataset, one_size),
+        workers,
+        pin_memory,
+        batch_sampler=order,
+        persistent_workers=persistent_workers,
+    )
+
+
+def _loader(
+    batches: Dataset[Any], workers: int, pin_memory: bool, **options: Any
+) -> DataLoader[Any]:
+    """A loader of what gives whole batches."""
     cv2.setNumThreads(0)  # one process, one thread: workers must not fight with the model
     leaving = multiprocessing.RawValue("b", 0)
     # What runs first when this process ends; next, multiprocessing terminates and joins workers.
     multiprocessing.util.Finalize(None, setattr, (leaving, "value", 1), exitpriority=0)
+    if "batch_sampler" not in options:
+        options["batch_size"] = None
     return DataLoader(
-        _Batches(dataset, one_size),
-        batch_sampler=order,
+        batches,
         num_workers=workers,
         collate_fn=_as_it_is,
         pin_memory=pin_memory,
         worker_init_fn=functools.partial(_start_worker, leaving),
         generator=torch.Generator(),  # else each new iterator draws from the training's own
-        persistent_workers=persistent_workers,
+        **options,
     )
 
 
-def _serve(
-    dataset: Dataset[Any], order: Any, workers: int, pin_memory: bool, *, one_size: bool
-) -> Generator[Batch, None, None]:
+def _serve(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
     # A training is one pass through its order, so workers stay until its end.
-    loader = batches_of(dataset, order, workers=workers, pin_memory=pin_memory, one_size=one_size)
     for batches in loader:
         if isinstance(batches, UserError):
             raise batches
@@ -222,10 +325,7 @@ def _as_it_is(batches: Any) -> Any:
 
 
 class _Batches(Dataset[Any]):
-    """A data set by batches: what has one size together, in the order of first appearance.
-
-    A UserError is handed over as a value: the loader would wrap it into a worker's traceback.
-    """
+    """A data set by batches."""
 
     def __init__(self, dataset: Dataset[Any], one_size: bool):
         self.dataset = dataset
@@ -234,15 +334,23 @@ class _Batches(Dataset[Any]):
     def __getitems__(self, addresses: list[Any]) -> list[Batch] | UserError:
         """What torch calls for a batch."""
         samples = (self.dataset[address] for address in addresses)
-        try:
-            if self.one_size:
-                return [_batch(samples, len(addresses))]
-            groups: dict[tuple[Any, ...], list[_Arrays]] = {}
-            for image, mask, name in samples:
-                groups.setdefault((image.shape, mask.shape), []).append((image, mask, name))
-            return [_batch(group, len(group)) for group in groups.values()]
-        except UserError as error:
-            return error
+        return _batches(samples, len(addresses), one_size=self.one_size)
+
+
+def _batches(samples: Iterable[_Arrays], count: int, *, one_size: bool) -> list[Batch] | UserError:
+    """What has one size together, in the order of first appearance.
+
+    A UserError is handed over as a value: the loader would wrap it into a worker's traceback.
+    """
+    try:
+        if one_size:
+            return [_batch(samples, count)]
+        groups: dict[tuple[Any, ...], list[_Arrays]] = {}
+        for image, mask, name in samples:
+            groups.setdefault((image.shape, mask.shape), []).append((image, mask, name))
+        return [_batch(group, len(group)) for group in groups.values()]
+    except UserError as error:
+        return error
 
 
 def _batch(samples: Iterable[_Arrays], count: int) -> Batch:
@@ -275,6 +383,12 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(storage).view(shape)
+
+
+def _worker() -> int:
+    """The number of this loader process, of those of one training process."""
+    info = torch.utils.data.get_worker_info()
+    return 0 if info is None else info.id
 
 
 def _start_worker(leaving: Any, worker: int) -> None:

@@ -29,16 +29,16 @@ Size = tuple[int, int]
 class MaskForm(Protocol):
     """How to read a mask, given its reference. Picklable."""
 
-    def name(self, reference: str) -> str:
+    def name(self, reference: Any) -> str:
         """What messages call the mask; "" if it has no name of its own, or several."""
 
-    def files(self, reference: str) -> list[Path]:
+    def files(self, reference: Any) -> list[Path]:
         """The files that hold the mask; if one changes, so does the mask."""
 
-    def size(self, reference: str) -> Size | None:
+    def size(self, reference: Any) -> Size | None:
         """The mask's size, without reading its pixels; None if it takes that of its image."""
 
-    def read(self, reference: str, size: Size) -> np.ndarray:
+    def read(self, reference: Any, size: Size) -> np.ndarray:
         """Raw values, integer or bool (H, W).
 
         Args:
@@ -56,19 +56,19 @@ class IdMasks:
 
     pictures: Pictures = FILES
 
-    def name(self, reference: str) -> str:
+    def name(self, reference: Any) -> str:
         """The picture's."""
         return self.pictures.name(reference)
 
-    def files(self, reference: str) -> list[Path]:
+    def files(self, reference: Any) -> list[Path]:
         """The picture's."""
         return self.pictures.files(reference)
 
-    def size(self, reference: str) -> Size | None:
+    def size(self, reference: Any) -> Size | None:
         """The picture's."""
         return mask_size(self.pictures.open(reference), of_ids=True)
 
-    def read(self, reference: str, size: Size) -> np.ndarray:
+    def read(self, reference: Any, size: Size) -> np.ndarray:
         """The ids as stored; of a palette its indices."""
         return read_mask(self.pictures.open(reference))
 
@@ -84,19 +84,19 @@ class ColorMasks:
     the table (in the largest difference of a channel; the first, of several)."""
     pictures: Pictures = FILES
 
-    def name(self, reference: str) -> str:
+    def name(self, reference: Any) -> str:
         """The picture's."""
         return self.pictures.name(reference)
 
-    def files(self, reference: str) -> list[Path]:
+    def files(self, reference: Any) -> list[Path]:
         """The picture's."""
         return self.pictures.files(reference)
 
-    def size(self, reference: str) -> Size | None:
+    def size(self, reference: Any) -> Size | None:
         """The picture's."""
         return mask_size(self.pictures.open(reference), of_ids=False)
 
-    def read(self, reference: str, size: Size) -> np.ndarray:
+    def read(self, reference: Any, size: Size) -> np.ndarray:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
         packed = read_colors(self.pictures.open(reference))
         values, inverse = np.unique(packed, return_inverse=True)

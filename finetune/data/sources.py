@@ -7,9 +7,12 @@ import datasets
 from finetune.data import layouts
 from finetune.data.coco import coco
 from finetune.data.folders import image_folder
+from finetune.data.hub import hub, hub_shards
 from finetune.data.labels import Labels
 from finetune.data.shapes import shapes
 from finetune.data.splits import by_fraction, by_list
+from finetune.data.stream import Streamed
+from finetune.data.tables import Columns
 from finetune.recipe import DataSection
 
 # The source named in a recipe -> what opens one split of it.
@@ -47,6 +50,21 @@ def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Datase
     return by_list(found, Path(data.path).expanduser() / data.split_list.replace("{split}", split))
 
 
+def stream_split(data: DataSection, labels: Labels, split: str) -> Streamed:
+    """One split of the source hub, to be read from front to back.
+
+    Raises:
+        UserError: There is none, it is not kept as Parquet, or a column is not what it must be.
+    """
+    assert data.path is not None, "load_recipe asks for it"
+    shards = hub_shards(data.path, split, revision=data.revision, subset=data.subset)
+    return Streamed(shards, labels, _columns(data))
+
+
+def _columns(data: DataSection) -> Columns:
+    return Columns(data.image_column, data.mask_column, data.id_column)
+
+
 def _open(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
     assert data.path is not None, "load_recipe asks for it"
     if data.source == "folder":
@@ -58,6 +76,15 @@ def _open(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
             masks=data.masks,
             image_suffix=data.image_suffix,
             mask_suffix=data.mask_suffix,
+        )
+    if data.source == "hub":
+        return hub(
+            data.path,
+            split,
+            labels,
+            _columns(data),
+            revision=data.revision,
+            subset=data.subset,
         )
     if data.source == "coco":
         return coco(

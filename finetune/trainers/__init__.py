@@ -41,6 +41,12 @@ class Task(Protocol):
     ) -> Generator[Batch, None, None]:
         """The micro-batches of one process from a step on."""
 
+    def sampler_state(self, world_size: int) -> dict[str, int]:
+        """What the order of samples depends on besides the recipe and the step."""
+
+    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> None:
+        """Looks at what was saved; a UserError if it cannot be gone on from at this step."""
+
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the losses and the weight that it is to be divided by, two scalars."""
 

@@ -25,7 +25,8 @@ from finetune.data.loader import (
     train_loader,
 )
 from finetune.data.samples import preflight
-from finetune.data.sources import open_split
+from finetune.data.sources import open_split, stream_split
+from finetune.data.stream import Streamed, StreamOrder
 from finetune.errors import UserError
 from finetune.inference import (
     Protocol,
@@ -65,29 +66,42 @@ class SegmentationTask:
         self._caches: dict[int, CachedSamples] = {}  # by the identity of the split, which stays
 
     @functools.cached_property
-    def train_samples(self) -> datasets.Dataset:
+    def train_samples(self) -> datasets.Dataset | Streamed:
         """The training split; opened when first asked for, which an evaluation never does."""
-        return open_split(self.recipe.data, self.labels, self.recipe.data.train_split)
+        return self._split(self.recipe.data.train_split)
 
     @functools.cached_property
-    def val_samples(self) -> datasets.Dataset:
+    def val_samples(self) -> datasets.Dataset | Streamed:
         """The validation split."""
-        return open_split(self.recipe.data, self.labels, self.recipe.data.val_split)
+        return self._split(self.recipe.data.val_split)
+
+    def _split(self, name: str) -> datasets.Dataset | Streamed:
+        data = self.recipe.data
+        return (stream_split if data.streaming else open_split)(data, self.labels, name)
 
     @property
     def num_train_samples(self) -> int:
-        """Images in an epoch."""
-        return len(self.train_samples)
+        """Images in an epoch; of a stream without those that do not fill a last global batch."""
+        count, batch = len(self.train_samples), self.recipe.train.global_batch
+        return count // batch * batch if self.recipe.data.streaming else count
 
     def check(self) -> None:
         """Reads every header and a few samples of both splits, and opens the cache of both."""
+        if not self.num_train_samples:
+            raise UserError(
+                f"train.global_batch: {self.recipe.train.global_batch} images, but the split that "
+                f"is streamed has {len(self.train_samples)}. Take a smaller batch, or "
+                "data.streaming=false."
+            )
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
         self._cached(self.train_samples, self.val_samples)
 
-    def check_split(self, samples: datasets.Dataset) -> None:
+    def check_split(self, samples: datasets.Dataset | Streamed) -> None:
         """Reads every header and a few samples of one split; drawn ones have nothing to check."""
-        if self.recipe.data.source != "shapes":
+        if isinstance(samples, Streamed):
+            samples.check()
+        elif self.recipe.data.source != "shapes":
             preflight(samples)
 
     def build(self) -> PreTrainedModel:
@@ -119,27 +133,58 @@ class SegmentationTask:
             ignore_index=self.labels.ignore_index,
             image_fill=tuple(round(255 * mean) for mean in recipe.data.image_mean),
         )
-        order = GlobalOrder(
-            self.num_train_samples,
-            seed=recipe.seed,
-            micro_batch=micro_batch,
-            accumulation=accumulation,
-            rank=rank,
-            world_size=world_size,
-            first_step=first_step,
-            last_step=recipe.train.steps,
-        )
+        samples = self._cached(self.train_samples)[0]
+        sharing = {
+            "seed": recipe.seed,
+            "micro_batch": micro_batch,
+            "accumulation": accumulation,
+            "rank": rank,
+            "world_size": world_size,
+            "first_step": first_step,
+            "last_step": recipe.train.steps,
+        }
+        order: GlobalOrder | StreamOrder
+        if isinstance(samples, Streamed):
+            order = StreamOrder(len(samples), workers=recipe.data.workers, **sharing)
+        else:
+            order = GlobalOrder(len(samples), **sharing)
         return train_loader(
-            self._cached(self.train_samples)[0],
-            transform,
-            order,
-            workers=recipe.data.workers,
-            pin_memory=pin_memory,
+            samples, transform, order, workers=recipe.data.workers, pin_memory=pin_memory
         )
 
-    def _cached(self, *splits: datasets.Dataset) -> list[Samples]:
+    def sampler_state(self, world_size: int) -> dict[str, int]:
+        """What the order of samples depends on besides the recipe and the step."""
+        state = {"num_samples": len(self.train_samples)}
+        if self.recipe.data.streaming:
+            state["world_size"] = world_size
+            state["workers"] = self.recipe.data.workers
+            state["micro_batch"] = self.recipe.batch_split(world_size)[0]
+        return state
+
+    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> None:
+        """Refuses to go on in the middle of an epoch of a stream that is shared otherwise now."""
+        now = self.sampler_state(world_size)
+        if not saved or saved == now:
+            return
+        changed = ", ".join(f"{key} {saved.get(key)} -> {now.get(key)}" for key in now)
+        per_epoch = self.num_train_samples // self.recipe.train.global_batch
+        if self.recipe.data.streaming and step % per_epoch:
+            raise UserError(
+                f"data.streaming: step {step} is in the middle of an epoch ({per_epoch} steps), "
+                f"and what processes and workers read has changed: {changed}. Go on as it was, or "
+                "from a checkpoint at the end of an epoch (resume=...)."
+            )
+        if saved.get("num_samples") != now["num_samples"]:
+            warnings.warn(
+                f"the training split has changed since the checkpoint ({changed}): samples come "
+                "in another order",
+                stacklevel=2,
+            )
+
+    def _cached(self, *splits: datasets.Dataset | Streamed) -> list[Samples | Streamed]:
         """Splits as loaders read them: from the cache, about which the main process says a line."""
-        if self.recipe.data.source == "shapes":  # drawn in less time than they would be read
+        # Shapes are drawn in less time than they would be read; streams are for what has no room.
+        if self.recipe.data.source == "shapes" or self.recipe.data.streaming:
             return list(splits)
         fresh = [split for split in splits if id(split) not in self._caches]
         for split in fresh:

@@ -1,0 +1,187 @@
+"""Data sets of the Hub, and all that `datasets` writes: Parquet and Arrow, here or in a bucket.
+
+Opened as a table in whole, or file by file (`finetune.data.shards`) for streaming.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import datasets
+import fsspec
+from datasets.data_files import DataFilesDict
+
+from finetune.data.labels import Labels
+from finetune.data.shards import Shard, read_footers
+from finetune.data.tables import Columns, table_samples
+from finetune.errors import UserError
+
+T = TypeVar("T")
+
+
+def hub(
+    path: str,
+    split: str,
+    labels: Labels,
+    columns: Columns,
+    *,
+    revision: str | None = None,
+    subset: str | None = None,
+) -> datasets.Dataset:
+    """A split as Samples.
+
+    Args:
+        path: A Hub id, a folder of Parquet files or of `save_to_disk`, or the address of a folder
+            of Parquet files that fsspec understands, such as s3://bucket/set.
+        split: The split's name.
+        labels: What mask values mean.
+        columns: Which columns hold what.
+        revision: Branch, tag or commit of a Hub id.
+        subset: Which one, of a repository with several ("config" to `datasets`).
+
+    Raises:
+        UserError: There is no such data set, split or column.
+    """
+    where = f"{path} ({split})"
+    if (saved := _saved(path)) is not None:
+        return table_samples(_of_saved(saved, path, split), labels, columns, where)
+    if "://" in path:
+        files: Any = {split: shard_addresses(path, split)}
+        table = _asked(
+            path, lambda: datasets.load_dataset("parquet", data_files=files, split=split)
+        )
+    else:
+        names = split_names(path, revision=revision, subset=subset)
+        _check_split(path, split, names)
+        table = _asked(
+            path,
+            lambda: datasets.load_dataset(
+                _local(path), subset, split=split, revision=revision, verification_mode="no_checks"
+            ),
+        )
+    return table_samples(table, labels, columns, where)
+
+
+def hub_shards(
+    path: str, split: str, *, revision: str | None = None, subset: str | None = None
+) -> list[Shard]:
+    """The Parquet files of a split, by name; arguments as of `hub`.
+
+    Raises:
+        UserError: There is no such data set or split, or it is not kept as Parquet.
+    """
+    if _saved(path) is not None:
+        raise UserError(
+            f"data.streaming: {path} was written by save_to_disk and lies here already. Take "
+            "data.streaming=false."
+        )
+    if "://" in path:
+        return read_footers(shard_addresses(path, split))
+    files = _data_files(path, revision, subset)
+    _check_split(path, split, list(files))
+    addresses = sorted(str(file) for file in files[split])
+    if others := [file for file in addresses if not file.endswith(".parquet")]:
+        raise UserError(
+            f"data.streaming: {others[0]} is not a Parquet file, which streaming needs. Take "
+            "data.streaming=false, or `finetune pack` the set."
+        )
+    return read_footers(addresses)
+
+
+def split_names(path: str, *, revision: str | None = None, subset: str | None = None) -> list[str]:
+    """What a data set's splits are called; arguments as of `hub`.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    if (saved := _saved(path)) is not None:
+        return list(saved) if isinstance(saved, datasets.DatasetDict) else [_own_name(saved)]
+    return list(_data_files(path, revision, subset))
+
+
+def shard_addresses(path: str, split: str) -> list[str]:
+    """The Parquet files of a split in a folder of any file system, by `datasets`' own patterns.
+
+    Raises:
+        UserError: It cannot be reached, or there are none.
+    """
+    root = path.rstrip("/")
+    patterns = [f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
+    patterns.append(f"{split}.parquet")
+
+    def found() -> list[str]:
+        file_system, folder = fsspec.core.url_to_fs(root)
+        for pattern in patterns:
+            if files := sorted(file_system.glob(f"{folder}/{pattern}")):
+                return [file_system.unstrip_protocol(file) for file in files]
+        return []
+
+    if files := _asked(path, found):
+        return files
+    raise UserError(
+        f"data.path: {path} holds no Parquet files of the split {split!r} (looked for "
+        f"{', '.join(patterns)})."
+    )
+
+
+def _data_files(path: str, revision: str | None, subset: str | None) -> DataFilesDict:
+    builder = _asked(
+        path, lambda: datasets.load_dataset_builder(_local(path), subset, revision=revision)
+    )
+    files = builder.config.data_files
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"data.path: {path} holds no files that `datasets` reads without a script.")
+    return files
+
+
+def _asked(path: str, ask: Callable[[], T]) -> T:
+    """What `datasets` or a file system answers, or why it does not, in one line."""
+    try:
+        return ask()
+    except UserError:
+        raise
+    except Exception as error:  # networks, other people's files: their readers raise anything
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        hint = ""
+        if "://" not in path and not Path(path).expanduser().exists():
+            hint = " A Hub id is owner/name; private sets need `hf auth login`."
+            if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+                hint += " HF_HUB_OFFLINE is set: only what is in the cache can be opened."
+        raise UserError(f"data.path: {path} cannot be opened ({reason}).{hint}") from error
+
+
+def _check_split(path: str, split: str, names: list[str]) -> None:
+    if split not in names:
+        raise UserError(
+            f"data: {path} has no split {split!r}; there are {', '.join(names)}. Set "
+            "data.train_split and data.val_split."
+        )
+
+
+def _local(path: str) -> str:
+    expanded = Path(path).expanduser()
+    return str(expanded) if expanded.exists() else path
+
+
+def _saved(path: str) -> datasets.Dataset | datasets.DatasetDict | None:
+    """What `save_to_disk` wrote, if that is what the folder holds."""
+    folder = Path(path).expanduser()
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    return _asked(path, lambda: datasets.load_from_disk(str(folder)))
+
+
+def _of_saved(
+    saved: datasets.Dataset | datasets.DatasetDict, path: str, split: str
+) -> datasets.Dataset:
+    if isinstance(saved, datasets.DatasetDict):
+        _check_split(path, split, list(saved))
+        return saved[split]
+    _check_split(path, split, [_own_name(saved)])
+    return saved
+
+
+def _own_name(saved: datasets.Dataset) -> str:
+    return str(saved.split) if saved.split is not None else "train"

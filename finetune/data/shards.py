@@ -1,0 +1,156 @@
+"""Parquet files read from anywhere, a few rows at a time: what streaming stands on.
+
+Any range of rows of any sequence of files can be read without what comes before it: the footers
+say which row group a row is in. So a sequence of samples can be cut as one likes, and gone on with
+at any place.
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import pyarrow.parquet as pq
+
+from finetune.errors import UserError
+
+_NUM_THREADS = 16  # footers wait for the network
+_NUM_TRIES = 4  # of a connection: 2 + 4 + 8 seconds
+_NUM_ROWS = 32  # decoded from a row group at once; its bytes are read as a whole
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A Parquet file: its address, and the rows of each of its row groups."""
+
+    address: str
+    row_groups: tuple[int, ...]
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in all."""
+        return sum(self.row_groups)
+
+    @property
+    def name(self) -> str:
+        """The file's name, without its type."""
+        return Path(self.address).stem
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row and where it stands."""
+
+    shard: Shard
+    number: int
+    values: dict[str, Any]
+
+    def __str__(self) -> str:
+        return f"{self.shard.address}, row {self.number}"
+
+
+def read_footers(addresses: Sequence[str]) -> list[Shard]:
+    """The files, from their footers.
+
+    Raises:
+        UserError: One cannot be reached, or is no Parquet.
+    """
+
+    def footer(address: str) -> Shard:
+        with _Opened(address) as file:
+            groups = file.metadata
+            sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
+            return Shard(address, tuple(sizes))
+
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        return list(pool.map(footer, addresses))
+
+
+def read_features(shard: Shard) -> datasets.Features:
+    """What the columns of a file hold, as `datasets` sees it.
+
+    Raises:
+        UserError: It cannot be reached.
+    """
+    with _Opened(shard.address) as file:
+        return datasets.Features.from_arrow_schema(file.schema_arrow)
+
+
+def read_rows(
+    shards: Sequence[Shard], columns: Sequence[str], first: int, last: int
+) -> Iterator[Row]:
+    """Rows first to last - 1 of the sequence that some files make one after the other.
+
+    Raises:
+        UserError: A file cannot be read.
+    """
+    for shard in shards:
+        if first < shard.num_rows and last > 0:
+            yield from _insistently(shard, columns, max(first, 0), min(last, shard.num_rows))
+        first -= shard.num_rows
+        last -= shard.num_rows
+
+
+def _insistently(shard: Shard, columns: Sequence[str], first: int, last: int) -> Iterator[Row]:
+    """Goes on where a connection broke; what lies here is not asked twice."""
+    failures = 0
+    while first < last:
+        try:
+            for row in _rows_of(shard, columns, first, last):
+                first, failures = row.number + 1, 0
+                yield row
+        except UserError:
+            failures += 1
+            if "://" not in shard.address or failures == _NUM_TRIES:
+                raise
+            time.sleep(2**failures)
+
+
+def _rows_of(shard: Shard, columns: Sequence[str], first: int, last: int) -> Iterator[Row]:
+    with _Opened(shard.address) as file:
+        start = 0
+        for group, size in enumerate(shard.row_groups):
+            if first < start + size and start < last:
+                number = start
+                for batch in file.iter_batches(_NUM_ROWS, row_groups=[group], columns=[*columns]):
+                    low, high = max(first - number, 0), min(last - number, len(batch))
+                    if low < high:
+                        for i, values in enumerate(batch.slice(low, high - low).to_pylist()):
+                            yield Row(shard, number + low + i, values)
+                    number += len(batch)
+            start += size
+
+
+class _Opened:
+    """An open file; whatever goes wrong inside the block names it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def __enter__(self) -> pq.ParquetFile:
+        try:
+            file_system, path = fsspec.core.url_to_fs(self.address)
+            # Parquet's reader asks for what it needs, in large pieces: read ahead is waste.
+            options = {} if "file" in file_system.protocol else {"cache_type": "none"}
+            self._file = file_system.open(path, "rb", **options)
+        except Exception as error:  # each file system raises its own
+            raise self._mistake(error) from error
+        try:
+            return pq.ParquetFile(self._file)
+        except Exception as error:
+            self._file.close()
+            raise self._mistake(error) from error
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        self._file.close()
+        if isinstance(error, Exception) and not isinstance(error, UserError):
+            raise self._mistake(error) from error
+
+    def _mistake(self, error: Exception) -> UserError:
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        return UserError(f"{self.address}: cannot be read as Parquet ({reason}).")

@@ -1,0 +1,174 @@
+"""Streaming: Samples straight out of Parquet files, for sets that no disk holds.
+
+An epoch is one sequence: the files in an order drawn for it, one after the other. It is cut into
+as many lanes as loader workers read at once, over all processes: each lane is one stretch of the
+sequence, read from front to back and shuffled within blocks of `BLOCK`. So no row is read twice
+(but for the row groups at the ends of lanes), every worker holds one file open and one block of
+encoded pictures, and where a lane is at any step follows from arithmetic: nothing has to be saved
+to go on in mid-epoch. What does not fill a last global batch is left out, at most one batch less
+one sample, equally on every process, and other samples in each epoch.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data.files import Picture
+from finetune.data.labels import Labels
+from finetune.data.samples import ReadSamples
+from finetune.data.shards import Row, Shard, read_features, read_rows
+from finetune.data.tables import Columns, mask_form, picture_of
+from finetune.errors import UserError
+
+BLOCK = 256
+"""Samples that are permuted together."""
+
+
+class Streamed:
+    """A split as Parquet files. Samples by index, for a look at a few; else in stretches.
+
+    Args:
+        shards: Its files.
+        labels: What mask values mean.
+        columns: Which columns hold what.
+
+    Raises:
+        UserError: A column is not what it must be, or the split has no rows.
+    """
+
+    def __init__(self, shards: Sequence[Shard], labels: Labels, columns: Columns) -> None:
+        self.shards = list(shards)
+        self.columns = columns
+        self.num_samples = sum(shard.num_rows for shard in shards)
+        if not self.num_samples:
+            raise UserError(f"data.path: {len(self.shards)} Parquet files without a row.")
+        columns.check(read_features(self.shards[0]), self.shards[0].address)
+        pictures = _Handed()
+        self._reader = ReadSamples(labels, mask_form(labels, pictures=pictures), pictures)
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def check(self) -> None:
+        """Reads the first sample and the last: each may cost a row group, over a network.
+
+        Raises:
+            UserError: What is wrong with one.
+        """
+        for index in (0, len(self) - 1):
+            self[index]
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return next(self.samples(self.shards, index, index + 1))
+
+    def samples(self, shards: Sequence[Shard], first: int, last: int) -> Iterator[dict[str, Any]]:
+        """Samples first to last - 1 of the sequence that the files make in this order."""
+        return map(self._sample, read_rows(shards, self._names(), first, last))
+
+    def shuffled(self, lane: "Lane", start: int) -> Iterator[dict[str, Any]]:
+        """The samples of a lane from its start-th on, each block in an order drawn for it."""
+        rng = np.random.default_rng([lane.seed, lane.epoch])
+        shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
+        for first in range(lane.first + start // BLOCK * BLOCK, lane.last, BLOCK):
+            last = min(first + BLOCK, lane.last)
+            rows = list(read_rows(shards, self._names(), first, last))
+            order = np.random.default_rng([lane.seed, lane.epoch, first]).permutation(len(rows))
+            skipped = max(lane.first + start - first, 0)
+            yield from (self._sample(rows[i]) for i in order[skipped:])
+
+    def _sample(self, row: Row) -> dict[str, Any]:
+        columns = self.columns
+        pictures = (
+            picture_of(row.values[name], f"{row}, {name}") for name in (columns.image, columns.mask)
+        )
+        image, mask = self._reader.read(*pictures)
+        name = row.values[columns.id] if columns.id else f"{row.shard.name}-{row.number}"
+        return {"image": image, "mask": mask, "id": str(name)}
+
+    def _names(self) -> list[str]:
+        columns = self.columns
+        return [columns.image, columns.mask, *([columns.id] if columns.id else [])]
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A stretch of an epoch's sequence that one worker reads."""
+
+    seed: int
+    epoch: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """What each loader worker of each process reads, as a function of the step alone.
+
+    Args:
+        num_samples: Of the split.
+        seed: Of the order of files, and within blocks.
+        micro_batch: Samples a process takes at once.
+        accumulation: Micro-batches of a process a step.
+        rank: Of this process.
+        world_size: Number of processes.
+        workers: Loader processes of each; 0 reads in the process itself.
+        first_step: Where to begin.
+        last_step: Where to end, exclusive.
+    """
+
+    num_samples: int
+    seed: int
+    micro_batch: int
+    accumulation: int
+    rank: int
+    world_size: int
+    workers: int
+    first_step: int
+    last_step: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches, one or more."""
+        return self.num_samples // self.global_batch
+
+    def turns(self, worker: int) -> Iterator[tuple[int, Lane, int]]:
+        """Of one worker: position of a micro-batch's first sample, its lane, its start therein.
+
+        The loader takes micro-batches from its workers in turn, beginning with the first.
+        """
+        workers = max(self.workers, 1)
+        per_epoch = self.steps_per_epoch * self.accumulation
+        first = self.first_step * self.accumulation + worker
+        for turn in range(first, self.last_step * self.accumulation, workers):
+            epoch, place = divmod(turn, per_epoch)
+            lane = self._lane(epoch, place % workers, workers, per_epoch)
+            position = (turn * self.world_size + self.rank) * self.micro_batch
+            yield position, lane, place // workers * self.micro_batch
+
+    def _lane(self, epoch: int, number: int, workers: int, per_epoch: int) -> Lane:
+        """Lane `number` of this process: its micro-batches number, number + workers, ..."""
+        turns = [len(range(i, per_epoch, workers)) for i in range(number + 1)]
+        first = self.rank * per_epoch + sum(turns[:-1])
+        last = first + turns[-1]
+        return Lane(self.seed, epoch, first * self.micro_batch, last * self.micro_batch)
+
+
+class _Handed:
+    """Pictures whose references are the pictures themselves."""
+
+    def open(self, reference: Picture) -> Picture:
+        return reference
+
+    def name(self, reference: Picture) -> str:
+        return str(reference)
+
+    def files(self, reference: Picture) -> list[Path]:
+        return []
