@@ -154,7 +154,7 @@ def save(
         if "rng" in states:
             for other in range(1, meta["world_size"]):
                 for file in _files_of(_rng_name(other)):
-                    size, checksum = _measure(temp / file)
+                    size, checksum = measure(temp / file)
                     entries[file] = {"size": size, "sha256": checksum}
         manifest = {"format": FORMAT, "step": step, **meta, "files": entries}
         manifest["sha256"] = _checksum(manifest)
@@ -423,9 +423,14 @@ def _files_of(name: str) -> tuple[str, str]:
     return f"{name}.json", f"{name}.safetensors"
 
 
-def _measure(path: Path) -> tuple[int, str]:
-    data = path.read_bytes()
-    return len(data), hashlib.sha256(data).hexdigest()
+def measure(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            size += len(part)
+            digest.update(part)
+    return size, digest.hexdigest()
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
 LAYERS = {
     0: [
         *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
-        *["data.classes", "data.labels", "data.presets", "data.shapes"],
+        *["data.classes", "data.labels", "data.presets", "data.shapes", "data.threads"],
     ],
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
@@ -27,7 +27,7 @@ LAYERS = {
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
     3: ["trainers"],
-    4: ["train", "cli", "evaluation", "benchmark", "init"],
+    4: ["train", "cli", "evaluation", "benchmark", "init", "pack"],
 }
 FOLDERS = ("segformer", "trainers", "benchmark")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}

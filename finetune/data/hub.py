@@ -3,6 +3,7 @@
 Opened as a table in whole, or file by file (`finetune.data.shards`) for streaming.
 """
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -101,12 +102,18 @@ def split_names(path: str, *, revision: str | None = None, subset: str | None = 
 
 
 def shard_addresses(path: str, split: str) -> list[str]:
-    """The Parquet files of a split in a folder of any file system, by `datasets`' own patterns.
+    """The Parquet files of a split in a folder of any file system.
+
+    By the index of `finetune pack` if there is one, so that it need not be possible to list the
+    folder; else by `datasets`' own patterns.
 
     Raises:
         UserError: It cannot be reached, or there are none.
     """
     root = path.rstrip("/")
+    if (index := _index(root)) is not None:
+        _check_split(path, split, list(index))
+        return [f"{root}/{shard['file']}" for shard in index[split]["shards"]]
     patterns = [f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
     patterns.append(f"{split}.parquet")
 
@@ -123,6 +130,18 @@ def shard_addresses(path: str, split: str) -> list[str]:
         f"data.path: {path} holds no Parquet files of the split {split!r} (looked for "
         f"{', '.join(patterns)})."
     )
+
+
+def _index(root: str) -> dict[str, Any] | None:
+    """The splits in a pack's index, if there is one."""
+    try:
+        with fsspec.open(f"{root}/index.json", "rt", encoding="utf-8") as file:
+            content = json.load(file)
+        return dict(content["splits"]) if "finetune" in content else None
+    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    except Exception as error:  # each file system raises its own
+        raise _not_opened(root, error) from error
 
 
 def _data_files(path: str, revision: str | None, subset: str | None) -> DataFilesDict:
@@ -142,14 +161,18 @@ def _asked(path: str, ask: Callable[[], T]) -> T:
     except UserError:
         raise
     except Exception as error:  # networks, other people's files: their readers raise anything
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        hint = ""
-        if "://" not in path and not Path(path).expanduser().exists():
-            hint = " A Hub id is owner/name; private sets need `hf auth login`."
-            if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-                hint += " HF_HUB_OFFLINE is set: only what is in the cache can be opened."
-        raise UserError(f"data.path: {path} cannot be opened ({reason}).{hint}") from error
+        raise _not_opened(path, error) from error
+
+
+def _not_opened(path: str, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    hint = ""
+    if "://" not in path and not Path(path).expanduser().exists():
+        hint = " A Hub id is owner/name; private sets need `hf auth login`."
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            hint += " HF_HUB_OFFLINE is set: only what is in the cache can be opened."
+    return UserError(f"data.path: {path} cannot be opened ({reason}).{hint}")
 
 
 def _check_split(path: str, split: str, names: list[str]) -> None:
