@@ -25,7 +25,7 @@ LAYERS = {
         *["data.splits", "data.inspection", "data.recognise"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
-    3: ["trainers"],
+    3: ["trainers", "data.guess"],
     4: ["train", "cli", "evaluation", "benchmark", "init"],
 }
 FOLDERS = ("segformer", "trainers", "benchmark")
