@@ -22,13 +22,13 @@ LAYERS = {
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
         *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
-        *["data.splits", "data.inspection", "data.recognise"],
+        *["data.splits", "data.inspection", "data.recognise", "data.duplicates"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
     3: ["trainers", "data.guess"],
-    4: ["train", "cli", "evaluation", "benchmark", "init"],
+    4: ["train", "cli", "evaluation", "benchmark", "init", "doctor"],
 }
-FOLDERS = ("segformer", "trainers", "benchmark")
+FOLDERS = ("segformer", "trainers", "benchmark", "doctor")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
 STARTERS = ("cli", "benchmark.training")  # programs that run other programs
