@@ -5,7 +5,6 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
-import imagehash
 import numpy as np
 from PIL import Image
 
@@ -26,6 +25,8 @@ def perceptual_hash(image: np.ndarray) -> bytes:
     Signs of the low frequencies of the grey image: they outlive a change of size, of brightness
     or of compression (https://www.hackerfactor.com/blog/index.php?/archives/432-.html).
     """
+    import imagehash  # here: loaders import this module, and never hash
+
     return np.packbits(imagehash.phash(Image.fromarray(image)).hash).tobytes()
 
 

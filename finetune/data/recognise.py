@@ -278,11 +278,13 @@ def looks_like_mask(file: Path) -> bool | None:
             )
     except (OSError, ValueError, SyntaxError):
         return None
-    flat = values.reshape(-1, values.shape[2]) if values.ndim == 3 else values.reshape(-1, 1)
-    flat = flat[:: max(1, len(flat) // 65536)]
-    changes = (flat[1:] != flat[:-1]).any(axis=1).mean() if len(flat) > 1 else 0
-    few = len(np.unique(flat, axis=0)) <= _MANY_COLORS
-    return few and (changes < 0.5 or len(np.unique(flat, axis=0)) <= 32)
+    channels = values.reshape(values.shape[0] * values.shape[1], -1)
+    channels = channels[:: max(1, len(channels) // 65536)].astype(np.int64)
+    # One number a pixel: rows of channels sort thirty times as slowly.
+    flat = channels @ (1 << 8 * np.arange(channels.shape[1]))
+    changes = (flat[1:] != flat[:-1]).mean() if len(flat) > 1 else 0
+    num_values = len(np.unique(flat))
+    return num_values <= _MANY_COLORS and bool(changes < 0.5 or num_values <= 32)
 
 
 # --------------------------------------------------------------------------------------- the rest

@@ -24,7 +24,7 @@ from finetune.data.loader import (
     eval_loader,
     train_loader,
 )
-from finetune.data.samples import preflight
+from finetune.data.samples import preflight, warn_of_shared_files
 from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.inference import (
@@ -80,9 +80,15 @@ class SegmentationTask:
         return len(self.train_samples)
 
     def check(self) -> None:
-        """Reads every header and a few samples of both splits, and opens the cache of both."""
+        """Reads every header and a few samples of both splits, and opens the cache of both.
+
+        What `finetune doctor` finds by reading everything is left to it, but for images that are
+        held back and trained on.
+        """
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
+        if self.recipe.data.source != "shapes" and os.environ.get("RANK", "0") == "0":
+            warn_of_shared_files(self.train_samples, self.val_samples)
         self._cached(self.train_samples, self.val_samples)
 
     def check_split(self, samples: datasets.Dataset) -> None:
