@@ -222,8 +222,8 @@ def _bytes(picture: Picture) -> bytes:
 
 
 def _plain_png(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a PNG of 8 bit grey."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00":
+    """Height and width of a whole PNG of 8 bit grey; libpng writes to stderr about damage."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00" or _png_damage(data):
         return None
     return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
 
@@ -275,20 +275,23 @@ def _open(picture: Picture) -> Iterator[ImageFile.ImageFile]:
 
 def _check_png(picture: Picture, image: ImageFile.ImageFile) -> None:
     """Checks the sums of a PNG's parts: Pillow decodes pixels that were damaged without a word."""
-    if image.format != "PNG":
-        return
-    data = _bytes(picture)
+    if image.format == "PNG" and (damage := _png_damage(_bytes(picture))):
+        raise ValueError(damage)
+
+
+def _png_damage(data: bytes) -> str:
+    """What is wrong with a PNG by the sums of its parts, "" if nothing is."""
     position = 8
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "big")
         end = position + 8 + length
         checksum = int.from_bytes(data[end : end + 4], "big")
         if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != checksum:
-            raise ValueError("its pixels are damaged")
+            return "its pixels are damaged"
         if data[position + 4 : position + 8] == b"IEND":
-            return
+            return ""
         position = end + 4
-    raise ValueError("its end is missing")
+    return "its end is missing"
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:

@@ -111,7 +111,7 @@ def examine(
     Raises:
         UserError: The recipe is wrong, the folder is not understood, or no split can be opened.
     """
-    folder = _folder(target)
+    folder = _folder(target, overrides)
     guessed: LabelGuess | None = None
     seen: tuple[str, ...] = ()
     if folder is None:
@@ -151,14 +151,14 @@ def examine(
     return Examination(name, recipe, seen, expected, tuple(splits), tuple(findings), tuple(data))
 
 
-def _folder(target: str) -> Path | None:
-    """The folder that is meant, or None if it is a recipe.
+def _folder(target: str, overrides: Sequence[str]) -> Path | None:
+    """The folder that is meant, or None if it is a recipe, as it is where a path is given beside.
 
     Raises:
         UserError: It may be either.
     """
     path = Path(target).expanduser()
-    if not path.is_dir():
+    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
         return None
     try:
         recipe = find_recipe(target)

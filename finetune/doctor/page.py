@@ -236,7 +236,7 @@ def _sizes(facts: Mapping[str, Any]) -> str:
         place = f'x="{x(tick):.1f}" y="{height - bottom + 16}"'
         shapes.append(f'<text {place} text-anchor="middle">{tick:.6g}</text>')
     shapes.append(f'<text x="{width / 2}" y="{height - 6}" text-anchor="middle">width</text>')
-    shapes.append(f'<text x="12" y="{top + 4}">height</text>')
+    shapes.append(f'<text x="{left + 6}" y="{top + 4}">height</text>')
     most = max(count for *_, count in found["most_common"])
     for one_height, one_width, count in found["most_common"]:
         radius = 2.5 + 8 * math.sqrt(count / most) * (len(found["most_common"]) < 200)
@@ -312,15 +312,15 @@ def _values(facts: Mapping[str, Any]) -> str:
 def chosen(
     splits: Sequence[Split], findings: Sequence[Finding]
 ) -> list[tuple[int, int, tuple[str, ...]]]:
-    """Split, place and kinds of findings of the samples to show.
+    """Split, place and kinds of findings of the samples to show, whose images can be read.
 
     Some of each finding in turn, then others evenly spread over the splits.
     """
     where: dict[str, tuple[int, int]] = {}
     for s, split in enumerate(splits):
         for i, names in enumerate(zip(split.images, split.masks, strict=True)):
-            for name in names:
-                where.setdefault(name, (s, i))
+            if split.facts[i].size is not None:
+                where.update((name, (s, i)) for name in names if name not in where)
     kinds: dict[tuple[int, int], dict[str, None]] = {}
     queues = [
         iter(dict.fromkeys(where[file] for file in finding.files if file in where))
@@ -334,8 +334,7 @@ def chosen(
                 waiting.remove((finding, queue))
             elif len(kinds) < NUM_WITH_FINDINGS or place in kinds:
                 kinds.setdefault(place, {})[finding.kind] = None
-    every = [(s, i) for s, split in enumerate(splits) for i in range(len(split))]
-    others = [place for place in every if place not in kinds]
+    others = [place for place in dict.fromkeys(where.values()) if place not in kinds]
     number = min(len(others), NUM_PICTURES - len(kinds))
     spread = [others[int(place)] for place in np.linspace(0, len(others) - 1, max(number, 0))]
     picked = [(s, i, tuple(names)) for (s, i), names in kinds.items()]
@@ -362,18 +361,18 @@ def _pictures(
 
 
 def _picture(reader: ReadSamples, image: str, mask: str) -> str:
-    """Image and overlay side by side; of what cannot be read, the image alone, or nothing."""
+    """Image and overlay side by side; grey instead of an overlay that cannot be had."""
     try:
         pixels = read_image(reader.pictures.open(image))
     except UserError:
-        return "<p>the image cannot be read</p>"
+        return "<p>the image cannot be read any more</p>"
     scale = min(1.0, *(limit / n for limit, n in zip(_PICTURE, pixels.shape[1::-1], strict=True)))
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     small = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     try:
         ids = reader.read(image, mask)[1]
     except UserError:
-        return _jpeg(small, "image; its mask cannot be used")
+        return _jpeg(np.hstack([small, np.full_like(small, 128)]), "its mask cannot be used")
     ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
     colors = np.array([*reader.labels.colors, IGNORED], np.uint8)
     painted = colors[np.minimum(ids, reader.labels.num_labels)]

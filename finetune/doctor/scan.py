@@ -161,7 +161,13 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
 
 
 def _fault(error: UserError, name: str, kind: str) -> Fault:
-    return Fault(error.kind or kind, (name,), str(error).removeprefix(f"{name}: "))
+    kind = error.kind or kind
+    if kind in ("empty-file", "missing-file", "mask-not-ids", "mask-not-colors"):
+        return Fault(kind, (name,))  # which says all
+    if kind == "unreadable-file":  # what the decoder said, without our own words around it
+        what = str(error.__cause__ or error)
+        return Fault(kind, (name,), what.replace(f" {name!r}", "").removeprefix(f"{name}: "))
+    return Fault(kind, (name,), str(error).removeprefix(f"{name}: "))
 
 
 def _of_image(pixels: np.ndarray) -> Facts:

@@ -380,7 +380,7 @@ def _of_values(splits: Sequence[Split], expected: Expectations) -> Iterator[Faul
             first = dict.fromkeys(
                 splits[s].masks[i] for value in smeared for s, i, _ in values[value].places[:1]
             )
-            what = f"{len(smeared)} values ({shown}) in {pixels} pixels"
+            what = f"{len(smeared)} values ({shown}) in {_pixels(pixels)}"
             yield Fault("smeared-values", tuple(first)[:_MAX_SHOWN], what)
         rare = [] if smeared else rare_values(values, num_masks, labels.kind)
         yield from _per_mask("rare-value", rare, values, splits, labels.kind)
@@ -393,7 +393,7 @@ def _of_values(splits: Sequence[Split], expected: Expectations) -> Iterator[Faul
             strange = [(v, n) for v, n in pairs if v not in rules and v not in set_aside]
             if strange or facts.other_values:
                 strange.sort(key=lambda pair: -pair[1])
-                named = [f"{value_name(v, labels.kind)} ({n} pixels)" for v, n in strange]
+                named = [f"{value_name(v, labels.kind)} ({_pixels(n)})" for v, n in strange]
                 more = len(named) - _MAX_SHOWN + facts.other_values
                 what = ", ".join(named[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
                 yield Fault(kind, (mask,), what)
@@ -403,7 +403,7 @@ def _of_values(splits: Sequence[Split], expected: Expectations) -> Iterator[Faul
                 yield Fault("no-labelled-pixel", (mask,))
             if facts.mended:
                 share = facts.mended / max(1, int(facts.counts.sum()) + facts.other_pixels)
-                yield Fault("mended-colors", (mask,), f"{facts.mended} pixels, {share:.2%}")
+                yield Fault("mended-colors", (mask,), f"{_pixels(facts.mended)}, {share:.2%}")
     kinds = stored_kinds(splits)
     if len(kinds) > 1:
         what = ", ".join(f"{count} {name}" for name, count in kinds.most_common())
@@ -429,7 +429,7 @@ def _per_mask(
     held: dict[tuple[int, int], list[str]] = defaultdict(list)
     for value in values:
         for s, i, pixels in counts[value].places:
-            held[s, i].append(f"{value_name(value, label_kind)} ({pixels} pixels)")
+            held[s, i].append(f"{value_name(value, label_kind)} ({_pixels(pixels)})")
     for (s, i), named in sorted(held.items()):
         yield Fault(kind, (splits[s].masks[i],), _listed(named))
 
@@ -459,7 +459,7 @@ def _of_classes(splits: Sequence[Split], expected: Expectations) -> Iterator[Fau
         few = sum(images) <= RARE_CLASS and num_masks >= FEW_SAMPLES * RARE_CLASS
         of_images = sum(int(splits[s].facts[i].counts.sum()) for s, i in holders.get(class_id, []))
         if few and pixels < RARE_SHARE * of_images:
-            what = f"{name}: {pixels} pixels in {sum(images)} of {num_masks} masks"
+            what = f"{name}: {_pixels(pixels)} in {sum(images)} of {num_masks} masks"
             yield Fault("rare-class", tuple(files), what)
     for split, count in zip(splits, counts, strict=True):
         if count.total and count.ignored > MOSTLY * count.total:
@@ -546,6 +546,10 @@ def _nearly_twice(splits: Sequence[Split], distance: int) -> Iterator[Fault]:
         more = f"; {count - 1} more are near" if count > 1 else ""
         files = val.images[asked[0][v]], train.images[known[0][t]]
         yield Fault("near-duplicate", files, f"{bits} of 64 bits differ{more}")
+
+
+def _pixels(number: int) -> str:
+    return f"{number:,} pixel{'s' * (number != 1)}"
 
 
 def _listed(names: Sequence[str]) -> str:
