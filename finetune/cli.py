@@ -144,23 +144,83 @@ def init(
     """
     from finetune.init import draft
 
-    def choose(layouts: "Sequence[Layout]") -> "Layout":
-        lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
-        options = "\n".join(lines)
-        number = choice
-        if number is None and sys.stdin.isatty():
-            print(f"{folder} may be one of these:\n{options}")
-            number = typer.prompt("Which one", type=int)
-        if number is None or not 1 <= number <= len(layouts):
-            raise UserError(f"{folder} may be one of these; say which with --choice:\n{options}")
-        return layouts[number - 1]
-
-    done = draft(folder, output, choose)
+    done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
     for title, found in (("Seen", done.found), ("Assumed", done.assumed)):
         print(f"{title}:")
         for line in found:
             print(f"  {line}")
     print(f"\nWritten: {output}. Next: finetune train {output}")
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|DIR",
+            help="A YAML file, the name of a shipped recipe, or a folder of images and masks.",
+        ),
+    ],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for doctor.json and doctor.html. Default: runs/doctor-NAME.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what doctor.json holds, nothing else.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read. Default: one a core, at most 8."),
+    ] = None,
+    distance: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=63,
+            help="Near duplicates: how many of the 64 bits of two perceptual hashes may differ.",
+        ),
+    ] = 8,
+    choice: Annotated[
+        int | None, typer.Option(help="Which one, of several that a folder may be.")
+    ] = None,
+) -> None:
+    """Read a whole data set and say what is wrong with it, by file, before training does.
+
+    Finds files that are damaged, empty, of unequal size or without a partner; mask values that no
+    rule covers, or that look like slips; classes never seen, or seen in validation only; images
+    that stand in two splits, exactly or nearly, or twice with different masks. Counts classes,
+    ignored pixels and sizes, and suggests class weights, mean and standard deviation.
+
+    Example: finetune doctor camvid data.path=CamVid -o out
+
+    Example: finetune doctor my_data
+
+    A folder without a recipe is understood as `finetune init` does; key=value corrects that.
+
+    Exit status: 0 clean, 2 with problems (doctor.json and doctor.html are written either way) or
+    after a mistake that the message names. Warnings alone are clean.
+    """
+    from finetune.doctor import examine, screen
+
+    done = examine(
+        target,
+        overrides or [],
+        choose=lambda layouts: _chosen(layouts, target, choice),
+        workers=workers,
+        distance=distance,
+        show_progress=not as_json and sys.stderr.isatty(),
+    )
+    files = done.write(output or Path("runs") / f"doctor-{done.name}")
+    if as_json:
+        print(files[0].read_text(encoding="utf-8"), end="")
+    else:
+        screen.show(done.to_json(), files)
+    raise typer.Exit(0 if done.clean else 2)
 
 
 @app.command()
@@ -323,6 +383,19 @@ def benchmark(
     if recipe is not None:
         both = training.compare(recipe, overrides, minutes=minutes, output=output)
         (table.print_json if as_json else table.print_training)(both)
+
+
+def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None) -> "Layout":
+    """One of several layouts: by number, by asking on a terminal, or a mistake."""
+    lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
+    options = "\n".join(lines)
+    number = choice
+    if number is None and sys.stdin.isatty():
+        print(f"{folder} may be one of these:\n{options}", file=sys.stderr)
+        number = typer.prompt("Which one", type=int, err=True)
+    if number is None or not 1 <= number <= len(layouts):
+        raise UserError(f"{folder} may be one of these; say which with --choice:\n{options}")
+    return layouts[number - 1]
 
 
 def main() -> None:

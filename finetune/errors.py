@@ -6,4 +6,12 @@ class UserError(ValueError):
 
     The message names the field or the file and says what to do. Programs print it without a
     traceback and exit with status 2; every other exception is a defect of this package.
+
+    Args:
+        message: For the user.
+        kind: What is wrong with a file, for programs that sort such mistakes, as the doctor does.
     """
+
+    def __init__(self, message: str = "", *, kind: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind

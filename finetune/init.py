@@ -11,24 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from finetune.data.classes import find_class_list
-from finetune.data.coco import read_annotations
-from finetune.data.inspection import LabelGuess, guess_labels, inspect
-from finetune.data.labels import Labels
-from finetune.data.layouts import read_data_yaml
+from finetune.data.guess import guess, with_preset
+from finetune.data.inspection import LabelGuess
 from finetune.data.recognise import Layout, recognise
 from finetune.data.samples import upright_sizes
 from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.parallel import device
-from finetune.recipe import DataSection, Recipe, load_recipe, to_yaml
+from finetune.recipe import Recipe, load_recipe, to_yaml
 
-PRESET_OF = {
-    "ade20k": "ade20k",
-    "cityscapes": "cityscapes",
-    "voc": "voc",
-    "coco-stuff": "coco-stuff",
-}
 MAX_CROP = 512
 SMALLEST_CROP = 64
 STEPS_CPU, STEPS_GPU = 2000, 20_000
@@ -62,7 +53,7 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     root = root.expanduser().absolute()
     layouts = recognise(root)
     layout = layouts[0] if len(layouts) == 1 else choose(layouts)
-    labels = _labels(root, layout)
+    labels = guess(root, layout)
     sizes = _sizes(layout, labels)
     found = [*layout.found, *labels.found, _described(sizes)]
     assumed = [*layout.assumed, *labels.assumed]
@@ -88,82 +79,11 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     return Draft(text, load_recipe(output), tuple(found), (*assumed, *reasons))
 
 
-def _labels(root: Path, layout: Layout) -> LabelGuess:
-    source = layout.data["source"]
-    if source == "cityscapes":
-        return _cityscapes_labels(root)
-    if source in PRESET_OF:
-        preset = PRESET_OF[source]
-        return LabelGuess({"preset": preset}, (f"classes of {preset}",), ())
-    if source == "coco":
-        return _coco_labels(layout)
-    if source == "ultralytics":
-        return _ultralytics_labels(layout)
-    files = [Path(reference) for reference in _references(layout)]
-    listed = find_class_list([root, *sorted({file.parent for file in files[:1]})])
-    values = inspect(files)
-    return guess_labels(values, listed)
-
-
-def _references(layout: Layout) -> list[str]:
-    """References of the masks of both splits, before their labels are known."""
-    data = DataSection.model_validate(layout.data)
-    anything = Labels.build(["0", "1"], unknown="ignore")
-    splits = [open_split(data, anything, name) for name in (data.train_split, data.val_split)]
-    return [mask for split in splits for mask in split.with_format(None)["mask"]]
-
-
-def _cityscapes_labels(root: Path) -> LabelGuess:
-    if any((root / "gtFine").rglob("*_labelTrainIds.png")):
-        return LabelGuess({"preset": "cityscapes"}, ("masks of the 19 train ids",), ())
-    found = "masks of the 34 label ids, translated by the official table"
-    return LabelGuess({"preset": "cityscapes-label-ids"}, (found,), ())
-
-
-def _coco_labels(layout: Layout) -> LabelGuess:
-    file = Path(layout.data["path"]) / layout.data["annotations"].replace(
-        "{split}", layout.data.get("train_split", "train")
-    )
-    content = read_annotations(file)
-    used = {annotation.get("category_id") for annotation in content["annotations"]}
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    # Roboflow writes a category of everything, which no object has.
-    empty = [c["name"] for c in categories if c["id"] not in used and c["id"] == 0]
-    categories = [category for category in categories if category["name"] not in empty]
-    names = list(dict.fromkeys(["background", *(category["name"] for category in categories)]))
-    raw = {category["id"]: names.index(category["name"]) for category in categories}
-    labels = {"names": names, "background": "background", "map": raw}
-    assumed = ["what no object covers is a class, background (labels.background)"]
-    if empty:
-        assumed.append(f"the category {empty[0]}, which no object has, is left out")
-    return LabelGuess(labels, (f"{len(categories)} categories in {file.name}",), tuple(assumed))
-
-
-def _ultralytics_labels(layout: Layout) -> LabelGuess:
-    path = Path(layout.data["path"])
-    content = read_data_yaml(path / "data.yaml" if path.is_dir() else path)
-    names = content["names"]
-    found = (f"{len(names)} names in its `names`",)
-    if content.get("masks_dir"):
-        return LabelGuess({"names": names}, found, ("255 is no class and does not count",))
-    if "background" in names:
-        return LabelGuess({"names": names, "background": "background"}, found, ())
-    labels = {"names": [*names, "background"], "background": "background"}
-    assumed = "what no polygon covers is a class of its own, background (labels.background)"
-    return LabelGuess(labels, found, (assumed,))
-
-
 def _sizes(layout: Layout, labels: LabelGuess) -> np.ndarray:
     """(N, 2) heights and widths of the training images."""
-    recipe = Recipe.model_validate({"data": layout.data, "labels": _without_preset(labels.labels)})
+    recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
     data = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split)
     return np.array(upright_sizes(data))
-
-
-def _without_preset(labels: dict[str, Any]) -> dict[str, Any]:
-    from finetune.data.presets import PRESETS
-
-    return {**PRESETS.get(labels.get("preset", ""), {}), **labels}
 
 
 def _described(sizes: np.ndarray) -> str:

@@ -385,7 +385,25 @@ def load_recipe(
         UserError: names the file and the dotted key, and says what to do.
     """
     path = find_recipe(str(name))
-    values = _read_with_bases(path, ())
+    return recipe_from_values(_read_with_bases(path, ()), path, overrides)
+
+
+def recipe_from_values(
+    values: Mapping[str, Any],
+    name: str | os.PathLike[str],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+) -> Recipe:
+    """Overrides and checks what a recipe's file holds, or would hold.
+
+    Args:
+        values: Its sections.
+        name: Its file, for messages and for the recipe's own name.
+        overrides: As those of `load_recipe`.
+
+    Raises:
+        UserError: As `load_recipe`.
+    """
+    path, values = Path(name), dict(values)
     if not isinstance(overrides, Mapping):
         overrides = dict(_parse_override(text) for text in overrides)
     for key, value in overrides.items():
@@ -608,7 +626,7 @@ def _resolve(recipe: Recipe, stem: str) -> Recipe:
         warnings.warn(
             f"train.warmup_steps={train.warmup_steps} does not fit into train.steps={train.steps}: "
             f"shortened to {shortened}",
-            stacklevel=3,
+            stacklevel=4,
         )
         train = train.model_copy(update={"warmup_steps": shortened})
     if train.checkpoint_every is None:

@@ -312,15 +312,25 @@ def html_report(run: Path) -> Path:
         if (run / name).is_file():
             text = (run / name).read_text(encoding="utf-8", errors="replace")
             parts.append(f"<h2>{title}</h2><pre>{html.escape(text)}</pre>")
-    page = (
+    report = run / "report.html"
+    write_whole(report, html_page(run.resolve().name, parts))
+    return report
+
+
+def html_page(title: str, parts: Sequence[str], style: str = "") -> str:
+    """One HTML file that needs nothing else, in the house's style.
+
+    Args:
+        title: Text, not yet escaped.
+        parts: The body, markup.
+        style: CSS beside the house's.
+    """
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{html.escape(run.resolve().name)}</title><style>{STYLE}</style></head>"
+        f"<title>{html.escape(title)}</title><style>{STYLE}{style}</style></head>"
         f"<body>{''.join(parts)}</body></html>\n"
     )
-    report = run / "report.html"
-    write_whole(report, page)
-    return report
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -367,8 +377,8 @@ def _chart(title: str, series: Mapping[str, Points]) -> str:
     if not values:
         body = f'<text x="{left}" y="{height // 2}">nothing logged yet</text>'
         return f'<svg viewBox="0 0 {width} {height}" role="img">{head}{body}</svg>'
-    ticks = _ticks(min(values), max(values))
-    low, high = ticks[0], ticks[-1]
+    marks = ticks(min(values), max(values))
+    low, high = marks[0], marks[-1]
     last = max(1, *(step for points in series.values() for step, _ in points))
 
     def x(step: float) -> float:
@@ -378,13 +388,13 @@ def _chart(title: str, series: Mapping[str, Points]) -> str:
         return height - bottom - (value - low) / (high - low) * (height - top - bottom)
 
     shapes = [head]
-    for tick in ticks:
+    for tick in marks:
         line = f'x1="{left}" x2="{width - right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"'
         shapes.append(f'<line class="grid" {line}/>')
         shapes.append(
             f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:.4g}</text>'
         )
-    for step in (tick for tick in _ticks(0, last) if tick <= last):
+    for step in (tick for tick in ticks(0, last) if tick <= last):
         shapes.append(
             f'<text x="{x(step):.1f}" y="{height - 8}" text-anchor="middle">{step:.6g}</text>'
         )
@@ -415,7 +425,7 @@ def _pieces(points: Points) -> list[list[tuple[int, float]]]:
     return [piece for piece in pieces if piece]
 
 
-def _ticks(low: float, high: float) -> list[float]:
+def ticks(low: float, high: float) -> list[float]:
     """Three to six round numbers that enclose low and high."""
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / 4))

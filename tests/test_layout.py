@@ -17,19 +17,20 @@ PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
 LAYERS = {
     0: [
         *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
-        *["data.classes", "data.labels", "data.presets", "data.shapes", "data.threads"],
+        *["data.classes", "data.faults", "data.labels", "data.presets", "data.shapes"],
+        *["data.threads"],
     ],
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
         *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
-        *["data.splits", "data.inspection", "data.recognise"],
+        *["data.splits", "data.inspection", "data.recognise", "data.duplicates"],
         *["data.tables", "data.shards", "data.stream", "data.hub"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
-    3: ["trainers"],
-    4: ["train", "cli", "evaluation", "benchmark", "init", "pack"],
+    3: ["trainers", "data.guess"],
+    4: ["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor"],
 }
-FOLDERS = ("segformer", "trainers", "benchmark")
+FOLDERS = ("segformer", "trainers", "benchmark", "doctor")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
 STARTERS = ("cli", "benchmark.training")  # programs that run other programs

@@ -168,7 +168,7 @@ def test_html_of_a_run_that_has_hardly_begun(tmp_path):
     ("low", "high"), [(0, 1), (0.013, 0.87), (6e-9, 6e-5), (3, 3), (0, 0), (-2, 160000)]
 )
 def test_ticks_enclose_what_is_drawn(low, high):
-    ticks = report._ticks(low, high)
+    ticks = report.ticks(low, high)
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + 1e-12
     assert ticks[-1] >= high - 1e-12

@@ -5,11 +5,13 @@ Format: https://cocodataset.org/#format-data (`images`, `annotations`, `categori
 
 import json
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import datasets
 
+from finetune.data.faults import Fault, each
 from finetune.data.folders import existing_root, listed
 from finetune.data.labels import Labels
 from finetune.data.masks import CocoObjects, Overlap
@@ -25,6 +27,7 @@ def coco(
     images: str = "{split}",
     annotations: str = "annotations/{split}.json",
     overlap: Overlap = "area",
+    faults: list[Fault] | None = None,
 ) -> datasets.Dataset:
     """The images of a COCO file; raw values are category ids, and `NO_OBJECT` where there is none.
 
@@ -35,6 +38,8 @@ def coco(
         images: Folder of the images, relative to `path`.
         annotations: The file, relative to `path`.
         overlap: Who has a pixel that several objects cover.
+        faults: Takes images that are not there and objects of no image or category, which are
+            otherwise an error.
 
     Raises:
         UserError: A file is missing, or the annotations are not what they must be.
@@ -48,16 +53,26 @@ def coco(
     for annotation in content["annotations"]:
         owner, category = annotation["image_id"], annotation["category_id"]
         where = f"{file}: annotation {annotation.get('id')!r}"
+        stray = ""
         if owner not in objects:
-            raise UserError(f"{where} belongs to image {owner!r}, which is not among `images`.")
-        if category not in known:
-            raise UserError(f"{where} has category {category!r}, not among `categories`.")
+            stray = f"{where} belongs to image {owner!r}, which is not among `images`."
+        elif category not in known:
+            stray = f"{where} has category {category!r}, not among `categories`."
+        if stray:
+            if faults is None:
+                raise UserError(stray)
+            faults.append(Fault("bad-annotation", (str(file),), stray))
+            continue
         crowd = bool(annotation.get("iscrowd", 0))
         objects[owner].append([category, crowd, annotation.get("segmentation")])
     rows = sorted(content["images"], key=lambda image: str(image["file_name"]))
     files = [_image_file(folder, root, str(image["file_name"])) for image in rows]
     missing = [str(path) for path in files if not path.is_file()]
-    if missing:
+    there = [path.is_file() for path in files]
+    if faults is not None and any(there):
+        faults += each("listed-but-missing", missing, f"named in {file}")
+        rows, files = ([*compress(part, there)] for part in (rows, files))
+    elif missing:
         raise UserError(
             f"{file}: {len(missing)} of {len(files)} images are not there: {listed(missing)}. "
             "Set data.images to their folder."

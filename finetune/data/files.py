@@ -73,6 +73,16 @@ FILES = Files()
 # Pillow spreads the grey levels of 2 and 4 bit files over 0..255, which multiplies class ids.
 _SPREAD_GREY = {"L;2": 85, "L;4": 17}
 
+_STORED = {
+    "1": "1 bit",
+    "L": "8 bit grey",
+    "P": "palette",
+    "PA": "palette with transparency",
+    "I": "32 bit numbers",
+    "RGB": "colours",
+    "RGBA": "colours with transparency",
+}
+
 
 def read_image(picture: Picture) -> np.ndarray:
     """Reads any picture as uint8 (H, W, 3), RGB, upright (EXIF orientation applied).
@@ -128,7 +138,8 @@ def read_colors(picture: Picture) -> np.ndarray:
         if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
             raise UserError(
                 f"{picture}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
-                "labels.kind to ids if its numbers are the classes."
+                "labels.kind to ids if its numbers are the classes.",
+                kind="mask-not-colors",
             )
         _check_png(picture, mask)
         channels = np.array(mask.convert("RGB")).astype(np.int32)
@@ -170,6 +181,18 @@ def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
         return mask.height, mask.width
 
 
+def stored_as(picture: Picture) -> str:
+    """How a picture stores its pixels, in words, from its header.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    with _open(picture) as image:
+        if image.mode in _STORED:
+            return _STORED[image.mode]
+        return "16 bit grey" if image.mode.startswith("I;16") else image.mode
+
+
 def _decode_plain(picture: Picture) -> np.ndarray | None:
     """Decodes what most files are, upright RGB in JPEG and 8 bit grey in PNG, by cv2.
 
@@ -199,8 +222,8 @@ def _bytes(picture: Picture) -> bytes:
 
 
 def _plain_png(data: bytes) -> tuple[int, int] | None:
-    """Height and width of a PNG of 8 bit grey."""
-    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00":
+    """Height and width of a whole PNG of 8 bit grey; libpng writes to stderr about damage."""
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x08\x00" or _png_damage(data):
         return None
     return int.from_bytes(data[20:24], "big"), int.from_bytes(data[16:20], "big")
 
@@ -239,30 +262,36 @@ def _open(picture: Picture) -> Iterator[ImageFile.ImageFile]:
         raise
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
         if isinstance(picture, Encoded):
-            what = f"cannot be read ({len(picture.data)} bytes): {error}. Replace it"
+            size = len(picture.data)
+            what = f"cannot be read ({size} bytes): {error}. Replace it"
         elif picture.is_file():
-            what = f"cannot be read ({picture.stat().st_size} bytes): {error}. Replace the file"
+            size = picture.stat().st_size
+            what = f"cannot be read ({size} bytes): {error}. Replace the file"
         else:
-            what = "the file is gone. Replace the file"
-        raise UserError(f"{picture}: {what}, or remove image and mask.") from error
+            size, what = None, "the file is gone. Replace the file"
+        kind = {None: "missing-file", 0: "empty-file"}.get(size, "unreadable-file")
+        raise UserError(f"{picture}: {what}, or remove image and mask.", kind=kind) from error
 
 
 def _check_png(picture: Picture, image: ImageFile.ImageFile) -> None:
     """Checks the sums of a PNG's parts: Pillow decodes pixels that were damaged without a word."""
-    if image.format != "PNG":
-        return
-    data = _bytes(picture)
+    if image.format == "PNG" and (damage := _png_damage(_bytes(picture))):
+        raise ValueError(damage)
+
+
+def _png_damage(data: bytes) -> str:
+    """What is wrong with a PNG by the sums of its parts, "" if nothing is."""
     position = 8
     while position < len(data):
         length = int.from_bytes(data[position : position + 4], "big")
         end = position + 8 + length
         checksum = int.from_bytes(data[end : end + 4], "big")
         if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != checksum:
-            raise ValueError("its pixels are damaged")
+            return "its pixels are damaged"
         if data[position + 4 : position + 8] == b"IEND":
-            return
+            return ""
         position = end + 4
-    raise ValueError("its end is missing")
+    return "its end is missing"
 
 
 def _raw_mode(image: ImageFile.ImageFile) -> str:
@@ -277,5 +306,6 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         raise UserError(
             f"{picture}: the mask is {mask.mode} (colours, or several channels); masks must hold "
-            f"class ids: one channel of whole numbers, or a palette. Convert colours to ids first."
+            f"class ids: one channel of whole numbers, or a palette. Convert colours to ids first.",
+            kind="mask-not-ids",
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import datasets
 
+from finetune.data.faults import Fault, each
 from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 from finetune.data.labels import Labels
 from finetune.data.masks import ClassFiles, ColorMasks, IdMasks, MaskForm
@@ -27,6 +28,7 @@ def image_folder(
     masks: str = "masks/{split}",
     image_suffix: str = "",
     mask_suffix: str = "",
+    faults: list[Fault] | None = None,
 ) -> datasets.Dataset:
     """Pairs two folders, nested ones included, by relative path without the file type.
 
@@ -41,6 +43,7 @@ def image_folder(
         image_suffix: What image names end in before the file type, such as "_leftImg8bit". Other
             files in the folder are left alone.
         mask_suffix: The same of mask names, such as "_mask".
+        faults: Takes files without a partner, and such, which are otherwise an error.
 
     Returns:
         Samples, sorted by id, the common name.
@@ -59,7 +62,7 @@ def image_folder(
     form: MaskForm = IdMasks()
     if "{class}" in masks + mask_suffix:
         form = ClassFiles()
-        found = _class_files(root, masks, mask_suffix, split, labels)
+        found = _class_files(root, masks, mask_suffix, split, labels, faults)
         taken = {file for files in found.values() for file in files.values()}
         mask_dir = root / masks.partition("{class}")[0]
         mask_files = {
@@ -73,10 +76,10 @@ def image_folder(
             suffixes = IMAGE_SUFFIXES
             colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
             form = ColorMasks(colors, labels.tolerance)
-        files = files_by_key(mask_dir, suffixes, mask_suffix)
+        files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
         taken = set(files.values()) if mask_suffix and image_dir == mask_dir else set()
         mask_files = {key: str(file) for key, file in files.items()}
-    image_files = files_by_key(image_dir, IMAGE_SUFFIXES, image_suffix, taken)
+    image_files = files_by_key(image_dir, IMAGE_SUFFIXES, image_suffix, taken, faults)
     if not image_files:
         raise UserError(
             f"data.path: no images found in {image_dir} (looked for *{image_suffix} with "
@@ -84,28 +87,44 @@ def image_folder(
         )
     if isinstance(form, ClassFiles) and mask_files:
         mask_files = dict.fromkeys(image_files, "{}") | mask_files
-    _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
-    keys = sorted(image_files)
+    keys = sorted(image_files.keys() & mask_files.keys())
+    if faults is None or not keys:
+        _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
+    else:
+        alone = sorted(image_files.keys() - mask_files.keys())
+        faults += each("image-without-mask", [image_files[key] for key in alone])
+        alone = sorted(mask_files.keys() - image_files.keys())
+        faults += [
+            Fault("mask-without-image", tuple(map(str, form.files(mask_files[key]))))
+            for key in alone
+        ]
     return as_samples(
         [image_files[key] for key in keys], [mask_files[key] for key in keys], keys, labels, form
     )
 
 
 def _class_files(
-    root: Path, masks: str, suffix: str, split: str, labels: Labels
+    root: Path,
+    masks: str,
+    suffix: str,
+    split: str,
+    labels: Labels,
+    faults: list[Fault] | None,
 ) -> dict[str, dict[int, Path]]:
     """Key of an image -> class id -> its file.
 
     Raises:
-        UserError: There are files that belong to no class.
+        UserError: There are files that belong to no class, and no list to take them.
     """
     found: dict[str, dict[int, Path]] = {}
     if "{class}" in masks:
-        _check_class_folders(root, masks, labels)
+        _check_class_folders(root, masks, labels, faults)
         for class_id, name in enumerate(labels.names):
             folder = root / masks.replace("{class}", name)
             own = suffix.replace("{class}", name)
-            files = files_by_key(folder, MASK_SUFFIXES, own) if folder.is_dir() else {}
+            files = {}
+            if folder.is_dir():
+                files = files_by_key(folder, MASK_SUFFIXES, own, faults=faults)
             for key, file in files.items():
                 found.setdefault(key, {})[class_id] = file
         return found
@@ -114,24 +133,28 @@ def _class_files(
     endings = {suffix.replace("{class}", name): i for i, name in enumerate(labels.names)}
     taken: set[Path] = set()
     for ending in sorted(endings, key=len, reverse=True):
-        for key, file in files_by_key(folder, MASK_SUFFIXES, ending, taken).items():
+        for key, file in files_by_key(folder, MASK_SUFFIXES, ending, taken, faults).items():
             found.setdefault(key, {})[endings[ending]] = file
             taken.add(file)
     every = {Path(directory, name) for directory, _, names in os.walk(folder) for name in names}
     others = sorted(
-        file.name
+        file
         for file in every - taken
         if file.suffix.lower() in MASK_SUFFIXES and not file.name.startswith(".")
     )
     if others and "{class}" in suffix:
-        raise UserError(
-            f"data.mask_suffix: {len(others)} files in {folder} end in no class of labels.names: "
-            f"{listed(others)}."
-        )
+        if faults is None:
+            raise UserError(
+                f"data.mask_suffix: {len(others)} files in {folder} end in no class of "
+                f"labels.names: {listed(sorted(file.name for file in others))}."
+            )
+        faults += each("mask-of-no-class", others)
     return found
 
 
-def _check_class_folders(root: Path, masks: str, labels: Labels) -> None:
+def _check_class_folders(
+    root: Path, masks: str, labels: Labels, faults: list[Fault] | None
+) -> None:
     """Refuses folders beside those of the classes, which may be misspelt ones."""
     above, _, below = masks.partition("{class}")
     parent = root / above
@@ -143,10 +166,12 @@ def _check_class_folders(root: Path, masks: str, labels: Labels) -> None:
         if (folder / below.strip("/")).is_dir() and not folder.name.startswith(".")
     }
     if strangers := sorted(there - set(labels.names)):
-        raise UserError(
-            f"data.masks: {parent} holds folders that are no class of labels.names: "
-            f"{listed(strangers)}."
-        )
+        if faults is None:
+            raise UserError(
+                f"data.masks: {parent} holds folders that are no class of labels.names: "
+                f"{listed(strangers)}."
+            )
+        faults += each("mask-of-no-class", [parent / name for name in strangers])
     if not there:
         raise UserError(f"data.masks: {parent} holds no folder of a class of labels.names.")
 
@@ -175,7 +200,11 @@ def existing_folder(root: Path, relative: str, split: str) -> Path:
 
 
 def files_by_key(
-    folder: Path, suffixes: tuple[str, ...], name_suffix: str, skip: set[Path] | None = None
+    folder: Path,
+    suffixes: tuple[str, ...],
+    name_suffix: str,
+    skip: set[Path] | None = None,
+    faults: list[Fault] | None = None,
 ) -> dict[str, Path]:
     """Files below a folder by relative path without file type and `name_suffix`.
 
@@ -193,10 +222,14 @@ def files_by_key(
             stem = path.stem.removesuffix(name_suffix)
             key = path.relative_to(folder).with_name(stem or path.stem).as_posix()
             if key in files:
-                raise UserError(
-                    f"data.path: {files[key]} and {path} differ in their file type only, so that "
-                    f"they cannot be paired by name. Remove one of them."
-                )
+                if faults is None:
+                    raise UserError(
+                        f"data.path: {files[key]} and {path} differ in their file type only, so "
+                        f"that they cannot be paired by name. Remove one of them."
+                    )
+                # In whatever order the disk lists them, the same one is kept.
+                path, other = sorted((files[key], path))
+                faults.append(Fault("same-name", (str(path), str(other))))
             files[key] = path
     return files
 

@@ -42,31 +42,45 @@ class LabelGuess:
     labels: dict[str, Any]
     found: tuple[str, ...]
     assumed: tuple[str, ...]
+    known: bool = True
+    """Whether something beside the masks says what their values mean."""
 
 
-def inspect(files: Sequence[Path]) -> MaskValues:
+def inspect(files: Sequence[Path], *, lenient: bool = False) -> MaskValues:
     """Counts the values of some masks, spread over all.
+
+    Args:
+        files: The masks.
+        lenient: Pass over those that cannot be read, and those of the rarer kind.
 
     Raises:
         UserError: One cannot be read, or some hold ids and others colours.
     """
     chosen = files[:: max(1, len(files) // NUM_MASKS)][:NUM_MASKS]
-    counts: Counter[int] = Counter()
-    kinds: dict[str, Path] = {}
+    kinds: dict[str, list[Path]] = {}
+    counts: dict[str, Counter[int]] = {"ids": Counter(), "colors": Counter()}
     palette = None
     for file in chosen:
-        kind, own = _kind(file)
-        kinds.setdefault(kind, file)
+        try:
+            kind, own = _kind(file)
+            values = read_mask(file) if kind == "ids" else read_colors(file)
+        except UserError:
+            if lenient:
+                continue
+            raise
         palette = palette or own
-        values = read_mask(file) if kind == "ids" else read_colors(file)
         found, number = np.unique(values, return_counts=True)
-        counts.update(dict(zip(found.tolist(), number.tolist(), strict=True)))
-    if len(kinds) > 1:
+        counts[kind].update(dict(zip(found.tolist(), number.tolist(), strict=True)))
+        kinds.setdefault(kind, []).append(file)
+    if not kinds:
+        raise UserError(f"{chosen[0]} and {len(chosen) - 1} more: not one mask can be read.")
+    if len(kinds) > 1 and not lenient:
         raise UserError(
-            f"{kinds['ids']} holds ids, but {kinds['colors']} holds colours. Masks of one set must "
-            "be of one kind."
+            f"{kinds['ids'][0]} holds ids, but {kinds['colors'][0]} holds colours. Masks of "
+            "one set must be of one kind."
         )
-    return MaskValues(next(iter(kinds)), counts, palette, len(chosen))
+    kind = max(kinds, key=lambda kind: len(kinds[kind]))
+    return MaskValues(kind, counts[kind], palette, len(chosen))
 
 
 def _kind(file: Path) -> tuple[str, tuple[RGB, ...] | None]:
@@ -122,7 +136,7 @@ def _of_ids(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         if seen == [0, 255]:
             labels |= {"map": {0: 0, 255: 1}, "ignore": []}
         assumed.append(f"0 is the background, {seen[1]} the thing (rename them in labels.names)")
-        return LabelGuess(labels, tuple(found), tuple(assumed))
+        return LabelGuess(labels, tuple(found), tuple(assumed), known=False)
     ignored = [value for value in seen if value in (255, 65535)]
     classes = [value for value in seen if value not in ignored]
     if len(classes) < 2:
@@ -142,7 +156,7 @@ def _of_ids(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     if values.palette and highest < len(values.palette):
         labels["colors"] = [list(values.palette[value]) for value in classes]
         found.append("colours of classes in the masks' palette")
-    return LabelGuess(labels, tuple(found), tuple(assumed))
+    return LabelGuess(labels, tuple(found), tuple(assumed), known=False)
 
 
 def _raw(listed: ClassList) -> tuple[int, ...]:
@@ -185,7 +199,8 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
             labels["unknown"] = "ignore"
     labels["names"] = names
     labels["colors"] = [[value >> 16, value >> 8 & 255, value & 255] for value in table]
-    return LabelGuess(labels, tuple(found), tuple(assumed))
+    known = listed is not None and listed.colors is not None
+    return LabelGuess(labels, tuple(found), tuple(assumed), known)
 
 
 def _packed(color: RGB) -> int:

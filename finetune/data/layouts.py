@@ -5,12 +5,14 @@ Sources: the archives' own readme files; https://docs.ultralytics.com/datasets/s
 """
 
 from collections.abc import Mapping
+from itertools import compress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import datasets
 import yaml
 
+from finetune.data.faults import Fault
 from finetune.data.files import IMAGE_SUFFIXES
 from finetune.data.folders import existing_folder, existing_root, files_by_key, image_folder, listed
 from finetune.data.labels import Labels
@@ -18,13 +20,20 @@ from finetune.data.masks import Overlap, PolygonFiles
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
 
+Faults: TypeAlias = list[Fault] | None
+"""As `open_split` has them."""
 
-def camvid(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+
+def camvid(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
     """CamVid as in the SegNet tutorial: `{split}/*.png` (or jpg) and `{split}annot/*.png`."""
-    return image_folder(path, split, labels, images="{split}", masks="{split}annot")
+    return image_folder(path, split, labels, images="{split}", masks="{split}annot", faults=faults)
 
 
-def ade20k(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+def ade20k(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
     """ADE20K as in the official zip: `path` is ADEChallengeData2016 or the folder above it.
 
     `split` is "train" or "val", or the folder's own name, "training" or "validation".
@@ -33,10 +42,12 @@ def ade20k(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
     if (root / "ADEChallengeData2016").is_dir():
         root /= "ADEChallengeData2016"
     folder = {"train": "training", "val": "validation"}.get(split, split)
-    return image_folder(root, folder, labels, masks="annotations/{split}")
+    return image_folder(root, folder, labels, masks="annotations/{split}", faults=faults)
 
 
-def cityscapes(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+def cityscapes(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
     """Cityscapes: `leftImg8bit/{split}/{city}` and `gtFine/{split}/{city}`.
 
     The labels say which masks are meant: `*_labelTrainIds.png` with the 19 train ids or, if they
@@ -60,10 +71,11 @@ def cityscapes(path: str | Path, split: str, labels: Labels) -> datasets.Dataset
         masks="gtFine/{split}",
         image_suffix="_leftImg8bit",
         mask_suffix=f"_gtFine_{kind}",
+        faults=faults,
     )
 
 
-def voc(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+def voc(path: str | Path, split: str, labels: Labels, *, faults: Faults = None) -> datasets.Dataset:
     """Pascal VOC: `path` is VOC2012 (or another year), or a folder that leads to one.
 
     `split` is a list in `ImageSets/Segmentation`: "train", "val" or "trainval".
@@ -86,13 +98,20 @@ def voc(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
     images = [root / "JPEGImages" / f"{name}.jpg" for name in ids]
     masks = [root / "SegmentationClass" / f"{name}.png" for name in ids]
     missing = [str(path) for path in (*images, *masks) if not path.is_file()]
-    if missing or not ids:
+    whole = [image.is_file() and mask.is_file() for image, mask in zip(images, masks, strict=True)]
+    if faults is not None and any(whole):
+        faults += _without_partner(images, masks, f"named in {file}")
+        images, masks = list(compress(images, whole)), list(compress(masks, whole))
+        ids = list(compress(ids, whole))
+    elif missing or not ids:
         what = f"names files that are not there: {listed(missing)}" if missing else "is empty"
         raise UserError(f"data: {file} {what}.")
     return as_samples(images, [str(path) for path in masks], ids, labels)
 
 
-def coco_stuff(path: str | Path, split: str, labels: Labels) -> datasets.Dataset:
+def coco_stuff(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
     """COCO-Stuff: `{images,annotations}/{train2017,val2017}`, and `*.png` of `stuffthingmaps`.
 
     `split` is "train" or "val", or the folder's own name.
@@ -103,11 +122,16 @@ def coco_stuff(path: str | Path, split: str, labels: Labels) -> datasets.Dataset
     for candidate in ("stuffthingmaps_trainval2017/{split}", "stuffthingmaps/{split}"):
         if (root / candidate.replace("{split}", folder)).is_dir():
             masks = candidate
-    return image_folder(root, folder, labels, masks=masks)
+    return image_folder(root, folder, labels, masks=masks, faults=faults)
 
 
 def ultralytics(
-    path: str | Path, split: str, labels: Labels, *, overlap: Overlap = "area"
+    path: str | Path,
+    split: str,
+    labels: Labels,
+    *,
+    overlap: Overlap = "area",
+    faults: Faults = None,
 ) -> datasets.Dataset:
     """What a `data.yaml` describes: images, and masks below `masks_dir` or polygons in `labels`.
 
@@ -116,6 +140,7 @@ def ultralytics(
         split: A key of it, such as "train", "val" or "test".
         labels: What class ids mean; with polygons, what `NO_OBJECT` means too.
         overlap: Of polygons.
+        faults: As `open_split`.
 
     Raises:
         UserError: The file is not what it must be, or a folder is missing or empty.
@@ -133,7 +158,7 @@ def ultralytics(
         directory = root / str(folder)
         if not directory.is_dir():
             raise UserError(f"{file}: {split} names {directory}, which is not a folder.")
-        for key, image in files_by_key(directory, IMAGE_SUFFIXES, "").items():
+        for key, image in files_by_key(directory, IMAGE_SUFFIXES, "", None, faults).items():
             images[key if key not in images else f"{folder}/{key}"] = image
     if not images:
         raise UserError(f"{file}: {split} names folders without images.")
@@ -149,11 +174,32 @@ def ultralytics(
         return as_samples(files, texts, keys, labels, PolygonFiles(overlap))
     masks = [_beside_images(image, str(masks_dir), ".png") for image in files]
     missing = [str(mask) for mask in masks if not mask.is_file()]
-    if missing:
+    whole = [mask.is_file() for mask in masks]
+    if faults is not None and any(whole):
+        faults += _without_partner(files, masks)
+        files, masks = list(compress(files, whole)), list(compress(masks, whole))
+        keys = list(compress(keys, whole))
+    elif missing:
         raise UserError(
             f"{file}: {len(missing)} of {len(masks)} images have no mask: {listed(missing)}."
         )
     return as_samples(files, [str(mask) for mask in masks], keys, labels)
+
+
+def _without_partner(images: list[Path], masks: list[Path], what: str = "") -> list[Fault]:
+    faults = []
+    for image, mask in zip(images, masks, strict=True):
+        there = image.is_file(), mask.is_file()
+        kind = {
+            (True, False): "image-without-mask",
+            (False, True): "mask-without-image",
+            (False, False): "listed-but-missing",
+        }
+        if not all(there):
+            faults.append(
+                Fault(kind[there], (str(mask if there == (False, True) else image),), what)
+            )
+    return faults
 
 
 def read_data_yaml(file: Path) -> Mapping[str, Any]:

@@ -100,9 +100,10 @@ class ColorMasks:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
         packed = read_colors(self.pictures.open(reference))
         values, inverse = np.unique(packed, return_inverse=True)
-        return self._mended(values)[inverse].reshape(packed.shape)
+        return self.mended(values)[inverse].reshape(packed.shape)
 
-    def _mended(self, values: np.ndarray) -> np.ndarray:
+    def mended(self, values: np.ndarray) -> np.ndarray:
+        """Colours (N,), those within the tolerance as their neighbour."""
         colors = np.asarray(self.colors, np.int32)
         unknown = np.flatnonzero(~np.isin(values, colors)) if self.tolerance else values[:0]
         mended = values.copy()
@@ -148,7 +149,8 @@ class ClassFiles:
             if mask.shape != size:
                 raise UserError(
                     f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels (width x height), but its "
-                    f"image is {size[1]} x {size[0]}. All files of an image must have its size."
+                    f"image is {size[1]} x {size[0]}. All files of an image must have its size.",
+                    kind="size-mismatch",
                 )
             raw[mask != 0] = int(value)
         return raw

@@ -5,6 +5,7 @@ References are strings: paths, or what else `Pictures` and `MaskForm` understand
 no pixel; their items become Samples on access.
 """
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -15,7 +16,8 @@ import cv2
 import datasets
 import numpy as np
 
-from finetune.data.files import FILES, Pictures, image_size, read_image
+from finetune.data.duplicates import same_files
+from finetune.data.files import FILES, Files, Pictures, image_size, read_image
 from finetune.data.labels import Labels
 from finetune.data.masks import IdMasks, MaskForm, Size
 from finetune.errors import UserError
@@ -71,6 +73,27 @@ def preflight(dataset: datasets.Dataset) -> None:
     spread = np.linspace(0, len(dataset) - 1, min(_NUM_DECODED, len(dataset)))
     for index in sorted({int(i) for i in spread}):
         dataset[index]
+
+
+def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None:
+    """Warns once if image files of both sets hold the same bytes, under whatever names.
+
+    Costs a look at the size of every file. Pictures out of tables are left to the doctor.
+    """
+    if not all(isinstance(reader_of(data).pictures, Files) for data in (train, val)):
+        return
+    known, asked = (list(data.with_format(None)["image"]) for data in (train, val))
+    shared = set(known)
+    same = [(name, name) for name in asked if name in shared] or same_files(known, asked)
+    if same:
+        first = f"{same[0][1]} is {same[0][0]}"
+        more = f" ({first}, for one)" if len(same) > 1 else f" ({first})"
+        warnings.warn(
+            f"data: {len(same)} of {len(asked)} images to evaluate on are trained on, byte for "
+            f"byte{more}; their scores say nothing about new images. `finetune doctor` names all, "
+            "and more of the kind",
+            stacklevel=2,
+        )
 
 
 def upright_sizes(dataset: datasets.Dataset) -> list[Size]:

@@ -6,6 +6,7 @@ import datasets
 
 from finetune.data import layouts
 from finetune.data.coco import coco
+from finetune.data.faults import Fault
 from finetune.data.folders import image_folder
 from finetune.data.hub import hub, hub_shards
 from finetune.data.labels import Labels
@@ -25,8 +26,17 @@ LAYOUTS = {
 }
 
 
-def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
+def open_split(
+    data: DataSection, labels: Labels, split: str, faults: list[Fault] | None = None
+) -> datasets.Dataset:
     """One split as a `datasets.Dataset` of Samples.
+
+    Args:
+        data: The recipe's section.
+        labels: What mask values mean.
+        split: Which one.
+        faults: Takes what is wrong with single files; the split then holds the others. With None
+            the first one is raised.
 
     Raises:
         UserError: What is wrong with the files; see the sources.
@@ -41,13 +51,14 @@ def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Datase
         )
     assert data.path is not None, "load_recipe asks for it"
     if data.val_fraction is not None:
-        whole = _open(data, labels, data.train_split)
+        whole = _open(data, labels, data.train_split, faults)
         parts = by_fraction(whole, data.val_fraction, seed=data.split_seed, group=data.split_group)
         return parts[split != data.train_split]
-    found = _open(data, labels, split)
+    found = _open(data, labels, split, faults)
     if data.split_list is None:
         return found
-    return by_list(found, Path(data.path).expanduser() / data.split_list.replace("{split}", split))
+    file = Path(data.path).expanduser() / data.split_list.replace("{split}", split)
+    return by_list(found, file, faults)
 
 
 def stream_split(data: DataSection, labels: Labels, split: str) -> Streamed:
@@ -65,7 +76,9 @@ def _columns(data: DataSection) -> Columns:
     return Columns(data.image_column, data.mask_column, data.id_column)
 
 
-def _open(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
+def _open(
+    data: DataSection, labels: Labels, split: str, faults: list[Fault] | None
+) -> datasets.Dataset:
     assert data.path is not None, "load_recipe asks for it"
     if data.source == "folder":
         return image_folder(
@@ -76,6 +89,7 @@ def _open(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
             masks=data.masks,
             image_suffix=data.image_suffix,
             mask_suffix=data.mask_suffix,
+            faults=faults,
         )
     if data.source == "hub":
         return hub(
@@ -94,7 +108,8 @@ def _open(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
             images=data.images,
             annotations=data.annotations,
             overlap=data.overlap,
+            faults=faults,
         )
     if data.source == "ultralytics":
-        return layouts.ultralytics(data.path, split, labels, overlap=data.overlap)
-    return LAYOUTS[data.source](data.path, split, labels)
+        return layouts.ultralytics(data.path, split, labels, overlap=data.overlap, faults=faults)
+    return LAYOUTS[data.source](data.path, split, labels, faults=faults)

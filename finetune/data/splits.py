@@ -6,12 +6,20 @@ from pathlib import Path
 
 import datasets
 
+from finetune.data.faults import Fault, each
 from finetune.data.folders import listed
 from finetune.errors import UserError
 
 
-def by_list(data: datasets.Dataset, file: Path) -> datasets.Dataset:
+def by_list(
+    data: datasets.Dataset, file: Path, faults: list[Fault] | None = None
+) -> datasets.Dataset:
     """The samples that a text file names, an id a line; a file type at its end does not matter.
+
+    Args:
+        data: The whole set.
+        file: The list.
+        faults: Takes names that are not there, which are otherwise an error.
 
     Raises:
         UserError: The file cannot be read, is empty, or names a sample that is not there.
@@ -33,9 +41,11 @@ def by_list(data: datasets.Dataset, file: Path) -> datasets.Dataset:
         else:
             wanted.append(place)
     if missing:
-        raise UserError(
-            f"data.split_list: {file} names samples that are not there: {listed(missing)}."
-        )
+        if faults is None:
+            raise UserError(
+                f"data.split_list: {file} names samples that are not there: {listed(missing)}."
+            )
+        faults += each("listed-but-missing", missing, f"named in {file}")
     if not wanted:
         raise UserError(f"data.split_list: {file} names no samples.")
     return data.select(sorted(set(wanted)))

@@ -24,7 +24,7 @@ from finetune.data.loader import (
     eval_loader,
     train_loader,
 )
-from finetune.data.samples import preflight
+from finetune.data.samples import preflight, warn_of_shared_files
 from finetune.data.sources import open_split, stream_split
 from finetune.data.stream import Streamed, StreamOrder
 from finetune.errors import UserError
@@ -86,7 +86,11 @@ class SegmentationTask:
         return count // batch * batch if self.recipe.data.streaming else count
 
     def check(self) -> None:
-        """Reads every header and a few samples of both splits, and opens the cache of both."""
+        """Reads every header and a few samples of both splits, and opens the cache of both.
+
+        What `finetune doctor` finds by reading everything is left to it, but for images that are
+        held back and trained on.
+        """
         if not self.num_train_samples:
             raise UserError(
                 f"train.global_batch: {self.recipe.train.global_batch} images, but the split that "
@@ -95,6 +99,9 @@ class SegmentationTask:
             )
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
+        is_files = self.recipe.data.source != "shapes" and not self.recipe.data.streaming
+        if is_files and os.environ.get("RANK", "0") == "0":
+            warn_of_shared_files(self.train_samples, self.val_samples)
         self._cached(self.train_samples, self.val_samples)
 
     def check_split(self, samples: datasets.Dataset | Streamed) -> None:
