@@ -86,10 +86,7 @@ class Labels:
         palette = None if colors is None else _check_colors(colors, len(names))
         raw_map = None
         if map is not None:
-            raw_map = {
-                _raw(raw, kind, "labels.map"): _class_id(class_id, raw, names)
-                for raw, class_id in map.items()
-            }
+            raw_map = _raw_map(map, kind, names)
         if kind == "colors":
             rules = _color_rules(names, palette, raw_map, reduce_zero, ignore_index)
         else:
@@ -133,6 +130,32 @@ class Labels:
     def label2id(self) -> dict[str, int]:
         """Name -> class id, as `config.label2id`."""
         return {name: i for i, name in enumerate(self.names)}
+
+    @property
+    def unreachable(self) -> tuple[str, ...]:
+        """Classes that no raw value means."""
+        reached = {class_id for _, class_id in self.rules}
+        return tuple(name for i, name in enumerate(self.names) if i not in reached)
+
+    def contradiction(self, raw: int, name: str) -> str:
+        """What is wrong with the rule for a raw value that the data themselves give a name.
+
+        Names of data and classes may differ, as those of merged classes do. But where a class has
+        the name, in whatever case, the value must mean that class.
+
+        Returns:
+            A message in the middle of a sentence, "" if the rule may be right.
+        """
+        same = [i for i, own in enumerate(self.names) if own.casefold() == name.strip().casefold()]
+        class_id = dict(self.rules).get(raw, self.ignore_index if self.ignores_unknown else None)
+        if not same or class_id is None or class_id in same:
+            return ""
+        means = "is ignored" if class_id == self.ignore_index else f"means {self.names[class_id]!r}"
+        return (
+            f"{raw} is {name!r} there, but in labels it {means}, although class {same[0]} is "
+            f"{self.names[same[0]]!r}. Set labels.map to {{{raw}: {self.names[same[0]]}, ...}}, or "
+            "give the class another name in labels.names if that is meant"
+        )
 
     def encode(self, mask: np.ndarray, where: str) -> np.ndarray:
         """Translates raw mask values to class ids.
@@ -282,14 +305,34 @@ def _color_rules(
                 f"labels.colors: {names[first]!r} and {names[i]!r} have one colour, "
                 f"#{red:02X}{green:02X}{blue:02X}. With labels.kind=colors no two classes can."
             )
-    added = {raw: ignore_index if c is None else c for raw, c in (map or {}).items()}
-    return rules | added
+    for raw, class_id in (map or {}).items():
+        added = ignore_index if class_id is None else class_id
+        first = rules.setdefault(raw, added)
+        if first != added:
+            means = "ignores it" if class_id is None else f"makes it {names[class_id]!r}"
+            raise UserError(
+                f"labels.map: #{raw:06X} is the colour of {names[first]!r} in labels.colors, but "
+                f"labels.map {means}. Take it out of one of them."
+            )
+    return rules
+
+
+def _raw_map(
+    map: Mapping[int | str, int | str | None], kind: str, names: tuple[str, ...]
+) -> dict[int, int | None]:
+    """labels.map in numbers, of which two ways to write a colour are one."""
+    numbers: dict[int, int | None] = {}
+    for raw, value in map.items():
+        number, class_id = _raw(raw, kind, "labels.map"), _class_id(value, raw, names)
+        if numbers.setdefault(number, class_id) != class_id:
+            raise UserError(f"labels.map: {raw!r} stands twice, with two classes. Take one out.")
+    return numbers
 
 
 def _raw(value: int | str, kind: str, where: str) -> int:
     """A raw value as a number."""
     if kind == "ids":
-        if isinstance(value, str):
+        if not _is_whole(value):
             raise UserError(
                 f"{where}: {value!r} is not a whole number. (Colours need labels.kind=colors.)"
             )
@@ -309,7 +352,7 @@ def _class_id(value: int | str | None, raw: int | str, names: tuple[str, ...]) -
                 "labels.names. Use null to ignore a value."
             )
         return names.index(value)
-    if value is not None and not 0 <= value < len(names):
+    if value is not None and not (_is_whole(value) and 0 <= value < len(names)):
         raise UserError(
             f"labels.map: raw value {raw} is mapped to class {value}, but labels.names has "
             f"{len(names)} classes (0 to {len(names) - 1}). Use null to ignore a value."
@@ -348,4 +391,9 @@ def _check_colors(colors: Sequence[Sequence[int]], num_labels: int) -> tuple[RGB
 
 
 def _is_byte(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value <= 255
+    return _is_whole(value) and 0 <= value <= 255
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number; True and False, what YAML makes of yes and no, are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

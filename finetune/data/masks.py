@@ -231,7 +231,8 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
 class CocoObjects:
     """Objects of a COCO file; the reference is {"size": [h, w], "objects": [...], "where": text}.
 
-    Each object is [category id, is it a crowd, its segmentation]: polygons, or RLE in either form.
+    Each object is [category id, is it a crowd, its segmentation, the annotation's id]; what it has
+    for a segmentation are polygons, or RLE in either form.
     """
 
     overlap: Overlap = "area"
@@ -254,8 +255,16 @@ class CocoObjects:
         """Category ids, `UNCOUNTED` in crowds that no object covers, `NO_OBJECT` elsewhere."""
         content = json.loads(reference)
         objects, crowds = [], []
-        for number, (category, is_crowd, segmentation) in enumerate(content["objects"]):
-            where = f"{content['where']}, object {number}"
+        if tuple(content["size"]) != size:
+            height, width = content["size"]
+            raise UserError(
+                f"{content['where']}: the file says {width} x {height} pixels (width x height), "
+                f"but the image has {size[1]} x {size[0]}, turned upright if its EXIF data says "
+                "so. Annotate the image as it is, or correct its size in the file.",
+                kind="size-mismatch",
+            )
+        for category, is_crowd, segmentation, name in content["objects"]:
+            where = f"{content['where']}, annotation {name!r}"
             rle = _encoded(segmentation, size, where)
             if is_crowd:
                 crowds.append((UNCOUNTED, rle, where))
@@ -266,32 +275,61 @@ class CocoObjects:
         return np.where(raw == NO_OBJECT, beneath, raw)
 
 
+def wrong_segmentation(segmentation: Any, size: Size) -> str:
+    """What is wrong with a segmentation of COCO's, "" if nothing is; no pixel is decoded.
+
+    Args:
+        segmentation: Polygons, or RLE in either form.
+        size: Of the image.
+    """
+    if isinstance(segmentation, Mapping):
+        try:
+            height, width = segmentation["size"]
+            counts = _counts(segmentation)
+            if (height, width) != size:
+                return (
+                    f"has an RLE of {width} x {height} pixels (width x height), but `images` says "
+                    f"{size[1]} x {size[0]}"
+                )
+            if sum(counts) != height * width or min(counts) < 0:
+                return "has an RLE whose counts do not add up to the image"
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            return f"has an RLE that cannot be read ({error!r})"
+        return ""
+    if not isinstance(segmentation, list) or not segmentation:
+        return "has no segmentation (a box says nothing about pixels)"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return "has a polygon that is not 3 or more pairs of x and y"
+        # Of NaN both comparisons are false, or it is hidden from them and makes the sum NaN.
+        is_sound = (
+            set(map(type, polygon)) <= {int, float}
+            and max(polygon) < 1e6
+            and min(polygon) > -1e6
+            and not math.isnan(sum(polygon))
+        )
+        if not is_sound:
+            return "has a polygon with coordinates that are no numbers, or beyond any image"
+    return ""
+
+
 def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
     """COCO's polygons, or RLE in either form, as compressed RLE."""
     from pycocotools import mask as coco  # compiled; only sets of objects need it
 
-    if isinstance(segmentation, Mapping):
-        try:
-            height, width = segmentation["size"]
-            counts = segmentation["counts"]
-            if (height, width) != size:
-                raise UserError(
-                    f"{where}: its RLE is {width} x {height} pixels (width x height), but the "
-                    f"image is {size[1]} x {size[0]}."
-                )
-            counts = _runs(counts) if isinstance(counts, str) else counts
-            if sum(counts) != height * width or min(counts) < 0:
-                raise UserError(f"{where}: the counts of its RLE do not add up to the image.")
-            return coco.frPyObjects({"size": list(size), "counts": counts}, height, width)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise UserError(f"{where}: its RLE cannot be read ({error!r}).") from error
-    if not isinstance(segmentation, list) or not segmentation:
-        raise UserError(f"{where}: it has no segmentation (a box says nothing about pixels).")
-    for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(_is_number(number) for number in polygon)
-        if not numbers or len(polygon) < 6 or len(polygon) % 2:
-            raise UserError(f"{where}: a polygon must be 3 or more pairs of x and y.")
-    return _of_polygons(segmentation, size)
+    if what := wrong_segmentation(segmentation, size):
+        raise UserError(f"{where} {what}.")
+    if isinstance(segmentation, list):
+        return _of_polygons(segmentation, size)
+    try:
+        return coco.frPyObjects({"size": list(size), "counts": _counts(segmentation)}, *size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: its RLE cannot be read ({error!r}).") from error
+
+
+def _counts(rle: Mapping[str, Any]) -> list[int]:
+    counts = rle["counts"]
+    return _runs(counts) if isinstance(counts, str) else counts
 
 
 def _runs(text: str) -> list[int]:
@@ -316,11 +354,6 @@ def _runs(text: str) -> list[int]:
     if shift:
         raise ValueError("its counts end in the middle of a number")
     return counts
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) < 1e6
 
 
 def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
