@@ -166,6 +166,8 @@ class PolygonFiles:
 
     overlap: Overlap = "area"
     """Who has a pixel that several objects cover."""
+    num_classes: int | None = None
+    """How many the set has names for; beyond is a mistake, not what `Labels` has there."""
 
     def name(self, reference: str) -> str:
         """The file, if it exists."""
@@ -187,9 +189,15 @@ class PolygonFiles:
         for number, text in enumerate(self._lines(reference), 1):
             if not text.strip():
                 continue
-            value, points = _polygon_line(text, f"{reference}, line {number}")
-            scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
             where = f"{reference}, line {number}"
+            value, points = _polygon_line(text, where)
+            if self.num_classes is not None and value >= self.num_classes:
+                raise UserError(
+                    f"{where}: the class is {value}, but `names` in data.yaml has "
+                    f"{self.num_classes} (0 to {self.num_classes - 1}). Classes count from 0: "
+                    "correct the line, or the names."
+                )
+            scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
             objects.append((value, _of_polygons([scaled], size), where))
         return _painted(objects, size, self.overlap)
 
@@ -218,7 +226,8 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
         )
     if len(points) < 6 or len(points) % 2:
         raise UserError(
-            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y."
+            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y. Correct "
+            "the line, or remove it."
         )
     if not all(-0.01 <= number <= 1.01 for number in points):
         raise UserError(
