@@ -142,8 +142,15 @@ def read_colors(picture: Picture) -> np.ndarray:
                 kind="mask-not-colors",
             )
         _check_png(picture, mask)
-        channels = np.array(mask.convert("RGB")).astype(np.int32)
-    return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+        if ";16" in _raw_mode(mask):
+            raise UserError(
+                f"{picture}: the mask has 16 bits a channel, of which only 8 would be read. "
+                "Convert it to 8 bit colours.",
+                kind="mask-not-colors",
+            )
+        rgb = np.array(mask.convert("RGB"))
+    packed = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
+    return packed & 0xFFFFFF
 
 
 def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:

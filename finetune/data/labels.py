@@ -26,6 +26,7 @@ UNCOUNTED = -2
 """Raw value of pixels that an annotation itself leaves out; always ignored."""
 
 _UNCOVERED = -1
+_LOWEST = UNCOUNTED  # raw value of the first entry of a lookup table
 _MAX_SHOWN = 5
 
 
@@ -176,16 +177,18 @@ class Labels:
             )
         if mask.dtype.kind == "b":  # Pillow's bool arrays hold bytes of 255: no view, no cast
             mask = np.where(mask, np.uint8(1), np.uint8(0))
-        elif mask.dtype not in (np.uint8, np.uint16) and _fits_uint16(mask):
-            mask = mask.astype(np.uint16)
-
-        if mask.dtype in (np.uint8, np.uint16):
-            encoded = _lookup_table(self.rules).take(mask)
-        else:  # negative or very large values: too many for a table
+        size = 2**24 if self.kind == "colors" else 2**16
+        if mask.size and (mask.min() < _LOWEST or mask.max() >= size):  # too many for a table
             values, inverse = np.unique(mask, return_inverse=True)
             known = dict(self.rules)
             table = np.array([known.get(int(v), _UNCOVERED) for v in values], np.int32)
             encoded = table[inverse].reshape(mask.shape)
+        else:
+            table = _lookup_table(self.rules, size)
+            if mask.dtype in (np.uint8, np.uint16):  # no place for a shift, nor need of one
+                encoded = table[-_LOWEST:].take(mask) + _UNCOVERED
+            else:
+                encoded = table.take(mask.astype(np.intp) - _LOWEST) + _UNCOVERED
 
         if self.ignores_unknown:
             encoded = np.where(encoded == _UNCOVERED, self.ignore_index, encoded)
@@ -217,11 +220,13 @@ class Labels:
                 f"{shown}{more}. Give them a class in labels.map, list them in labels.ignore or, "
                 f"if they are classes' colours damaged by compression, set labels.tolerance."
             )
+        marks_objects = any(raw == NO_OBJECT for raw, _ in self.rules)
+        remedy = "Give these values a class in labels.map, list them in labels.ignore"
+        if not marks_objects:  # where 0 may mean that there is none
+            remedy += ", or set labels.reduce_zero if 0 means 'no label' and classes count from 1"
         return (
             f"{where}: the mask holds values that are neither a class nor ignored: {shown}{more}. "
-            f"There are {self.num_labels} classes (ids 0 to {self.num_labels - 1}). Give these "
-            f"values a class in labels.map, list them in labels.ignore, or set labels.reduce_zero "
-            f"if 0 means 'no label' and classes count from 1."
+            f"There are {self.num_labels} classes (ids 0 to {self.num_labels - 1}). {remedy}."
         )
 
 
@@ -246,20 +251,18 @@ def _ignore_index(num_labels: int) -> int:
     return 255 if num_labels <= 255 else 65535
 
 
-def _fits_uint16(mask: np.ndarray) -> bool:
-    return mask.size == 0 or bool(mask.min() >= 0 and mask.max() <= 65535)
-
-
 @functools.lru_cache(maxsize=8)
-def _lookup_table(rules: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """One int32 entry per value of an 8 or 16 bit mask; `_UNCOVERED` where there is no rule.
+def _lookup_table(rules: tuple[tuple[int, int], ...], size: int) -> np.ndarray:
+    """Raw values from `_LOWEST` to `size` - 1 to class ids, held as class id - `_UNCOVERED`.
 
-    Kept outside `Labels` so that a pickled Labels (spawn workers) stays small.
+    So that there are zeros where there is no rule: memory of 64 MB for colours, of which the
+    system gives only the pages with colours of the set. Kept outside `Labels` so that a pickled
+    Labels (spawn workers) stays small.
     """
-    table = np.full(65536, _UNCOVERED, np.int32)
+    table = np.zeros(size - _LOWEST, np.int32)
     for raw, class_id in rules:
-        if 0 <= raw < len(table):
-            table[raw] = class_id
+        if _LOWEST <= raw < size:
+            table[raw - _LOWEST] = class_id - _UNCOVERED
     return table
 
 

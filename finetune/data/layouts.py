@@ -234,7 +234,7 @@ def _holds_object(file: Path) -> bool:
 
 
 def _image_folder(root: Path, folder: str) -> Path:
-    """A folder of `data.yaml`; Roboflow writes "../train/images" for what stands beside the file."""
+    """A folder of `data.yaml`; Roboflow writes ../train/images for what is beside the file."""
     inside = root / folder.removeprefix("../")
     return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
 

@@ -6,6 +6,7 @@ ids of an annotation file's categories. Two values are common to the forms that 
 of pixels: `NO_OBJECT` and `UNCOUNTED`.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -98,22 +99,41 @@ class ColorMasks:
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
-        packed = read_colors(self.pictures.open(reference))
-        values, inverse = np.unique(packed, return_inverse=True)
-        return self.mended(values)[inverse].reshape(packed.shape)
+        return self.mended(read_colors(self.pictures.open(reference)))
 
-    def mended(self, values: np.ndarray) -> np.ndarray:
-        """Colours (N,), those within the tolerance as their neighbour."""
-        colors = np.asarray(self.colors, np.int32)
-        unknown = np.flatnonzero(~np.isin(values, colors)) if self.tolerance else values[:0]
-        mended = values.copy()
-        table = _channels(colors)
-        for part in np.array_split(unknown, math.ceil(len(unknown) / 4096) or 1):
-            distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
-            nearest = distance.argmin(1)
-            near = distance[np.arange(len(part)), nearest] <= self.tolerance
-            mended[part[near]] = colors[nearest[near]]
-        return mended
+    def mended(self, packed: np.ndarray) -> np.ndarray:
+        """Colours of any shape, those within the tolerance as their neighbour; int32."""
+        if not self.tolerance:
+            return packed
+        table = _mending_table(self.colors, self.tolerance)
+        found = table.take(packed)
+        if not found.all():
+            new = np.unique(packed[found == 0])
+            table[new] = _nearest(new, np.asarray(self.colors, np.int32), self.tolerance) + 1
+            found = table.take(packed)
+        return found - 1
+
+
+@functools.lru_cache(maxsize=2)
+def _mending_table(colors: tuple[int, ...], tolerance: int) -> np.ndarray:
+    """What becomes of each colour, plus 1; 0 until the colour has been met.
+
+    The system gives memory only to the pages that are written to. Threads that meet a colour at
+    once write the same.
+    """
+    return np.zeros(2**24, np.int32)
+
+
+def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarray:
+    """Colours (N,), those within the tolerance as the nearest of `colors`, which are themselves."""
+    mended = values.copy()
+    table = _channels(colors)
+    for part in np.array_split(np.arange(len(values)), math.ceil(len(values) / 4096) or 1):
+        distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
+        nearest = distance.argmin(1)
+        near = distance[np.arange(len(part)), nearest] <= tolerance
+        mended[part[near]] = colors[nearest[near]]
+    return mended
 
 
 def _channels(packed: np.ndarray) -> np.ndarray:

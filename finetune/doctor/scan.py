@@ -195,8 +195,7 @@ def _raw(
     if not isinstance(form, ColorMasks) or not form.tolerance:
         return form.read(mask, size), None
     exact = replace(form, tolerance=0).read(mask, size)
-    values, inverse = np.unique(exact, return_inverse=True)
-    return form.mended(values)[inverse].reshape(exact.shape), exact
+    return form.mended(exact), exact
 
 
 def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: Labels) -> Facts:
