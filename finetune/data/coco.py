@@ -204,7 +204,7 @@ def _shortened(value: Any) -> str:
 
 
 def _image_file(folder: Path, root: Path, name: str) -> Path:
-    """Some files name images from their folder, some from the data set's."""
-    return (
-        folder / name if (folder / name).is_file() or not (root / name).is_file() else root / name
-    )
+    """Some files name images from their folder, some from the data set's; some as Windows does."""
+    names = dict.fromkeys((name, name.replace("\\", "/")))
+    candidates = [above / own for own in names for above in (folder, root)]
+    return next((file for file in candidates if file.is_file()), candidates[0])

@@ -5,12 +5,18 @@ Files are found and paired here, by name alone; `finetune.data.samples` reads th
 
 import json
 import os
+from collections.abc import Set
 from pathlib import Path
 
 import datasets
 
 from finetune.data.faults import Fault, each
-from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from finetune.data.files import (
+    COLOR_MASK_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LOSSY_SUFFIXES,
+    MASK_SUFFIXES,
+)
 from finetune.data.labels import Labels
 from finetune.data.masks import ClassFiles, ColorMasks, IdMasks, MaskForm
 from finetune.data.samples import as_samples
@@ -73,7 +79,7 @@ def image_folder(
         mask_dir = existing_folder(root, masks, split)
         suffixes: tuple[str, ...] = MASK_SUFFIXES
         if labels.kind == "colors":
-            suffixes = IMAGE_SUFFIXES
+            suffixes = COLOR_MASK_SUFFIXES
             colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
             form = ColorMasks(colors, labels.tolerance)
         files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
@@ -89,6 +95,8 @@ def image_folder(
         mask_files = dict.fromkeys(image_files, "{}") | mask_files
     keys = sorted(image_files.keys() & mask_files.keys())
     if faults is None or not keys:
+        if labels.kind == "ids" and (unpaired := image_files.keys() - mask_files.keys()):
+            _check_not_lossy(mask_dir, mask_suffix, unpaired)
         _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
     else:
         alone = sorted(image_files.keys() - mask_files.keys())
@@ -232,6 +240,18 @@ def files_by_key(
                 faults.append(Fault("same-name", (str(path), str(other))))
             files[key] = path
     return files
+
+
+def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:
+    """Refuses masks of ids in forms that do not keep them, of images without another mask."""
+    files = files_by_key(mask_dir, LOSSY_SUFFIXES, mask_suffix, faults=[])
+    if lossy := [str(files[key]) for key in sorted(files.keys() & unpaired)]:
+        raise UserError(
+            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Class ids do not "
+            "survive such compression; get the masks as they were before it, as PNG for one. If "
+            "their colours are the classes, set labels.kind=colors, labels.colors, and "
+            "labels.tolerance, such as 20, for the damage."
+        )
 
 
 def _check_partners(

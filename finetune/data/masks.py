@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 
@@ -280,18 +280,23 @@ class CocoObjects:
         height, width = json.loads(reference)["size"]
         return height, width
 
+    def refuse_size(self, reference: str, size: Size) -> NoReturn:
+        """Says, with the annotation file's name, that the image is of another size."""
+        content = json.loads(reference)
+        height, width = content["size"]
+        raise UserError(
+            f"{content['where']}: the file says {width} x {height} pixels (width x height), but "
+            f"the image has {size[1]} x {size[0]}, turned upright if its EXIF data says so. "
+            "Annotate the image as it is, or correct its size in the file.",
+            kind="size-mismatch",
+        )
+
     def read(self, reference: str, size: Size) -> np.ndarray:
         """Category ids, `UNCOUNTED` in crowds that no object covers, `NO_OBJECT` elsewhere."""
         content = json.loads(reference)
         objects, crowds = [], []
         if tuple(content["size"]) != size:
-            height, width = content["size"]
-            raise UserError(
-                f"{content['where']}: the file says {width} x {height} pixels (width x height), "
-                f"but the image has {size[1]} x {size[0]}, turned upright if its EXIF data says "
-                "so. Annotate the image as it is, or correct its size in the file.",
-                kind="size-mismatch",
-            )
+            self.refuse_size(reference, size)
         for category, is_crowd, segmentation, name in content["objects"]:
             where = f"{content['where']}, annotation {name!r}"
             rle = _encoded(segmentation, size, where)
