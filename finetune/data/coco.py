@@ -4,6 +4,7 @@ Format: https://cocodataset.org/#format-data (`images`, `annotations`, `categori
 """
 
 import json
+import warnings
 from collections import Counter
 from collections.abc import Mapping
 from itertools import compress
@@ -34,6 +35,10 @@ def coco(
 ) -> datasets.Dataset:
     """The images of a COCO file; raw values are category ids, and `NO_OBJECT` where there is none.
 
+    Crowds do not count. Objects without a segmentation, of which programs for boxes write many, are
+    an error, since their pixels would be those of no object; so is a category that has the name of
+    one class and the id of another.
+
     Args:
         path: The data set's folder.
         split: Replaces `{split}` in the patterns.
@@ -45,7 +50,8 @@ def coco(
             otherwise an error.
 
     Raises:
-        UserError: A file is missing, or the annotations are not what they must be.
+        UserError: A file is missing, or the annotations are not what they must be, or contradict
+            `labels`.
     """
     root = existing_root(Path(path).expanduser(), annotations)
     file = root / annotations.replace("{split}", split)
@@ -55,6 +61,14 @@ def coco(
     strays += _wrong_categories(content, file, labels)
     if strays and faults is None:
         raise UserError(strays[0])
+    crowds = sum(bool(row.get("iscrowd")) for row in content["annotations"])
+    if crowds > len(content["annotations"]) / 2:
+        warnings.warn(
+            f"{file}: {crowds} of {len(content['annotations'])} annotations are crowds (iscrowd "
+            "1), whose pixels do not count. Some programs, CVAT among them, mark every mask so: "
+            "if these are objects, set their iscrowd to 0",
+            stacklevel=2,
+        )
     if faults is not None:
         faults += [Fault("bad-annotation", (str(file),), stray) for stray in strays]
     rows = sorted(content["images"], key=lambda image: str(image["file_name"]))
@@ -135,7 +149,10 @@ def _wrong_categories(content: Mapping[str, Any], file: Path, labels: Labels) ->
         if not used[raw]:
             continue
         if contradiction := labels.contradiction(raw, name):
-            wrong.append(f"{file}: category {contradiction}.")
+            wrong.append(
+                f"{file}: category {contradiction}. If another split's file numbers its "
+                "categories in another way, renumber those of one."
+            )
         elif raw not in rules and not labels.ignores_unknown:
             wrong.append(
                 f"{file}: category {raw} ({name!r}), which {used[raw]} annotations have, is "

@@ -236,7 +236,10 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
         first, *rest = text.split()
         value, points = int(first), [float(number) for number in rest]
     except ValueError as error:
-        raise UserError(f"{where}: {text[:60]!r} is not `class x1 y1 x2 y2 ...`.") from error
+        raise UserError(
+            f"{where}: {text[:60]!r} is not `class x1 y1 x2 y2 ...`, the class a whole number. "
+            "Correct the line."
+        ) from error
     if value < 0:
         raise UserError(f"{where}: the class is {value}; classes count from 0.")
     if len(points) == 4:

@@ -160,6 +160,20 @@ def test_a_size_that_is_not_the_images(tmp_path):
             read()
 
 
+@pytest.mark.parametrize("crowds", [1, 2])
+def test_a_set_of_crowds(tmp_path, crowds):
+    """What CVAT makes of masks: nothing would be learned, without a word."""
+    file = coco_set(tmp_path, {1: "car"})
+    for row in range(crowds):
+        edited(file, "annotations", row, iscrowd=1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coco(tmp_path, "val", CAR_IS_1)
+    found = [str(w.message) for w in caught if "are crowds" in str(w.message)]
+    assert len(found) == (crowds == 2)
+    assert all("val.json: 2 of 2 annotations" in message for message in found)
+
+
 def test_file_names_of_windows(tmp_path):
     file = coco_set(tmp_path, {1: "car"})
     picture(tmp_path / "val/sub/0.png")
