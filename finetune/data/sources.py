@@ -8,6 +8,7 @@ from finetune.data import layouts
 from finetune.data.coco import coco
 from finetune.data.folders import image_folder
 from finetune.data.labels import Labels
+from finetune.data.samples import with_channels
 from finetune.data.shapes import shapes
 from finetune.data.splits import by_fraction, by_list
 from finetune.recipe import DataSection
@@ -22,8 +23,16 @@ LAYOUTS = {
 }
 
 
-def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
+def open_split(
+    data: DataSection, labels: Labels, split: str, *, num_channels: int = 3
+) -> datasets.Dataset:
     """One split as a `datasets.Dataset` of Samples.
+
+    Args:
+        data: What the recipe says of it.
+        labels: What the mask values mean.
+        split: Its name.
+        num_channels: The recipe's `model.num_channels`; shapes are drawn in RGB.
 
     Raises:
         UserError: What is wrong with the files; see the sources.
@@ -36,6 +45,10 @@ def open_split(data: DataSection, labels: Labels, split: str) -> datasets.Datase
             size=data.size,
             seed=0,  # the set is one fixed set, whatever the training's seed
         )
+    return with_channels(_open_split(data, labels, split), num_channels)
+
+
+def _open_split(data: DataSection, labels: Labels, split: str) -> datasets.Dataset:
     assert data.path is not None, "load_recipe asks for it"
     if data.val_fraction is not None:
         whole = _open(data, labels, data.train_split)

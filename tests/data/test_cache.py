@@ -72,9 +72,9 @@ def decoded(monkeypatch) -> list[str]:
     names: list[str] = []
     read = reading.read_image
 
-    def counted(path):
+    def counted(path, *rest):
         names.append(path.name)
-        return read(path)
+        return read(path, *rest)
 
     monkeypatch.setattr(reading, "read_image", counted)
     return names
