@@ -110,7 +110,7 @@ files to a pipeline.
 import tifffile
 from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
 
-image = tifffile.imread("picture.tif")  # (height, width, {channels})
+image = tifffile.imread("picture.tif"){axis}  # (height, width, {channels})
 processor = AutoImageProcessor.from_pretrained("path/to/this/folder")
 model = SegformerForSemanticSegmentation.from_pretrained("path/to/this/folder").eval()
 inputs = processor(image, input_data_format="channels_last", return_tensors="pt")
@@ -170,10 +170,18 @@ def model_card(
         "",
         "## Use",
         "",
-        *(_PIPELINE if num_channels == 3 else _ARRAYS).format(channels=num_channels).splitlines(),
+        *_usage(num_channels),
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _usage(num_channels: int) -> list[str]:
+    if num_channels == 3:
+        return _PIPELINE.splitlines()
+    # tifffile drops the axis of a single channel, which the processor wants to see.
+    axis = "[..., None]" if num_channels == 1 else ""
+    return _ARRAYS.format(channels=num_channels, axis=axis).splitlines()
 
 
 def _percent(value: float | None) -> str:

@@ -674,10 +674,10 @@ def _model_problems(recipe: Recipe) -> Iterable[str]:
                 f"all, not {len(values)}. Write what `finetune init` finds in the images, or "
                 f"data.{key}={[example] * channels}"
             )
-        elif max(values) > 1:
+        elif min(values) < 0 or max(values) > 1:
             yield (
-                f"data.{key}: {max(values)} is not in 0..1; divide by 255, or by 65535 if the "
-                "images have 16 bit"
+                f"data.{key}: {values} are not in 0..1; divide by 255, or by 65535 if the images "
+                "have 16 bit"
             )
 
 

@@ -443,19 +443,22 @@ def _tiff(picture: Picture, num_channels: int) -> tiffs.TiffForm | None:
     if known not in (None, "TIFF"):
         return None
     tiff = _tiff_form(picture)
-    if num_channels == 3 and known and tiff.samples <= 4:
+    # Pillow 12 takes the values of planes of 16 bit for those of pixels.
+    is_readable = known is not None and not (tiff.is_planar and tiff.dtype == np.uint16)
+    if num_channels == 3 and is_readable and tiff.samples <= 4:
         return None
     if not tiff.is_plain:
-        if known:
+        if is_readable:
             return None
         raise _unknown_range(picture, f"a TIFF with {tiff.dtype} values ({tiff.photometric})")
     is_converted = num_channels in (1, 3) and tiff.is_color
     if tiff.channels != num_channels and not is_converted:
         raise _other_channels(picture, tiff.describe(), num_channels)
-    if known and num_channels == 1 and is_converted:
+    if is_readable and num_channels == 1 and is_converted:
         return None
     if tiff.missing:
-        if known and tiff.pages == 1 and (tiff.dtype == np.uint8 or num_channels == 1):
+        is_whole = tiff.pages == 1 and (tiff.dtype == np.uint8 or num_channels == 1)
+        if is_readable and is_whole:
             return None
         raise UserError(
             f"{picture}: its compression ({tiff.missing}) takes the package imagecodecs in a TIFF "

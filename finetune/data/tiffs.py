@@ -18,6 +18,7 @@ import numpy as np
 Source: TypeAlias = Path | BytesIO
 
 _ORIENTATION = 274  # tag
+_PLANES = 2
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of a page's kind: a smaller copy, a mask
 
 
@@ -28,6 +29,7 @@ class TiffForm:
     Attributes:
         size: height and width, upright.
         samples: values a pixel, in the first page.
+        is_planar: whether each of them has a plane of its own.
         pages: of the first one's size and type, less smaller copies and masks.
         dtype: of the values.
         photometric: "MINISBLACK", "RGB" and so on.
@@ -37,6 +39,7 @@ class TiffForm:
 
     size: tuple[int, int]
     samples: int
+    is_planar: bool
     pages: int
     dtype: np.dtype
     photometric: str
@@ -79,6 +82,7 @@ def read_form(source: Source) -> TiffForm:
         return TiffForm(
             size=(width, height) if turned else (height, width),
             samples=first.samplesperpixel,
+            is_planar=first.samplesperpixel > 1 and int(first.planarconfig) == _PLANES,
             pages=len(pages),
             dtype=np.dtype(first.dtype).newbyteorder("="),
             photometric=photometric,
@@ -96,7 +100,7 @@ def read_pixels(source: Source) -> np.ndarray:
             values = page.asarray(maxworkers=1)
             if values.ndim == 2:
                 values = values[..., None]
-            elif page.planarconfig == 2:  # planes
+            elif int(page.planarconfig) == _PLANES:
                 values = np.moveaxis(values, 0, -1)
             planes.append(values)
         pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
