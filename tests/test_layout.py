@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
 LAYERS = {
     0: [
         *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
-        *["data.classes", "data.labels", "data.presets", "data.shapes"],
+        *["data.classes", "data.labels", "data.presets", "data.shapes", "data.tiffs"],
     ],
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
@@ -167,7 +167,7 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
     Raises:
         UserError: The file cannot be opened.
     """
-    if _is_tiff(picture) and _pillow_format(picture) is None:
+    if _is_tiff(picture) and _pillow_header(picture)[0] is None:
         return _tiff_form(picture).size
     with _open(picture) as image:
         size = image.height, image.width
@@ -351,6 +351,8 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
 # --------------------------------------------------------------------- other than RGB in 8 bit
 
 
+_BITS, _SAMPLES, _PLANAR = 258, 277, 284  # tags of a TIFF
+
 # What Pillow calls pictures of so many channels.
 _MODES = {2: ("LA",), 4: ("RGBA", "CMYK", "RGBX")}
 
@@ -413,14 +415,14 @@ def _is_tiff(picture: Picture) -> bool:
     return picture.data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
-def _pillow_format(picture: Picture) -> str | None:
-    """What Pillow takes it for; None if it does not know it."""
+def _pillow_header(picture: Picture) -> tuple[str | None, dict[int, Any]]:
+    """What Pillow takes it for, None if it does not know it; and the tags of a TIFF."""
     with _named(picture):
         try:
             with Image.open(_source(picture)) as image:
-                return image.format
+                return image.format, dict(getattr(image, "tag_v2", {}))
         except UnidentifiedImageError:
-            return None
+            return None, {}
 
 
 def _tiff_form(picture: Picture) -> tiffs.TiffForm:
@@ -439,14 +441,16 @@ def _tiff(picture: Picture, num_channels: int) -> tiffs.TiffForm | None:
     """
     if not _is_tiff(picture):
         return None
-    known = _pillow_format(picture)
+    known, tags = _pillow_header(picture)
     if known not in (None, "TIFF"):
         return None
-    tiff = _tiff_form(picture)
+    samples, planar = tags.get(_SAMPLES, 1), tags.get(_PLANAR) == 2
     # Pillow 12 takes the values of planes of 16 bit for those of pixels.
-    is_readable = known is not None and not (tiff.is_planar and tiff.dtype == np.uint16)
-    if num_channels == 3 and is_readable and tiff.samples <= 4:
+    is_misread = planar and samples > 1 and 16 in tags.get(_BITS, ())
+    is_readable = known is not None and not is_misread
+    if num_channels == 3 and is_readable and samples <= 4:
         return None
+    tiff = _tiff_form(picture)
     if not tiff.is_plain:
         if is_readable:
             return None

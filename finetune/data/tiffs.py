@@ -29,7 +29,6 @@ class TiffForm:
     Attributes:
         size: height and width, upright.
         samples: values a pixel, in the first page.
-        is_planar: whether each of them has a plane of its own.
         pages: of the first one's size and type, less smaller copies and masks.
         dtype: of the values.
         photometric: "MINISBLACK", "RGB" and so on.
@@ -39,7 +38,6 @@ class TiffForm:
 
     size: tuple[int, int]
     samples: int
-    is_planar: bool
     pages: int
     dtype: np.dtype
     photometric: str
@@ -82,7 +80,6 @@ def read_form(source: Source) -> TiffForm:
         return TiffForm(
             size=(width, height) if turned else (height, width),
             samples=first.samplesperpixel,
-            is_planar=first.samplesperpixel > 1 and int(first.planarconfig) == _PLANES,
             pages=len(pages),
             dtype=np.dtype(first.dtype).newbyteorder("="),
             photometric=photometric,
