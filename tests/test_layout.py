@@ -18,7 +18,7 @@ LAYERS = {
     0: [
         *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
         *["data.classes", "data.faults", "data.labels", "data.presets", "data.shapes"],
-        *["data.threads"],
+        *["data.threads", "data.tiffs"],
     ],
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],

@@ -203,7 +203,7 @@ def _opened(
     for split in dict.fromkeys((data.train_split, data.val_split)):
         own: list[Fault] = []
         try:
-            opened.append(open_split(data, labels, split, own))
+            opened.append(open_split(data, labels, split, faults=own))
         except UserError as error:
             missing.append(Fault("split-missing", (), f"{split}: {error}"))
             first = error
