@@ -26,7 +26,7 @@ from finetune.data.samples import reader_of
 from finetune.data.sources import open_split
 from finetune.doctor import figures, page
 from finetune.doctor.figures import Split
-from finetune.doctor.scan import scan
+from finetune.doctor.scan import read_facts
 from finetune.doctor.verdict import (
     Expectations,
     Finding,
@@ -131,7 +131,7 @@ def examine(
             images = [reader.pictures.name(image) for image in rows["image"]]
             masks = [reader.form.name(mask) for mask in rows["mask"]]
             masks = [mask or image for mask, image in zip(masks, images, strict=True)]
-            facts = scan(part, workers=workers, advance=bar.update)
+            facts = read_facts(part, workers=workers, advance=bar.update)
             splits.append(Split(name, list(rows["id"]), images, masks, facts, own))
     known = guessed is None or guessed.known or any(o.startswith("labels.") for o in overrides)
     if guessed is not None and not known:
