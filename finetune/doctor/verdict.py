@@ -12,6 +12,7 @@ from finetune.data.faults import Fault
 from finetune.data.labels import NO_OBJECT, UNCOUNTED, Labels
 from finetune.data.masks import Size
 from finetune.doctor.figures import (
+    MAX_PLACES,
     Split,
     ValueCount,
     class_counts,
@@ -353,8 +354,8 @@ def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> 
 
 
 def few_masks(num_masks: int) -> int:
-    """How many masks are few: three, less in small sets and a hundredth in large ones."""
-    return max(min(3, num_masks // 10), num_masks // 100)
+    """How many masks are few: five, less in small sets and a fiftieth in large ones."""
+    return max(min(5, num_masks // 10), min(num_masks // 50, MAX_PLACES))
 
 
 def smeared_values(values: Mapping[int, ValueCount]) -> list[int]:
