@@ -6,6 +6,7 @@ Files are found and paired here, by name alone; `finetune.data.samples` reads th
 import glob
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import datasets
@@ -92,17 +93,7 @@ def image_folder(
     if faults is None or not keys:
         _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
     else:
-        alone = sorted(image_files.keys() - mask_files.keys())
-        beside = _other_types(mask_dir, mask_suffix) if alone and mask_dir != image_dir else {}
-        for key in alone:
-            files = (image_files[key], *beside.get(key, ()))
-            what = f"{files[-1].suffix} is no type for a mask" if len(files) > 1 else ""
-            faults.append(Fault("image-without-mask", tuple(map(str, files)), what))
-        alone = sorted(mask_files.keys() - image_files.keys())
-        faults += [
-            Fault("mask-without-image", tuple(map(str, form.files(mask_files[key]))))
-            for key in alone
-        ]
+        faults += _without_partner(image_files, mask_files, form, image_dir, mask_dir, mask_suffix)
     return as_samples(
         [image_files[key] for key in keys], [mask_files[key] for key in keys], keys, labels, form
     )
@@ -237,6 +228,25 @@ def files_by_key(
                 faults.append(Fault("same-name", (str(path), str(other))))
             files[key] = path
     return files
+
+
+def _without_partner(
+    images: dict[str, Path],
+    masks: dict[str, str],
+    form: MaskForm,
+    image_dir: Path,
+    mask_dir: Path,
+    mask_suffix: str,
+) -> Iterator[Fault]:
+    """What `_check_partners` refuses, by file; a mask that is there in another type is named."""
+    alone = sorted(images.keys() - masks.keys())
+    beside = _other_types(mask_dir, mask_suffix) if alone and mask_dir != image_dir else {}
+    for key in alone:
+        files = (images[key], *beside.get(key, ()))
+        what = f"{files[-1].suffix} is no type for a mask" if len(files) > 1 else ""
+        yield Fault("image-without-mask", tuple(map(str, files)), what)
+    for key in sorted(masks.keys() - images.keys()):
+        yield Fault("mask-without-image", tuple(map(str, form.files(masks[key]))))
 
 
 def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:

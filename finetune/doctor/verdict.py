@@ -517,7 +517,7 @@ def _twice(splits: Sequence[Split]) -> Iterator[Fault]:
             of_split[places[place][0]].append(place)
         if len(of_split) > 1:
             names = " and ".join(splits[s].name for s in of_split)
-            yield Fault("duplicate-across-splits", files, f"in {names}")
+            yield Fault("duplicate-across-splits", tuple(dict.fromkeys(files)), f"in {names}")
         for s, members in of_split.items():
             masks = {facts[place].mask_digest for place in members} - {None}
             own = [places[place][1] for place in members]

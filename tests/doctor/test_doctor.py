@@ -224,6 +224,15 @@ def test_a_share_that_is_held_back_names_each_fault_once(tmp_path):
     assert [(f.kind, len(f.places)) for f in done.findings] == [("image-without-mask", 1)]
 
 
+def test_a_name_in_both_lists_is_in_both_splits(tmp_path):
+    folder(tmp_path, splits=["all"])
+    (tmp_path / "train.txt").write_text("0\n1\n2\n3\n")
+    (tmp_path / "val.txt").write_text("3\n4\n5\n6\n")
+    data = {"images": "images/all", "masks": "masks/all", "split_list": "{split}.txt"}
+    found = kinds(examine(recipe(tmp_path, data=data)))
+    assert found == {"duplicate-across-splits": {"3.png"}, "listed-but-missing": {"6"}}
+
+
 def test_one_split_for_both_is_a_warning_and_read_once(tmp_path):
     folder(tmp_path)
     done = examine(recipe(tmp_path, data={"val_split": "train"}))
