@@ -9,8 +9,9 @@ from finetune.data.faults import Fault
 from finetune.data.labels import NO_OBJECT, Labels
 from finetune.doctor import figures, scan
 from finetune.doctor.figures import Split
+from finetune.doctor.kinds import KINDS
 from finetune.doctor.scan import Facts
-from finetune.doctor.verdict import KINDS, Expectations, judge, smeared_values
+from finetune.doctor.verdict import Expectations, judge, smeared_values
 
 LABELS = Labels.build(["road", "car", "tree"])
 EXPECTED = Expectations(LABELS, smallest_side=29)
