@@ -155,15 +155,17 @@ def _folder(target: str, overrides: Sequence[str]) -> Path | None:
     """The folder that is meant, or None if it is a recipe, as it is where a path is given beside.
 
     Raises:
-        UserError: It may be either.
+        UserError: It may be either, or is neither.
     """
     path = Path(target).expanduser()
-    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
-        return None
     try:
         recipe = find_recipe(target)
-    except UserError:
-        return path
+    except UserError as error:
+        if path.is_dir():
+            return path
+        raise UserError(f"{error} Nor is {target} a folder.") from error
+    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
+        return None
     raise UserError(
         f"{target} is a folder here, and the recipe {recipe.name}. Write ./{target} for the "
         f"folder, {recipe.name} for the recipe."

@@ -334,7 +334,8 @@ def test_the_page_needs_nothing_else_and_the_json_is_strict(tmp_path):
     ("arguments", "message"),
     [
         (["shapes"], "data.source=shapes"),
-        (["nowhere"], "nowhere"),
+        (["nowhere"], "no recipe 'nowhere' here or among the shipped ones"),
+        (["nowhere"], "Nor is nowhere a folder."),
         (["camvid", "data.pth=x"], "did you mean data.path"),
         (["camvid", "data.path=gone"], "does not exist"),
         (["empty"], "no pairs of images and masks"),
