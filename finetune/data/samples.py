@@ -93,13 +93,13 @@ def preflight(dataset: datasets.Dataset) -> None:
 def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None:
     """Warns once if image files of both sets hold the same bytes, under whatever names.
 
-    Costs a look at the size of every file. Pictures out of tables are left to the doctor.
+    Costs a look at the size of every file. Two sets of the very same files are meant to be one,
+    and pictures out of tables are left to the doctor.
     """
     if not all(isinstance(reader_of(data).pictures, Files) for data in (train, val)):
         return
     known, asked = (list(data.with_format(None)["image"]) for data in (train, val))
-    shared = set(known)
-    same = [(name, name) for name in asked if name in shared] or same_files(known, asked)
+    same = [] if set(known) == set(asked) else same_files(known, asked)
     if same:
         first = f"{same[0][1]} is {same[0][0]}"
         more = f" ({first}, for one)" if len(same) > 1 else f" ({first})"

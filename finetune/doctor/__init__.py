@@ -26,7 +26,7 @@ from finetune.data.samples import reader_of
 from finetune.data.sources import open_split
 from finetune.doctor import figures, page
 from finetune.doctor.figures import Split
-from finetune.doctor.scan import scan
+from finetune.doctor.scan import read_facts
 from finetune.doctor.verdict import (
     Expectations,
     Finding,
@@ -131,7 +131,7 @@ def examine(
             images = [reader.pictures.name(image) for image in rows["image"]]
             masks = [reader.form.name(mask) for mask in rows["mask"]]
             masks = [mask or image for mask, image in zip(masks, images, strict=True)]
-            facts = scan(part, workers=workers, advance=bar.update)
+            facts = read_facts(part, workers=workers, advance=bar.update)
             splits.append(Split(name, list(rows["id"]), images, masks, facts, own))
     known = guessed is None or guessed.known or any(o.startswith("labels.") for o in overrides)
     if guessed is not None and not known:
@@ -155,15 +155,17 @@ def _folder(target: str, overrides: Sequence[str]) -> Path | None:
     """The folder that is meant, or None if it is a recipe, as it is where a path is given beside.
 
     Raises:
-        UserError: It may be either.
+        UserError: It may be either, or is neither.
     """
     path = Path(target).expanduser()
-    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
-        return None
     try:
         recipe = find_recipe(target)
-    except UserError:
-        return path
+    except UserError as error:
+        if path.is_dir():
+            return path
+        raise UserError(f"{error} Nor is {target} a folder.") from error
+    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
+        return None
     raise UserError(
         f"{target} is a folder here, and the recipe {recipe.name}. Write ./{target} for the "
         f"folder, {recipe.name} for the recipe."

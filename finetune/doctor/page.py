@@ -57,7 +57,7 @@ svg .image { fill: var(--curve); fill-opacity: .55; } svg .crop { fill: none; st
 figure { margin: 0; } figure img { width: 100%; display: block; }
 figcaption { font-size: 12px; color: var(--faint); overflow-wrap: anywhere; margin-top: .2rem; }
 figcaption b { color: #dc2626; font-weight: 600; }
-.legend { font-size: 13px; margin: 0 0 .8rem; } .legend span { margin-right: 1rem;
+.legend { font-size: 13px; margin: 0 0 .8rem; } .legend > span { margin-right: 1rem;
   white-space: nowrap; }
 """
 

@@ -71,7 +71,7 @@ class Facts:
         return bool(self.deviation) and max(self.deviation) < 1e-6
 
 
-def scan(
+def read_facts(
     dataset: datasets.Dataset,
     *,
     workers: int,
@@ -135,7 +135,7 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
         picture = reader.pictures.open(image)
         height, width = image_size(picture)
         with one_large if height * width > LARGE else contextlib.nullcontext():
-            facts = _of_image(read_image(picture))
+            facts = image_facts(read_image(picture))
     except UserError as error:
         faults.append(_fault(error, name, "unreadable-file"))
     where = reader.form.name(mask)
@@ -170,7 +170,8 @@ def _fault(error: UserError, name: str, kind: str) -> Fault:
     return Fault(kind, (name,), str(error).removeprefix(f"{name}: "))
 
 
-def _of_image(pixels: np.ndarray) -> Facts:
+def image_facts(pixels: np.ndarray) -> Facts:
+    """What is kept of uint8 (H, W, 3)."""
     mean, deviation = cv2.meanStdDev(pixels)
     return Facts(
         size=(pixels.shape[0], pixels.shape[1]),
