@@ -4,7 +4,6 @@ What was seen is a comment in the recipe, and so is what was assumed; a folder t
 several ways is a question on a terminal, and a mistake elsewhere.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +12,11 @@ from typing import Any
 import datasets
 import numpy as np
 
-from finetune.data.files import channels_to_keep, image_dtype, read_image
+from finetune.data.channels import guess_channels
 from finetune.data.guess import guess, with_preset
 from finetune.data.inspection import LabelGuess
 from finetune.data.recognise import Layout, recognise
-from finetune.data.samples import reader_of, upright_sizes
+from finetune.data.samples import upright_sizes
 from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.parallel import device
@@ -28,8 +27,6 @@ SMALLEST_CROP = 64
 STEPS_CPU, STEPS_GPU = 2000, 20_000
 EPOCHS = 60
 """At most: small sets are seen that often."""
-NUM_IMAGES = 50
-"""Images whose channels are looked at."""
 
 
 @dataclass(frozen=True)
@@ -38,16 +35,6 @@ class Draft:
 
     text: str
     recipe: Recipe
-    found: tuple[str, ...]
-    assumed: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class ChannelGuess:
-    """Keys of the `model:` and `data:` blocks, what was seen and what was decided."""
-
-    model: dict[str, Any]
-    data: dict[str, Any]
     found: tuple[str, ...]
     assumed: tuple[str, ...]
 
@@ -71,7 +58,7 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     labels = guess(root, layout)
     images = _images(layout, labels)
     sizes = np.array(upright_sizes(images))
-    channels = _channels(images)
+    channels = guess_channels(images)
     found = [*layout.found, *labels.found, _described(sizes), *channels.found]
     assumed = [*layout.assumed, *labels.assumed, *channels.assumed]
     training, reasons = _training(sizes)
@@ -102,35 +89,6 @@ def _images(layout: Layout, labels: LabelGuess) -> datasets.Dataset:
     """The training split."""
     recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
     return open_split(recipe.data, recipe.labels.build(), recipe.data.train_split)
-
-
-def _channels(images: datasets.Dataset) -> ChannelGuess:
-    """The sections for images that are more than RGB in 8 bit; mean and deviation as measured."""
-    pictures, references = reader_of(images).pictures, images.with_format(None)["image"]
-    spread = np.linspace(0, len(references) - 1, min(NUM_IMAGES, len(references)))
-    chosen = [pictures.open(references[int(i)]) for i in spread]
-    counts = Counter(channels_to_keep(picture) for picture in chosen)
-    number = counts.most_common(1)[0][0]
-    if number == 3:
-        return ChannelGuess({}, {}, (), ())
-    dtype = image_dtype(chosen[0], number)
-    full, pixels, sums, squares = np.iinfo(dtype).max, 0, np.zeros(number), np.zeros(number)
-    for picture in chosen:
-        values = read_image(picture, number).reshape(-1, number) / full
-        pixels += len(values)
-        sums += values.sum(0)
-        squares += np.square(values).sum(0)
-    mean = sums / pixels
-    std = np.sqrt(np.maximum(squares / pixels - np.square(mean), 0))
-    data = {
-        "image_mean": [float(f"{value:.4g}") for value in mean],
-        # a channel that is the same everywhere has no deviation to divide by
-        "image_std": [float(f"{value:.4g}") if value > 1e-6 else 1.0 for value in std],
-    }
-    bits = 8 * dtype.itemsize
-    found = f"images have {number} channel{'s' * (number > 1)} of {bits} bit"
-    assumed = f"mean and deviation a channel are those of {len(chosen)} images (data.image_mean)"
-    return ChannelGuess({"num_channels": number}, data, (found,), (assumed,))
 
 
 def _described(sizes: np.ndarray) -> str:

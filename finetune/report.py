@@ -108,7 +108,7 @@ def _strip(row: PanelRow, colors: Sequence[Color], ignore_index: int) -> list[Im
     # Maps by nearest: a class id has no in-between. The error is taken from the maps as shown.
     truth, prediction = (_resize_ids(ids, size) for ids in (row.truth, row.prediction))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    image = Image.fromarray(_as_rgb(row.image)).resize(size, smooth)
+    image = Image.fromarray(as_rgb(row.image)).resize(size, smooth)
     ignored = truth == ignore_index
     error = np.asarray(image.convert("L").convert("RGB")) // 3 + 80  # lighter than IGNORED
     error[prediction != truth] = WRONG
@@ -121,7 +121,7 @@ def _strip(row: PanelRow, colors: Sequence[Color], ignore_index: int) -> list[Im
     ]
 
 
-def _as_rgb(image: np.ndarray) -> np.ndarray:
+def as_rgb(image: np.ndarray) -> np.ndarray:
     """What a person can look at, uint8 (H, W, 3)."""
     channels = 3 if image.shape[2] >= 3 else 1
     shown = image[..., :channels]

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from finetune import cli, evaluation
+from finetune.doctor import examine
 from finetune.errors import UserError
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerForSemanticSegmentation
@@ -220,3 +221,16 @@ def test_a_model_of_other_channels_is_not_scored(tmp_path):
     other = load_recipe(recipe_file(tmp_path), overrides(tmp_path, 1))
     with pytest.raises(UserError, match=r"reads images of 2 channels, .*model.num_channels is 1"):
         evaluation.evaluate(str(tmp_path / "model"), other)
+
+
+def test_the_doctor_reads_them(tmp_path):
+    write_set(tmp_path, 6, np.uint16)
+    done = examine(str(tmp_path))
+    assert done.clean, done.findings
+    found = done.to_json()
+    files = sorted((tmp_path / "images/train").iterdir())
+    values = np.concatenate([tifffile.imread(file).reshape(-1, 6) for file in files]) / 65535
+    np.testing.assert_allclose(found["colors"]["mean"], values.mean(0), atol=1e-6)
+    np.testing.assert_allclose(found["colors"]["std"], values.std(0), atol=1e-6)
+    done.write(tmp_path / "out")
+    assert "data:image/jpeg" in (tmp_path / "out/doctor.html").read_text()

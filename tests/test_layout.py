@@ -24,6 +24,7 @@ LAYERS = {
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
         *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.recognise", "data.duplicates"],
+        "data.channels",
         *["data.tables", "data.shards", "data.stream", "data.hub"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],

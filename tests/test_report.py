@@ -16,7 +16,7 @@ from finetune.report import (
     IGNORED,
     WRONG,
     PanelRow,
-    _as_rgb,
+    as_rgb,
     html_report,
     iou_table,
     panel,
@@ -188,7 +188,7 @@ def test_ticks_enclose_what_is_drawn(low, high):
 @pytest.mark.parametrize(("channels", "dtype"), [(1, "u1"), (2, "u2"), (4, "u1"), (6, "u2")])
 def test_images_of_other_channels_are_shown(channels, dtype, tmp_path):
     values = np.random.default_rng(0).integers(0, 255, (30, 40, channels)).astype(dtype)
-    shown = _as_rgb(values)
+    shown = as_rgb(values)
     assert shown.shape == (30, 40, 3)
     first = values[..., :3] if channels > 2 else values[..., [0, 0, 0]]
     if dtype == "u1":

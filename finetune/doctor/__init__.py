@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 
 import finetune
+from finetune.data.channels import guess_channels
 from finetune.data.faults import Fault
 from finetune.data.guess import guess
 from finetune.data.inspection import LabelGuess, MaskValues, guess_labels
@@ -120,6 +121,11 @@ def examine(
         recipe, guessed, seen = _recipe_of(folder, overrides, choose)
     if recipe.data.source == "shapes":
         raise UserError("data.source=shapes: its pictures are drawn, there are no files to examine")
+    if recipe.data.streaming:
+        raise UserError(
+            "data.streaming: all samples are read, which takes them here. Take "
+            "data.streaming=false, which copies the set."
+        )
     labels = recipe.labels.build()
     names, data, pairing = _opened(recipe, labels)
     total = sum(len(part) for part in data)
@@ -186,6 +192,12 @@ def _recipe_of(
     guessed = guess(root, layout, faults=[])  # which are found again when all is opened
     values = {"data": layout.data, "labels": guessed.labels}
     recipe = recipe_from_values(values, root.name, overrides)
+    images = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split, faults=[])
+    channels = guess_channels(images)
+    if channels.model:
+        values["model"] = channels.model
+        values["data"] = {**layout.data, **channels.data}
+        recipe = recipe_from_values(values, root.name, overrides)
     return recipe, guessed, (*layout.found, *guessed.found, *layout.assumed, *guessed.assumed)
 
 
@@ -205,7 +217,8 @@ def _opened(
     for split in dict.fromkeys((data.train_split, data.val_split)):
         own: list[Fault] = []
         try:
-            opened.append(open_split(data, labels, split, faults=own))
+            channels = recipe.model.num_channels
+            opened.append(open_split(data, labels, split, num_channels=channels, faults=own))
         except UserError as error:
             missing.append(Fault("split-missing", (), f"{split}: {error}"))
             first = error
