@@ -3,6 +3,7 @@
 SegFormer's recipe (NVlabs/SegFormer, local_configs; mmsegmentation's transforms), in its order:
 resize by a random factor, random crop that avoids one-class crops, flip, photometric distortion,
 pad. Normalisation is missing on purpose: pixels travel as bytes and are normalised on the device.
+Images may have up to 128 channels (cv2's limit) of 8 or 16 bit.
 
 Scale and window are drawn first, and only what the window keeps is resized: enlarged twice, an
 ADE20K picture has five times the pixels of its crop. The crop is the one that resizing the whole
@@ -34,6 +35,8 @@ BRIGHTNESS = 32.0
 CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18
 """In OpenCV's half degrees, 0..179."""
+RGB_MEAN = 114.0
+"""Of the photographs that `BRIGHTNESS` was published for: ImageNet's, in grey levels."""
 PHASE_TOLERANCE = 1 / 256
 """How far off a sample of the image may be taken, in pixels of the source."""
 
@@ -53,11 +56,11 @@ class TrainTransform:
         cat_max_ratio: A crop in which one class has at least this share of the labelled pixels is
             drawn again, up to `CROP_TRIES` times; 1 takes the first.
         flip: Probability of a horizontal flip.
-        photometric: Whether to distort brightness, contrast, saturation and hue. Never done to
-            images with other than three channels, nor to uint16: there is no hue to turn.
+        photometric: Whether to distort brightness, contrast, saturation and hue. Images with
+            other than three channels, and uint16, have no hue to turn: brightness and contrast.
         ignore_index: Pads the mask.
-        image_fill: Pads the image, one number per channel. The published pipeline pads zeros after
-            normalisation, which is the rounded mean here.
+        image_fill: Pads the image, one number per channel, in its own units. The published
+            pipeline pads zeros after normalisation, which is the rounded mean here.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class TrainTransform:
             PadToCrop(crop, image_fill, ignore_index),
         ]
         if photometric:
-            transforms.insert(2, PhotometricDistortion())
+            transforms.insert(2, PhotometricDistortion(image_fill))
         self.compose = A.Compose(transforms)
 
     def __call__(
@@ -177,10 +180,18 @@ class PhotometricDistortion(A.ImageOnlyTransform):
 
     Brightness, then contrast, saturation and hue, or saturation, hue and contrast. Values are
     truncated to bytes after each part, as published.
+
+    Of images that are not RGB in bytes, brightness and contrast: the same draws, without those of
+    colour. What was published as a number of grey levels is there the same share of each channel's
+    mean, since many 16 bit images fill a small part of their range.
+
+    Args:
+        mean: Of each channel, in the units of the image.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mean: tuple[int, ...]) -> None:
         super().__init__(p=1)
+        self.mean = mean
 
     def get_params(self) -> dict[str, Any]:
         """Draws the parts; None for one that is left out."""
@@ -207,9 +218,10 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         hue: int | None,
         **params: Any,
     ) -> np.ndarray:
-        """Distorts the image, uint8 (H, W, 3); any other is returned as it is."""
+        """Distorts the image, uint8 or uint16 (H, W, C)."""
         if img.dtype != np.uint8 or img.shape[2] != 3:
-            return img
+            # Of two parts that are left, brightness comes first in either order.
+            return self._distort_channels(img, brightness or 0.0, contrast or 1.0)
         if brightness is not None:
             img = _linear(img, 1.0, brightness)
         if contrast is not None and contrast_first:
@@ -225,6 +237,16 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         if contrast is not None and not contrast_first:
             img = _linear(img, contrast, 0.0)
         return img
+
+    def _distort_channels(self, img: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+        if (brightness, contrast) == (0.0, 1.0):
+            return img
+        offset = np.array(self.mean, np.float32) * np.float32(brightness / RGB_MEAN)
+        top = np.iinfo(img.dtype).max
+        # Rows of width x channels: broadcast along an axis of a few numbers is slow.
+        values = img.reshape(len(img), -1) + np.tile(offset, img.shape[1])
+        values = np.clip(np.clip(values, 0, top, out=values) * np.float32(contrast), 0, top)
+        return values.astype(img.dtype).reshape(img.shape)
 
 
 class PadToCrop(A.DualTransform):

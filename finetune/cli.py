@@ -203,18 +203,22 @@ def doctor(
     A folder without a recipe is understood as `finetune init` does; key=value corrects that.
 
     Exit status: 0 clean, 2 with problems (doctor.json and doctor.html are written either way) or
-    after a mistake that the message names. Warnings alone are clean.
+    after a mistake that the message names, 130 stopped by Ctrl-C. Warnings alone are clean.
     """
     from finetune.doctor import examine, screen
 
-    done = examine(
-        target,
-        overrides or [],
-        choose=lambda layouts: _chosen(layouts, target, choice),
-        workers=workers,
-        distance=distance,
-        show_progress=not as_json and sys.stderr.isatty(),
-    )
+    try:
+        done = examine(
+            target,
+            overrides or [],
+            choose=lambda layouts: _chosen(layouts, target, choice),
+            workers=workers,
+            distance=distance,
+            show_progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; nothing is written", file=sys.stderr)
+        raise typer.Exit(130) from None
     files = done.write(output or Path("runs") / f"doctor-{done.name}")
     if as_json:
         print(files[0].read_text(encoding="utf-8"), end="")

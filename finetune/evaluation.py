@@ -77,6 +77,12 @@ def _load(model: str, recipe: Recipe) -> torch.nn.Module:
     if os.sep in model and not Path(model).is_dir():
         raise UserError(f"{what}: no such folder")
     config = load_config(model, what)
+    channels = recipe.model.num_channels
+    if config.num_channels != channels:
+        raise UserError(
+            f"{what}: reads images of {config.num_channels} channels, but the recipe's "
+            f"model.num_channels is {channels}"
+        )
     names = list((config.id2label or {}).values())
     wanted = recipe.labels.names
     if names != list(wanted):

@@ -74,12 +74,26 @@ class Protocol:
         return resized[0], resized[1]
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """Resizes uint8 (H, W, 3) by Pillow's bilinear filter, as stock's image processor does."""
+        """Resizes (H, W, C) by Pillow's bilinear filter, as stock's image processor does RGB.
+
+        Other images channel by channel: Pillow takes a fourth one for transparency, by which it
+        weighs the colours. 16 bit are rounded to the nearest, as Pillow rounds 8 bit.
+        """
         height, width = self.size(*image.shape[:2])
         if (height, width) == image.shape[:2]:
             return image
-        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        return np.asarray(resized)
+        size, bilinear = (width, height), Image.Resampling.BILINEAR
+        if image.dtype == np.uint8 and image.shape[2] == 3:
+            return np.asarray(Image.fromarray(image).resize(size, bilinear))
+        resized = np.empty((height, width, image.shape[2]), image.dtype)
+        for channel in range(image.shape[2]):
+            plane = np.ascontiguousarray(image[..., channel])
+            if image.dtype == np.uint16:
+                deep = Image.fromarray(plane.astype(np.float32)).resize(size, bilinear)
+                resized[..., channel] = np.rint(np.asarray(deep))  # a mean: never out of range
+            else:
+                resized[..., channel] = Image.fromarray(plane).resize(size, bilinear)
+        return resized
 
 
 def load_config(model: str, what: str) -> SegformerConfig:
@@ -133,10 +147,10 @@ def _first_line(error: Exception) -> str:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Bytes (B, H, W, C) to normalised float32 (B, C, H, W), a view in channels-last memory.
+    """Pixels (B, H, W, C) to normalised float32 (B, C, H, W), a view in channels-last memory.
 
     Args:
-        pixels: uint8, on any device.
+        pixels: uint8, of which 255 is 1; or any other integers, of which 65535 is; on any device.
         mean: (C,) of values in 0..1, on that device.
         std: (C,), likewise.
     """
@@ -144,7 +158,8 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     # By rows of width x channels: broadcast along an axis of three numbers, it takes 20 times as
     # long on a CPU. In place, since new memory costs more than the arithmetic.
     rows = pixels.reshape(batch, height, width * channels).to(torch.float32, copy=True)
-    rows = rows.div_(255).sub_(mean.repeat(width)).div_(std.repeat(width))
+    full = 255 if pixels.dtype == torch.uint8 else 65535
+    rows = rows.div_(full).sub_(mean.repeat(width)).div_(std.repeat(width))
     return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
 
 

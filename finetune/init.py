@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 
+from finetune.data.channels import guess_channels
 from finetune.data.guess import guess, with_preset
 from finetune.data.inspection import LabelGuess
 from finetune.data.recognise import Layout, recognise
@@ -54,11 +56,15 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     layouts = recognise(root)
     layout = layouts[0] if len(layouts) == 1 else choose(layouts)
     labels = guess(root, layout)
-    sizes = _sizes(layout, labels)
-    found = [*layout.found, *labels.found, _described(sizes)]
-    assumed = [*layout.assumed, *labels.assumed]
+    images = _images(layout, labels)
+    sizes = np.array(upright_sizes(images))
+    channels = guess_channels(images)
+    found = [*layout.found, *labels.found, _described(sizes), *channels.found]
+    assumed = [*layout.assumed, *labels.assumed, *channels.assumed]
     training, reasons = _training(sizes)
-    sections = {"data": layout.data, "labels": labels.labels, **training}
+    training["model"] = {**channels.model, **training["model"]}
+    data = {**layout.data, **channels.data}
+    sections = {"data": data, "labels": labels.labels, **training}
     lines = [
         f"# Written by `finetune init` for {root.name}.",
         "# Seen:",
@@ -79,11 +85,10 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     return Draft(text, load_recipe(output), tuple(found), (*assumed, *reasons))
 
 
-def _sizes(layout: Layout, labels: LabelGuess) -> np.ndarray:
-    """(N, 2) heights and widths of the training images."""
+def _images(layout: Layout, labels: LabelGuess) -> datasets.Dataset:
+    """The training split."""
     recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
-    data = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split)
-    return np.array(upright_sizes(data))
+    return open_split(recipe.data, recipe.labels.build(), recipe.data.train_split)
 
 
 def _described(sizes: np.ndarray) -> str:

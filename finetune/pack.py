@@ -79,7 +79,10 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
         what = "draws its pictures" if data.source == "shapes" else "is streamed"
         raise UserError(f"data.source: {data.source} {what}: there is nothing to pack.")
     labels = recipe.labels.build()
-    splits = {name: open_split(data, labels, name) for name in (data.train_split, data.val_split)}
+    splits = {
+        name: open_split(data, labels, name, num_channels=recipe.model.num_channels)
+        for name in (data.train_split, data.val_split)
+    }
     _check_output(output, recipe)
     shards: dict[str, list[dict[str, Any]]] = {}
     kept = 0

@@ -22,6 +22,7 @@ def save_model_folder(
     protocol: Protocol,
     image_mean: Sequence[float],
     image_std: Sequence[float],
+    full: int = 255,
     card: ModelCard,
     recipe: str,
 ) -> None:
@@ -35,6 +36,7 @@ def save_model_folder(
         protocol: how images are to be shown to it; stands in config.json under `finetune_eval`.
         image_mean: per channel, of values in 0..1.
         image_std: likewise.
+        full: the value of a pixel that is 1 there: 255, or 65535 if images have 16 bit.
         card: README.md.
         recipe: recipe.yaml, resolved.
 
@@ -47,7 +49,8 @@ def save_model_folder(
         temp.mkdir(parents=True)
         model.config.finetune_eval = protocol.to_dict()
         model.save_pretrained(temp)
-        processor = json.dumps(preprocessor_config(protocol, image_mean, image_std), indent=2)
+        values = preprocessor_config(protocol, image_mean, image_std, full)
+        processor = json.dumps(values, indent=2)
         (temp / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
         (temp / "README.md").write_text(str(card), encoding="utf-8")
         (temp / "recipe.yaml").write_text(recipe, encoding="utf-8")
@@ -62,12 +65,14 @@ def save_model_folder(
 
 
 def preprocessor_config(
-    protocol: Protocol, image_mean: Sequence[float], image_std: Sequence[float]
+    protocol: Protocol, image_mean: Sequence[float], image_std: Sequence[float], full: int = 255
 ) -> dict[str, Any]:
     """The stock image processor's settings that come nearest to a protocol.
 
     Rounding up to a multiple and sliding windows cannot be said there. Labels are translated
-    already, so stock must not reduce them.
+    already, so stock must not reduce them. Arrays of any number of channels are normalised as here
+    (beyond 1, 3 and 4 if `input_data_format` is given); stock resizes only 8 bit of 1, 3 or 4, and
+    says so of others.
     """
     size: dict[str, int] = {"height": 512, "width": 512}  # stock's default, for do_resize: false
     if protocol.shortest_edge is not None:
@@ -80,12 +85,38 @@ def preprocessor_config(
         "size": size,
         "resample": 2,  # bilinear, PIL.Image.Resampling
         "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "rescale_factor": 1 / full,
         "do_normalize": True,
         "image_mean": list(image_mean),
         "image_std": list(image_std),
         "do_reduce_labels": False,
     }
+
+
+_PIPELINE = """\
+```python
+from transformers import pipeline
+
+segment = pipeline("image-segmentation", model="path/to/this/folder")
+segment("picture.jpg")
+```"""
+
+# Pipelines turn every picture into RGB.
+_ARRAYS = """\
+Images have {channels} channel(s): give arrays (height, width, {channels}) to the processor, not \
+files to a pipeline.
+
+```python
+import tifffile
+from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
+
+image = tifffile.imread("picture.tif"){axis}  # (height, width, {channels})
+processor = AutoImageProcessor.from_pretrained("path/to/this/folder")
+model = SegformerForSemanticSegmentation.from_pretrained("path/to/this/folder").eval()
+inputs = processor(image, input_data_format="channels_last", return_tensors="pt")
+outputs = model(**inputs)
+masks = processor.post_process_semantic_segmentation(outputs, [image.shape[:2]])
+```"""
 
 
 def model_card(
@@ -96,6 +127,7 @@ def model_card(
     results: Mapping[str, float | None],
     per_class_iou: Mapping[str, float | None],
     protocol: Protocol,
+    num_channels: int = 3,
     facts: Mapping[str, Any],
 ) -> ModelCard:
     """A model card with what is known at the end of a run.
@@ -107,6 +139,7 @@ def model_card(
         results: metric -> value of the last evaluation.
         per_class_iou: class -> IoU; None where the class does not occur.
         protocol: how it was evaluated.
+        num_channels: of the images.
         facts: further lines of the training section.
     """
     data = ModelCardData(
@@ -137,15 +170,18 @@ def model_card(
         "",
         "## Use",
         "",
-        "```python",
-        "from transformers import pipeline",
-        "",
-        'segment = pipeline("image-segmentation", model="path/to/this/folder")',
-        'segment("picture.jpg")',
-        "```",
+        *_usage(num_channels),
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _usage(num_channels: int) -> list[str]:
+    if num_channels == 3:
+        return _PIPELINE.splitlines()
+    # tifffile drops the axis of a single channel, which the processor wants to see.
+    axis = "[..., None]" if num_channels == 1 else ""
+    return _ARRAYS.format(channels=num_channels, axis=axis).splitlines()
 
 
 def _percent(value: float | None) -> str:

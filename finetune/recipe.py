@@ -57,7 +57,9 @@ class ModelSection(Section):
         None,
         description="folder or Hub id of a SegFormer to start from (any head); null: from scratch",
     )
-    num_channels: PositiveInt = Field(3, description="channels of the images")
+    num_channels: Annotated[int, Field(ge=1, le=128)] = Field(
+        3, description="channels of the images; 3: RGB, 1: grey, 4: with alpha, any: TIFF"
+    )
     depths: list[PositiveInt] | None = Field(None, description="blocks a stage, if not the size's")
     hidden_sizes: list[PositiveInt] | None = Field(
         None, description="channels a stage, if not the size's"
@@ -713,11 +715,22 @@ def _model_problems(recipe: Recipe) -> Iterable[str]:
             value = getattr(getattr(recipe, section), name)
             if value and min(value) < side:
                 yield f"{key}: {list(value)} is smaller than the {side} pixels that the model needs"
-    if model.num_channels != 3:
-        yield f"model.num_channels: {model.num_channels}, but every source gives RGB images (3)"
-    for key in ("image_mean", "image_std"):
-        if len(getattr(recipe.data, key)) != model.num_channels:
-            yield f"data.{key}: one number a channel, {model.num_channels} in all"
+    channels = model.num_channels
+    if channels != 3 and recipe.data.source == "shapes":
+        yield f"model.num_channels: {channels}, but the source shapes draws RGB images (3)"
+    for key, example in (("image_mean", 0.5), ("image_std", 0.25)):
+        values = getattr(recipe.data, key)
+        if len(values) != channels:
+            yield (
+                f"data.{key}: must have one number a channel, model.num_channels={channels} in "
+                f"all, not {len(values)}. Write what `finetune init` finds in the images, or "
+                f"data.{key}={[example] * channels}"
+            )
+        elif min(values) < 0 or max(values) > 1:
+            yield (
+                f"data.{key}: {values} are not in 0..1; divide by 255, or by 65535 if the images "
+                "have 16 bit"
+            )
 
 
 def _data_problems(recipe: Recipe) -> Iterable[str]:

@@ -35,7 +35,8 @@ COLUMNS = ("image", "truth", "prediction", "error")
 class PanelRow:
     """One picture of the panel.
 
-    `image` is uint8 (H, W, 3); `truth` and `prediction` are integer (H, W) class ids, the truth
+    `image` is uint8 or uint16 (H, W, C), of which RGB, the first three channels or the first one
+    are shown; `truth` and `prediction` are integer (H, W) class ids, the truth
     also the ignored id; `mean_iou` is this picture's own.
     """
 
@@ -107,7 +108,7 @@ def _strip(row: PanelRow, colors: Sequence[Color], ignore_index: int) -> list[Im
     # Maps by nearest: a class id has no in-between. The error is taken from the maps as shown.
     truth, prediction = (_resize_ids(ids, size) for ids in (row.truth, row.prediction))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
-    image = Image.fromarray(row.image).resize(size, smooth)
+    image = Image.fromarray(as_rgb(row.image)).resize(size, smooth)
     ignored = truth == ignore_index
     error = np.asarray(image.convert("L").convert("RGB")) // 3 + 80  # lighter than IGNORED
     error[prediction != truth] = WRONG
@@ -118,6 +119,16 @@ def _strip(row: PanelRow, colors: Sequence[Color], ignore_index: int) -> list[Im
         Image.fromarray(_colored(prediction, colors)),
         Image.fromarray(error),
     ]
+
+
+def as_rgb(image: np.ndarray) -> np.ndarray:
+    """What a person can look at, uint8 (H, W, 3)."""
+    channels = 3 if image.shape[2] >= 3 else 1
+    shown = image[..., :channels]
+    if image.dtype != np.uint8:  # sensors rarely fill 16 bit: what is there fills the range
+        low, high = np.percentile(shown, (1, 99))
+        shown = np.clip((shown - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))
 
 
 def _resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.augment import TrainTransform
+from finetune.augment import RGB_MEAN, TrainTransform
 
 FILL = (124, 116, 104)
 IGNORE = 255
@@ -242,12 +242,30 @@ def test_photometric_distortion_leaves_the_mask_alone_and_stays_in_range():
     assert 45 <= changed < 60  # of 16 combinations one does nothing
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_photometric_distortion_skips_other_numbers_of_channels(channels):
-    image, mask = np.full((32, 48, channels), 77, np.uint8), sample(32, 48)[1]
-    transform = build(image_fill=(0,) * channels, scale=(1, 1), cat_max_ratio=1)
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_other_numbers_of_channels_get_brightness_and_contrast(channels, dtype):
+    full = np.iinfo(dtype).max
+    values = np.random.default_rng(0).integers(0, full, (32, 48, channels), dtype, True)
+    mean = tuple(full * (i + 1) // 9 for i in range(channels))
+    transform = build(image_fill=mean, scale=(1, 1), cat_max_ratio=1, flip=0)
+    changed = 0
+    for seed in range(40):
+        out = transform(values, sample(32, 48)[1], seed)[0]
+        assert out.dtype == dtype
+        parts = transform.compose.transforms[2].params
+        share = (parts["brightness"] or 0) / RGB_MEAN
+        expected = np.clip(values + np.multiply(mean, share), 0, full) * (parts["contrast"] or 1)
+        assert abs(out - np.clip(expected, 0, full)).max() <= 1 + full * 1e-6
+        changed += not np.array_equal(out, values)
+    assert 20 < changed < 40  # with neither of the two it stays as it is
+
+
+def test_sixteen_bit_rgb_has_no_hue_to_turn():
+    image = np.full((32, 48, 3), 30000, np.uint16)
+    transform = build(image_fill=(30000,) * 3, scale=(1, 1), cat_max_ratio=1)
     for seed in range(20):
-        assert (transform(image, mask, seed)[0] == 77).all()
+        assert np.ptp(transform(image, sample(32, 48)[1], seed)[0].astype(int)) == 0
 
 
 def distort_as_published(image: np.ndarray, parts: dict) -> np.ndarray:

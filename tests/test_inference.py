@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import transformers
+from PIL import Image
 
 from finetune.inference import Protocol, normalise, predict_mask, predict_scores
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
@@ -111,3 +112,46 @@ def test_a_protocol_says_what_it_is():
     sliding = Protocol(window=(1024, 1024), stride=(768, 768)).describe()
     assert "1024 x 1024" in sliding
     assert "own size" in sliding
+
+
+@pytest.mark.parametrize(
+    ("channels", "dtype"), [(1, np.uint8), (2, np.uint8), (4, np.uint8), (6, np.uint8)]
+)
+def test_channels_are_resized_one_by_one(channels, dtype):
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 256, (90, 121, channels), dtype)
+    for edge in (40, 64, 200):
+        resized = Protocol(shortest_edge=edge).resize(image)
+        size = resized.shape[1::-1]
+        for index in range(channels):
+            plane = Image.fromarray(image[..., index]).resize(size, Image.Resampling.BILINEAR)
+            assert np.array_equal(resized[..., index], plane)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 6])
+def test_sixteen_bit_are_resized_by_the_same_filter(channels):
+    rng = np.random.default_rng(channels)
+    image = rng.integers(0, 65536, (90, 121, channels), np.uint16)
+    image[:20] = 65535
+    for edge in (40, 64, 200):
+        resized = Protocol(shortest_edge=edge).resize(image)
+        assert resized.dtype == np.uint16
+        size = resized.shape[1::-1]
+        for index in range(channels):
+            plane = Image.fromarray(image[..., index]).resize(size, Image.Resampling.BILINEAR)
+            assert abs(resized[..., index].astype(int) - np.asarray(plane).astype(int)).max() <= 1
+        assert (resized[: 15 * edge // 90] == 65535).all()
+
+
+def test_sixteen_bit_are_normalised_by_their_own_range():
+    deep = np.random.default_rng(0).integers(0, 65536, (2, 5, 7, 6), np.uint16)
+    mean, std = torch.linspace(0.1, 0.6, 6), torch.linspace(0.2, 0.3, 6)
+    found = normalise(torch.from_numpy(deep.astype(np.int32)), mean, std)
+    expected = (deep / 65535 - mean.double().numpy()) / std.double().numpy()
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1).numpy(), expected, atol=1e-6)
+    # 8 bit, spread over 16, are the same light
+    shallow = torch.from_numpy((deep >> 8).astype(np.uint8))
+    assert torch.allclose(
+        normalise(shallow, mean, std), normalise(shallow.int() * 257, mean, std), atol=1e-6
+    )

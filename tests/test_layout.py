@@ -18,12 +18,13 @@ LAYERS = {
     0: [
         *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
         *["data.classes", "data.faults", "data.labels", "data.presets", "data.shapes"],
-        *["data.threads"],
+        *["data.threads", "data.tiffs"],
     ],
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
         *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.recognise", "data.duplicates"],
+        "data.channels",
         *["data.tables", "data.shards", "data.stream", "data.hub"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],

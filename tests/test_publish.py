@@ -104,3 +104,37 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write the model folder .*file"):
         save(tmp_path / "file" / "best")
+
+
+@pytest.mark.parametrize("full", [255, 65535])
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_stock_normalises_any_number_of_channels(channels, full, tmp_path):
+    mean, std = np.linspace(0.1, 0.6, channels), np.linspace(0.2, 0.3, channels)
+    values = preprocessor_config(Protocol(), mean.tolist(), std.tolist(), full)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    dtype = np.uint8 if full == 255 else np.uint16
+    image = np.random.default_rng(0).integers(0, full, (40, 50, channels), dtype, True)
+    found = processor(image, input_data_format="channels_last", return_tensors="np")
+    expected = (image / full - mean) / std
+    np.testing.assert_allclose(found["pixel_values"][0].transpose(1, 2, 0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(("channels", "read"), [(1, "[..., None]"), (6, "")])
+def test_the_card_of_other_images_shows_arrays(channels, read):
+    text = str(
+        model_card(
+            name="bands",
+            base_model=None,
+            names=["a", "b"],
+            results={},
+            per_class_iou={},
+            protocol=Protocol(),
+            num_channels=channels,
+            facts={},
+        )
+    )
+    assert f'tifffile.imread("picture.tif"){read}  # (height, width, {channels})' in text
+    assert "pipeline(" not in text
+    code = text.split("```python\n")[1].split("```")[0]
+    compile(code, "card", "exec")

@@ -1,6 +1,7 @@
 """Recipes: what ships is valid, what is wrong is said with its key and a remedy."""
 
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -144,6 +145,23 @@ def test_mistakes_name_the_key_and_the_remedy(overrides, expected):
         overrides = [*overrides, *sizes]
     with pytest.raises(UserError, match=expected):
         load_recipe("shapes", overrides)
+
+
+def test_mean_and_deviation_have_one_number_a_channel(tmp_path):
+    path = write(tmp_path, "bands.yaml", "data: {path: x}\nlabels: {names: [a, b]}\n")
+    channels = "model.num_channels=2"
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, [channels])
+    for key, values in (("image_mean", "[0.5, 0.5]"), ("image_std", "[0.25, 0.25]")):
+        expected = rf"data.{key}: must have one number a channel, {channels} in all, not 3. Write"
+        assert re.search(expected, str(caught.value))
+        assert f"data.{key}={values}" in str(caught.value)
+    given = [channels, "data.image_mean=[0.1, 0]", "data.image_std=[0.2, 0.3]"]
+    assert load_recipe(path, given).model.num_channels == 2
+    with pytest.raises(UserError, match=r"image_mean: \[0.5, 1200.0\] are not in 0..1; divide by"):
+        load_recipe(path, [*given, "data.image_mean=[0.5, 1200]"])
+    with pytest.raises(UserError, match=r"model.num_channels: .*less than or equal to 128"):
+        load_recipe(path, ["model.num_channels=129"])
 
 
 def test_all_mistakes_at_once():

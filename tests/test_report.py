@@ -10,7 +10,17 @@ from rich.console import Console
 
 from finetune import report
 from finetune.errors import UserError
-from finetune.report import COLUMNS, GAP, IGNORED, WRONG, PanelRow, html_report, iou_table, panel
+from finetune.report import (
+    COLUMNS,
+    GAP,
+    IGNORED,
+    WRONG,
+    PanelRow,
+    as_rgb,
+    html_report,
+    iou_table,
+    panel,
+)
 from finetune.tracking import MetricsLog
 
 COLORS = [(10, 20, 30), (200, 100, 0), (0, 160, 90)]
@@ -173,3 +183,19 @@ def test_ticks_enclose_what_is_drawn(low, high):
     assert ticks[0] <= low + 1e-12
     assert ticks[-1] >= high - 1e-12
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(1, "u1"), (2, "u2"), (4, "u1"), (6, "u2")])
+def test_images_of_other_channels_are_shown(channels, dtype, tmp_path):
+    values = np.random.default_rng(0).integers(0, 255, (30, 40, channels)).astype(dtype)
+    shown = as_rgb(values)
+    assert shown.shape == (30, 40, 3)
+    first = values[..., :3] if channels > 2 else values[..., [0, 0, 0]]
+    if dtype == "u1":
+        assert np.array_equal(shown, first)
+    else:  # 255 of 65535 would be black
+        assert np.ptp(shown) == 255
+        assert np.corrcoef(shown.ravel(), first.ravel())[0, 1] > 0.99
+    truth = np.zeros((30, 40), np.uint8)
+    panel([PanelRow("x", values, truth, truth, 1.0)], ["a"], [(1, 2, 3)], 255, tmp_path / "p.png")
+    assert (tmp_path / "p.png").is_file()

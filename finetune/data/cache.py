@@ -37,7 +37,7 @@ import datasets
 import numpy as np
 import PIL
 
-from finetune.data.samples import ReadSamples, reader_of, upright_sizes
+from finetune.data.samples import ReadSamples, image_dtypes, reader_of, upright_sizes
 from finetune.errors import UserError
 
 if os.name == "posix":
@@ -45,7 +45,7 @@ if os.name == "posix":
 
 Mode = Literal["auto", "disk", "none"]
 Pair = tuple[np.ndarray, np.ndarray]
-"""Image uint8 (H, W, 3) and mask of class ids (H, W)."""
+"""Image uint8 or uint16 (H, W, C) and mask of class ids (H, W)."""
 Fingerprint = tuple[int, int, int, int]
 """Size and time (ns) of the files of the image, then of the mask."""
 SourceFiles = tuple[list[Path], list[Path]]
@@ -54,13 +54,14 @@ SourceFiles = tuple[list[Path], list[Path]]
 RESERVE = 2**30
 """Bytes of the disk that are left to checkpoints and everybody else."""
 
-_FORMAT = 2
+_FORMAT = 3
 _SUFFIX = ".samples"
 _ALIGNMENT = 64  # of slots, in bytes
 _NUM_THREADS = 8  # asking for the times of files waits for the disk
 _MAGIC = b"finetune decoded"
 _HEADER = struct.Struct("<16s32s16sQQI")  # magic, key, generation, slots, file size, checksum
-_TABLE = np.dtype([("start", "<u8"), ("height", "<u4"), ("width", "<u4")])
+_TABLE = np.dtype([("start", "<u8"), ("height", "<u4"), ("width", "<u4"), ("depth", "<u4")])
+_DTYPES: dict[int, np.dtype] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}  # of images
 _RECORD = struct.Struct("<4qII")  # fingerprint, checksum of the pixels, of this record
 
 
@@ -153,21 +154,22 @@ def cache_folder() -> Path:
 class Slots:
     """An open file of decoded samples, locked as in use. Goes along with fork and spawn.
 
-    Header, table of places and sizes, records, pixels (each mask before its image). The file has
-    its full length from the start; what is not filled takes no room on the disk.
+    Header, table of places, sizes and depths, records, pixels (each mask before its image). The
+    file has its full length from the start; what is not filled takes no room on the disk.
 
     Args:
         path: The file.
         key: The identity it must have.
         mask_dtype: Of the masks.
+        channels: Of the images.
 
     Raises:
         OSError: It cannot be opened.
         ValueError: It is damaged, of another format or another identity.
     """
 
-    def __init__(self, path: Path, key: bytes, mask_dtype: np.dtype) -> None:
-        self.path, self.key, self.mask_dtype = path, key, mask_dtype
+    def __init__(self, path: Path, key: bytes, mask_dtype: np.dtype, channels: int) -> None:
+        self.path, self.key, self.mask_dtype, self.channels = path, key, mask_dtype, channels
         self._stopped = multiprocessing.RawValue("b", 0)  # shared with workers: one warning in all
         self._verified: set[int] = set()
         self._descriptor = os.open(path, os.O_RDWR)
@@ -187,32 +189,34 @@ class Slots:
         self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self.path, self.key, self.mask_dtype, self.generation, self._stopped)
-        return _reopen, state
+        arguments = (self.path, self.key, self.mask_dtype, self.channels)
+        return _reopen, (*arguments, self.generation, self._stopped)
 
     def get(self, index: int, fingerprint: Fingerprint) -> Pair | None:
         """The image and the mask of a slot, if they were decoded from these very files."""
         record = self._record(index)
         if record is None or record[0] != fingerprint:
             return None
-        start, height, width = self._table[index].item()
-        mask_bytes = height * width * self.mask_dtype.itemsize
-        data = np.frombuffer(self._map, np.uint8, mask_bytes + height * width * 3, start)
+        start, height, width, depth = self._table[index].item()
+        area = height * width
+        mask = np.frombuffer(self._map, self.mask_dtype, area, start)
+        after = start + _image_offset(mask.nbytes, depth)
+        image = np.frombuffer(self._map, _DTYPES[depth], area * self.channels, after)
         if index not in self._verified:
-            if zlib.crc32(data.data) != record[1]:
+            if zlib.crc32(image.data, zlib.crc32(mask.data)) != record[1]:
                 return None
             self._verified.add(index)
-        mask = data[:mask_bytes].view(self.mask_dtype).reshape(height, width)
-        return data[mask_bytes:].reshape(height, width, 3), mask
+        return image.reshape(height, width, self.channels), mask.reshape(height, width)
 
     def put(
         self, index: int, fingerprint: Fingerprint, image: np.ndarray, mask: np.ndarray
     ) -> None:
         """Fills a slot that is empty or damaged; what does not fit, now or ever, is not kept."""
-        start, height, width = self._table[index].item()
+        start, height, width, depth = self._table[index].item()
         record = self._record(index)
         outdated = record is not None and record[0] != fingerprint
-        if self._stopped.value or outdated or image.shape != (height, width, 3):
+        fits = (image.shape, image.dtype) == ((height, width, self.channels), _DTYPES[depth])
+        if self._stopped.value or outdated or not fits:
             return
         image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask, self.mask_dtype)
         content = struct.pack("<4qI", *fingerprint, zlib.crc32(image.data, zlib.crc32(mask.data)))
@@ -221,7 +225,7 @@ class Slots:
             if disk.f_bavail * disk.f_frsize < RESERVE:
                 raise OSError(errno.ENOSPC, f"less than {_gigabytes(RESERVE)} are free")
             self._write(mask, start)
-            self._write(image, start + mask.nbytes)
+            self._write(image, start + _image_offset(mask.nbytes, depth))
             whole = content + zlib.crc32(content, index).to_bytes(4, "little")
             self._write(whole, self._records + index * _RECORD.size)
         except OSError as error:
@@ -268,11 +272,11 @@ class Slots:
 
 
 def _reopen(
-    path: Path, key: bytes, mask_dtype: np.dtype, generation: bytes, stopped: Any
+    path: Path, key: bytes, mask_dtype: np.dtype, channels: int, generation: bytes, stopped: Any
 ) -> Slots | None:
     """The same file in another process; None, that is no cache, if it has been replaced."""
     with suppress(OSError, ValueError):
-        slots = Slots(path, key, mask_dtype)
+        slots = Slots(path, key, mask_dtype, channels)
         slots._stopped = stopped
         return slots if slots.generation == generation else None
     return None
@@ -317,7 +321,7 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
 
     def there() -> Slots | None:
         with suppress(FileNotFoundError, ValueError):
-            slots = Slots(path, key, mask_dtype)
+            slots = Slots(path, key, mask_dtype, reader.num_channels)
             os.utime(path)  # used last
             return slots
         return None
@@ -327,7 +331,10 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
     if slots is not None and not slots.is_outdated(files):
         return slots
     # Without the lock: a large set on a slow disk takes minutes, in which nobody else shall wait.
-    header, size = _layout(key, upright_sizes(samples), mask_dtype.itemsize)
+    depths = [dtype.itemsize for dtype in image_dtypes(samples)]
+    header, size = _layout(
+        key, upright_sizes(samples), depths, mask_dtype.itemsize, reader.num_channels
+    )
     with _locked(folder):
         newer = there()
         if newer is not None and (slots is None or newer.generation != slots.generation):
@@ -335,7 +342,7 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
         del slots, newer
         _make_room(path, size, mode)
         _begin(path, header, size)
-        return Slots(path, key, mask_dtype)
+        return Slots(path, key, mask_dtype, reader.num_channels)
 
 
 def _key(
@@ -348,7 +355,7 @@ def _key(
     labels = reader.labels
     versions = (_FORMAT, PIL.__version__, cv2.__version__)
     meaning = (labels.num_labels, labels.rules, labels.ignores_unknown)
-    forms = (reader.form, reader.pictures)
+    forms = (reader.form, reader.pictures, reader.num_channels)
     digest = hashlib.sha256(repr((versions, meaning, forms)).encode())
     for image, mask, (image_files, mask_files) in zip(images, masks, files, strict=True):
         paths = [os.path.abspath(path) for path in (*image_files, *mask_files)]
@@ -358,16 +365,28 @@ def _key(
     return digest.digest()
 
 
-def _layout(key: bytes, sizes: Sequence[tuple[int, int]], mask_bytes: int) -> tuple[bytes, int]:
-    """Header and table of a new file, and its length."""
+def _layout(
+    key: bytes,
+    sizes: Sequence[tuple[int, int]],
+    depths: Sequence[int],
+    mask_depth: int,
+    channels: int,
+) -> tuple[bytes, int]:
+    """Header and table of a new file, and its length; depths are in bytes a value."""
     position = _aligned(_HEADER.size + len(sizes) * (_TABLE.itemsize + _RECORD.size))
     table = np.empty(len(sizes), _TABLE)
-    for index, (height, width) in enumerate(sizes):
-        table[index] = position, height, width
-        position = _aligned(position + height * width * (mask_bytes + 3))
+    for index, ((height, width), depth) in enumerate(zip(sizes, depths, strict=True)):
+        table[index] = position, height, width, depth
+        image = _image_offset(height * width * mask_depth, depth)
+        position = _aligned(position + image + height * width * channels * depth)
     fields = struct.pack("<16s32s16sQQ", _MAGIC, key, os.urandom(16), len(sizes), position)
     checksum = zlib.crc32(table.tobytes(), zlib.crc32(fields))
     return fields + checksum.to_bytes(4, "little") + table.tobytes(), position
+
+
+def _image_offset(mask_bytes: int, depth: int) -> int:
+    """Where in a slot the image begins, behind its mask: at a multiple of its values' size."""
+    return -(-mask_bytes // depth) * depth
 
 
 def _aligned(position: int) -> int:

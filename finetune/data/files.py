@@ -15,8 +15,9 @@ from typing import Any, Protocol, TypeAlias
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from finetune.data import tiffs
 from finetune.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
@@ -86,28 +87,48 @@ _STORED = {
 }
 
 
-def read_image(picture: Picture) -> np.ndarray:
-    """Reads any picture as uint8 (H, W, 3), RGB, upright (EXIF orientation applied).
+def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
+    """Reads any picture as (H, W, C), upright (EXIF orientation applied).
 
-    16 bit grey keeps its high byte, which is what Pillow does to 16 bit colour. Transparency is
-    dropped.
+    3 channels are RGB in uint8, whatever the file holds: 16 bit keeps its high byte, transparency
+    is dropped. One channel is grey in the depth of the file; a colour picture becomes what Pillow's
+    "L" makes of its RGB. 2 are grey and alpha, 4 are RGB and alpha or the four inks of CMYK, as
+    they are stored. And any number may come out of a TIFF, whose channels may be side by side, in
+    planes or in pages; `model.num_channels` other than 1 and 3 must be what the file holds.
+
+    Args:
+        picture: The picture.
+        num_channels: C.
+
+    Returns:
+        uint8, or uint16 if C is not 3 and the file holds 16 bit.
 
     Raises:
-        UserError: The file cannot be read, or holds floating point or 32 bit values.
+        UserError: The file cannot be read, has other channels, or holds floating point or 32 bit
+            values.
     """
-    if (decoded := _decode_plain(picture)) is not None and decoded.ndim == 3:
-        return decoded
+    if num_channels in (1, 3) and (decoded := _decode_plain(picture)) is not None:
+        if decoded.ndim == 3:
+            return decoded if num_channels == 3 else _grey(decoded)
+        if num_channels == 1:
+            return decoded[..., None]
+    if (tiff := _tiff(picture, num_channels)) is not None:
+        return _read_tiff(picture, tiff, num_channels)
     with _open(picture) as image:
         _check_png(picture, image)
+        if _is_deep_png(image, num_channels):
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return _read_deep_png(picture, num_channels, turned)
         upright = ImageOps.exif_transpose(image)
+        mode = _check_mode(picture, upright, num_channels)
         if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
-            return np.array(upright.convert("RGB"))
+            pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
+            return pixels if pixels.ndim == 3 else pixels[..., None]
         grey = np.asarray(upright)  # convert() would clip these at 255
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
-        raise UserError(
-            f"{picture}: a grey image with {grey.dtype} values, whose range cannot be known. "
-            f"Convert it to 8 or 16 bit."
-        )
+        raise _unknown_range(picture, f"a grey image with {grey.dtype} values")
+    if num_channels == 1:
+        return grey.astype(np.uint16)[..., None]
     return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
 
 
@@ -168,12 +189,49 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
     Raises:
         UserError: The file cannot be opened.
     """
+    if _is_tiff(picture) and _pillow_header(picture)[0] is None:
+        return _tiff_form(picture).size
     with _open(picture) as image:
         size = image.height, image.width
         may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
         if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
             return size[::-1]
         return size
+
+
+def image_dtype(picture: Picture, num_channels: int) -> np.dtype:
+    """The type that `read_image` gives a picture, from its header.
+
+    Raises:
+        UserError: The file cannot be opened, or has other channels.
+    """
+    if num_channels == 3 and not _is_tiff(picture):
+        return np.dtype(np.uint8)
+    if (tiff := _tiff(picture, num_channels)) is not None:
+        return np.dtype(tiff.dtype if tiff.channels == num_channels != 3 else np.uint8)
+    if num_channels == 3:
+        return np.dtype(np.uint8)
+    with _open(picture) as image:
+        _check_mode(picture, image, num_channels)
+        is_deep = _is_deep_grey(image) or _is_deep_png(image, num_channels)
+        return np.dtype(np.uint16 if is_deep else np.uint8)
+
+
+def channels_to_keep(picture: Picture) -> int:
+    """The number of channels to read so that nothing of a picture is lost, from its header.
+
+    3 for all that RGB in 8 bit is made for, transparency, CMYK and 16 bit colour among it.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    if _is_tiff(picture):
+        tiff = _tiff_form(picture)
+        is_photograph = tiff.is_color or (tiff.photometric == "SEPARATED" and tiff.samples == 4)
+        is_grey = tiff.channels == 1 and tiff.dtype != np.uint16
+        return 3 if not tiff.is_plain or is_photograph or is_grey else tiff.channels
+    with _open(picture) as image:
+        return 1 if _is_deep_grey(image) else 3
 
 
 def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
@@ -265,10 +323,19 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 @contextmanager
 def _open(picture: Picture) -> Iterator[ImageFile.ImageFile]:
     """Opens one with Pillow; whatever goes wrong until the end of the block has its name."""
-    source = io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture
+    with _named(picture), Image.open(_source(picture)) as image:
+        yield image
+
+
+def _source(picture: Picture) -> Path | io.BytesIO:
+    return io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture
+
+
+@contextmanager
+def _named(picture: Picture) -> Iterator[None]:
+    """Whatever goes wrong in the block is a UserError with the picture's name."""
     try:
-        with Image.open(source) as image:
-            yield image
+        yield
     except UserError:
         raise
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
@@ -331,3 +398,138 @@ def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
             "that is meant as a PNG.",
             kind="unreadable-file",
         )
+
+
+# --------------------------------------------------------------------- other than RGB in 8 bit
+
+
+_BITS, _SAMPLES, _PLANAR = 258, 277, 284  # tags of a TIFF
+
+# What Pillow calls pictures of so many channels.
+_MODES = {2: ("LA",), 4: ("RGBA", "CMYK", "RGBX")}
+
+
+def _check_mode(picture: Picture, image: Image.Image, num_channels: int) -> str:
+    """The mode that a picture is to be converted to; a UserError if it has other channels."""
+    if num_channels == 3:
+        return "RGB"
+    if num_channels == 1:
+        return "L"
+    if image.mode in _MODES.get(num_channels, ()):
+        return image.mode
+    # A palette with transparent entries, or one colour that stands for transparency.
+    if num_channels == 4 and image.mode in ("P", "PA", "RGB") and image.has_transparency_data:
+        return "RGBA"
+    count = 3 if image.mode in ("P", "PA") else len(image.getbands())
+    has = f"{count} channel{'s' * (count > 1)} ({image.mode})"
+    raise _other_channels(picture, has, num_channels)
+
+
+def _other_channels(picture: Picture, has: str, num_channels: int) -> UserError:
+    return UserError(
+        f"{picture}: has {has}, but model.num_channels is {num_channels}. Set model.num_channels, "
+        "data.image_mean and data.image_std to what the images have, or convert the images."
+    )
+
+
+def _unknown_range(picture: Picture, what: str) -> UserError:
+    return UserError(f"{picture}: {what}, whose range cannot be known. Convert it to 8 or 16 bit.")
+
+
+def _grey(rgb: np.ndarray) -> np.ndarray:
+    """(H, W, 1) of uint8 (H, W, 3)."""
+    return np.array(Image.fromarray(rgb).convert("L"))[..., None]
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode == "I" or image.mode.startswith("I;16")
+
+
+def _is_deep_png(image: ImageFile.ImageFile, num_channels: int) -> bool:
+    """Whether it has alpha and 16 bit, of which Pillow keeps 8."""
+    wanted = {1: "LA;16B", 2: "LA;16B", 4: "RGBA;16B"}.get(num_channels)
+    return image.format == "PNG" and wanted is not None and _raw_mode(image) == wanted
+
+
+def _read_deep_png(picture: Picture, num_channels: int, orientation: int) -> np.ndarray:
+    flags = cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION
+    decoded = cv2.imdecode(np.frombuffer(_bytes(picture), np.uint8), flags)
+    if decoded is None or decoded.dtype != np.uint16 or decoded.shape[2] != 4:
+        raise ValueError("its pixels are damaged")
+    # cv2 has blue first, and grey three times.
+    pixels = decoded[..., {1: [0], 2: [0, 3], 4: [2, 1, 0, 3]}[num_channels]]
+    return np.ascontiguousarray(tiffs.upright(pixels, orientation))
+
+
+def _is_tiff(picture: Picture) -> bool:
+    if isinstance(picture, Path):
+        return picture.suffix.lower() in (".tif", ".tiff")
+    return picture.data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def _pillow_header(picture: Picture) -> tuple[str | None, dict[int, Any]]:
+    """What Pillow takes it for, None if it does not know it; and the tags of a TIFF."""
+    with _named(picture):
+        try:
+            with Image.open(_source(picture)) as image:
+                return image.format, dict(getattr(image, "tag_v2", {}))
+        except UnidentifiedImageError:
+            return None, {}
+
+
+def _tiff_form(picture: Picture) -> tiffs.TiffForm:
+    with _named(picture):
+        return tiffs.read_form(_source(picture))
+
+
+def _tiff(picture: Picture, num_channels: int) -> tiffs.TiffForm | None:
+    """The header of a TIFF that tifffile is to read; None for any other picture.
+
+    Left to Pillow are those whose numbers are no channels (palettes, YCbCr, single bits), and all
+    that it knows where colours become RGB or grey in 8 bit.
+
+    Raises:
+        UserError: It has other channels, or is compressed as neither of the two can read it.
+    """
+    if not _is_tiff(picture):
+        return None
+    known, tags = _pillow_header(picture)
+    if known not in (None, "TIFF"):
+        return None
+    samples, planar = tags.get(_SAMPLES, 1), tags.get(_PLANAR) == 2
+    # Pillow 12 takes the values of planes of 16 bit for those of pixels.
+    is_misread = planar and samples > 1 and 16 in tags.get(_BITS, ())
+    is_readable = known is not None and not is_misread
+    if num_channels == 3 and is_readable and samples <= 4:
+        return None
+    tiff = _tiff_form(picture)
+    if not tiff.is_plain:
+        if is_readable:
+            return None
+        raise _unknown_range(picture, f"a TIFF with {tiff.dtype} values ({tiff.photometric})")
+    is_converted = num_channels in (1, 3) and tiff.is_color
+    if tiff.channels != num_channels and not is_converted:
+        raise _other_channels(picture, tiff.describe(), num_channels)
+    if is_readable and num_channels == 1 and is_converted:
+        return None
+    if tiff.missing:
+        is_whole = tiff.pages == 1 and (tiff.dtype == np.uint8 or num_channels == 1)
+        if is_readable and is_whole:
+            return None
+        raise UserError(
+            f"{picture}: its compression ({tiff.missing}) takes the package imagecodecs in a TIFF "
+            f"with {tiff.describe()}. Run `pip install imagecodecs`, or save it without "
+            "compression or with deflate."
+        )
+    return tiff
+
+
+def _read_tiff(picture: Picture, tiff: tiffs.TiffForm, num_channels: int) -> np.ndarray:
+    with _named(picture):
+        pixels = tiffs.read_pixels(_source(picture))
+    if tiff.channels == num_channels != 3:
+        return pixels
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    rgb = np.ascontiguousarray(pixels[..., :3])
+    return rgb if num_channels == 3 else _grey(rgb)

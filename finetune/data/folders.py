@@ -3,9 +3,10 @@
 Files are found and paired here, by name alone; `finetune.data.samples` reads them.
 """
 
+import glob
 import json
 import os
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import datasets
@@ -99,13 +100,7 @@ def image_folder(
             _check_not_lossy(mask_dir, mask_suffix, unpaired)
         _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
     else:
-        alone = sorted(image_files.keys() - mask_files.keys())
-        faults += each("image-without-mask", [image_files[key] for key in alone])
-        alone = sorted(mask_files.keys() - image_files.keys())
-        faults += [
-            Fault("mask-without-image", tuple(map(str, form.files(mask_files[key]))))
-            for key in alone
-        ]
+        faults += _without_partner(image_files, mask_files, form, image_dir, mask_dir, mask_suffix)
     return as_samples(
         [image_files[key] for key in keys], [mask_files[key] for key in keys], keys, labels, form
     )
@@ -242,10 +237,41 @@ def files_by_key(
     return files
 
 
+def _without_partner(
+    images: dict[str, Path],
+    masks: dict[str, str],
+    form: MaskForm,
+    image_dir: Path,
+    mask_dir: Path,
+    mask_suffix: str,
+) -> Iterator[Fault]:
+    """What `_check_partners` refuses, by file; a mask that is there in another type is named."""
+    alone = sorted(images.keys() - masks.keys())
+    beside = _other_types(mask_dir, mask_suffix) if alone and mask_dir != image_dir else {}
+    for key in alone:
+        files = (images[key], *beside.get(key, ()))
+        what = f"{files[-1].suffix} is no type for a mask" if len(files) > 1 else ""
+        yield Fault("image-without-mask", tuple(map(str, files)), what)
+    for key in sorted(masks.keys() - images.keys()):
+        yield Fault("mask-without-image", tuple(map(str, form.files(masks[key]))))
+
+
+def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
+    """Files by key as `files_by_key`, of any type that masks cannot have (JPEG, above all)."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob(f"*{glob.escape(name_suffix)}.*")):
+        if path.suffix.lower() not in MASK_SUFFIXES and not path.name.startswith("."):
+            stem = path.stem.removesuffix(name_suffix)
+            key = path.relative_to(folder).with_name(stem or path.stem).as_posix()
+            found.setdefault(key, []).append(path)
+    return found
+
+
 def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:
     """Refuses masks of ids in forms that do not keep them, of images without another mask."""
-    files = files_by_key(mask_dir, LOSSY_SUFFIXES, mask_suffix, faults=[])
-    if lossy := [str(files[key]) for key in sorted(files.keys() & unpaired)]:
+    beside = _other_types(mask_dir, mask_suffix)
+    files = [file for key in sorted(beside.keys() & unpaired) for file in beside[key]]
+    if lossy := [str(file) for file in files if file.suffix.lower() in LOSSY_SUFFIXES]:
         raise UserError(
             f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Class ids do not "
             "survive such compression; get the masks as they were before it, as PNG for one. If "

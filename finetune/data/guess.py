@@ -55,7 +55,7 @@ def _references(layout: Layout, faults: list[Fault] | None) -> list[str]:
     data = DataSection.model_validate(layout.data)
     anything = Labels.build(["0", "1"], unknown="ignore")
     names = (data.train_split, data.val_split)
-    splits = [open_split(data, anything, name, faults) for name in names]
+    splits = [open_split(data, anything, name, faults=faults) for name in names]
     return [mask for split in splits for mask in split.with_format(None)["mask"]]
 
 

@@ -101,6 +101,35 @@ def split_names(path: str, *, revision: str | None = None, subset: str | None = 
     return list(_data_files(path, revision, subset))
 
 
+def first_rows(
+    path: str, split: str, count: int, *, revision: str | None = None, subset: str | None = None
+) -> tuple[datasets.Features, list[dict[str, Any]]]:
+    """What the columns are and the first rows of a split, pictures encoded, without the rest.
+
+    Raises:
+        UserError: There is no such data set or split.
+    """
+
+    def ask() -> tuple[datasets.Features, list[dict[str, Any]]]:
+        data: Any
+        if (saved := _saved(path)) is not None:
+            data = _of_saved(saved, path, split)
+        elif "://" in path:
+            files: Any = {split: shard_addresses(path, split)}
+            data = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
+        else:
+            data = datasets.load_dataset(
+                _local(path), subset, split=split, revision=revision, streaming=True
+            )
+        for name, feature in (data.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                data = data.cast_column(name, datasets.Image(decode=False))
+        rows = list(data.take(count))
+        return data.features, rows
+
+    return _asked(path, ask)
+
+
 def shard_addresses(path: str, split: str) -> list[str]:
     """The Parquet files of a split in a folder of any file system.
 

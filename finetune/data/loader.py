@@ -3,7 +3,8 @@
 What happens to a sample is a function of the recipe's seed and the sample's position in the global
 sequence alone; the sequence is a function of the seed and the epoch. So neither the number of
 workers, nor that of processes, nor a resume changes what is trained on. Batches are bytes:
-`pixel_values` uint8 (B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64.
+`pixel_values` uint8 (B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64. Only
+images of 16 bit are int32: torch knows uint16 by name, and can do next to nothing with it.
 """
 
 import functools
@@ -25,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from finetune.augment import TrainTransform
 from finetune.data.cache import CachedSamples
+from finetune.data.samples import check_one_depth
 from finetune.data.stream import Lane, Streamed, StreamOrder
 from finetune.errors import UserError
 from finetune.inference import Protocol
@@ -362,14 +364,16 @@ def _batch(samples: Iterable[_Arrays], count: int) -> Batch:
     batch: Batch | None = None
     for turn, (image, mask, name) in enumerate(samples):
         if batch is None:
-            image_type = torch.from_numpy(np.empty(0, image.dtype)).dtype
             # torch can neither compare nor count uint16
+            depth, first = image.dtype, name
+            image_type = torch.uint8 if image.dtype == np.uint8 else torch.int32
             label_type = torch.uint8 if mask.dtype == np.uint8 else torch.int64
             batch = {
                 "pixel_values": _empty((count, *image.shape), image_type),
                 "labels": _empty((count, *mask.shape), label_type),
                 "ids": [],
             }
+        check_one_depth((depth, image.dtype), (first, name))
         batch["pixel_values"].numpy()[turn] = image
         batch["labels"].numpy()[turn] = mask
         batch["ids"].append(name)

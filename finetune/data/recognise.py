@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES, image_size
 from finetune.data.layouts import read_data_yaml
 from finetune.errors import UserError
 
@@ -264,6 +264,15 @@ def _are_masks(images: _Folder, masks: _Folder, endings: tuple[str, str]) -> boo
     return bool(whole) and whole.count((True, False)) >= _AGREEING * len(whole)
 
 
+def _has_channels(file: Path) -> bool:
+    """Whether it is a TIFF that Pillow does not know: of more channels than colours."""
+    try:
+        image_size(file)
+    except UserError:
+        return False
+    return True
+
+
 def looks_like_mask(file: Path) -> bool | None:
     """Lossless, and few values: at most 256, and far fewer than a photograph has.
 
@@ -277,7 +286,7 @@ def looks_like_mask(file: Path) -> bool | None:
                 image.convert("RGB") if image.mode not in ("L", "I", "I;16") else image
             )
     except (OSError, ValueError, SyntaxError):
-        return None
+        return False if _has_channels(file) else None
     channels = values.reshape(values.shape[0] * values.shape[1], -1)
     channels = channels[:: max(1, len(channels) // 65536)].astype(np.int64)
     # One number a pixel: rows of channels sort thirty times as slowly.

@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 
 from finetune.data.duplicates import same_files
-from finetune.data.files import FILES, Files, Pictures, image_size, read_image
+from finetune.data.files import FILES, Files, Pictures, image_dtype, image_size, read_image
 from finetune.data.labels import Labels
 from finetune.data.masks import CocoObjects, IdMasks, MaskForm, Size
 from finetune.errors import UserError
@@ -36,6 +36,8 @@ def as_samples(
     pictures: Pictures | None = None,
 ) -> datasets.Dataset:
     """A data set whose items are Samples: image uint8 (H, W, 3), mask class ids (H, W), id str.
+
+    `with_channels` makes it one of other images.
 
     Args:
         images: Files, or what `pictures` calls them.
@@ -58,6 +60,18 @@ def as_samples(
     return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or FILES))
 
 
+def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Dataset:
+    """The same rows, whose images are read as (H, W, num_channels), see `read_image`.
+
+    Args:
+        dataset: From `as_samples`.
+        num_channels: Of the images.
+    """
+    own = reader_of(dataset)
+    reader = ReadSamples(own.labels, own.form, own.pictures, num_channels)
+    return dataset.with_transform(reader)
+
+
 def preflight(dataset: datasets.Dataset) -> None:
     """Looks for bad samples before training: every file's header, and a few in full.
 
@@ -70,6 +84,7 @@ def preflight(dataset: datasets.Dataset) -> None:
     first = dataset.with_format(None)[0]["image"]
     if reader_of(dataset).pictures.files(first):  # in a table even a header costs the whole row
         upright_sizes(dataset)
+        image_dtypes(dataset)
     spread = np.linspace(0, len(dataset) - 1, min(_NUM_DECODED, len(dataset)))
     for index in sorted({int(i) for i in spread}):
         dataset[index]
@@ -78,13 +93,13 @@ def preflight(dataset: datasets.Dataset) -> None:
 def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None:
     """Warns once if image files of both sets hold the same bytes, under whatever names.
 
-    Costs a look at the size of every file. Pictures out of tables are left to the doctor.
+    Costs a look at the size of every file. Two sets of the very same files are meant to be one,
+    and pictures out of tables are left to the doctor.
     """
     if not all(isinstance(reader_of(data).pictures, Files) for data in (train, val)):
         return
     known, asked = (list(data.with_format(None)["image"]) for data in (train, val))
-    shared = set(known)
-    same = [(name, name) for name in asked if name in shared] or same_files(known, asked)
+    same = [] if set(known) == set(asked) else same_files(known, asked)
     if same:
         first = f"{same[0][1]} is {same[0][0]}"
         more = f" ({first}, for one)" if len(same) > 1 else f" ({first})"
@@ -105,6 +120,38 @@ def upright_sizes(dataset: datasets.Dataset) -> list[Size]:
         return list(pool.map(reader.size, rows["image"], rows["mask"]))
 
 
+def image_dtypes(dataset: datasets.Dataset) -> list[np.dtype]:
+    """The type of every image, from the headers; all are of one.
+
+    What 8 bit mean in a set of 16 bit is anybody's guess: the same light need not be the same share
+    of the range.
+
+    Raises:
+        UserError: A file has other channels; or images are of 8 bit here and of 16 bit there.
+    """
+    reader, rows = reader_of(dataset), dataset.with_format(None)
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        found = list(pool.map(reader.dtype, rows["image"]))
+    check_one_depth(found, [reader.pictures.name(image) for image in rows["image"]])
+    return found
+
+
+def first_dtype(dataset: datasets.Dataset) -> np.dtype:
+    """The type of the first image, and so of all; see `image_dtypes`."""
+    return reader_of(dataset).dtype(dataset.with_format(None)[0]["image"])
+
+
+def check_one_depth(dtypes: Sequence[np.dtype], names: Sequence[str]) -> None:
+    """Raises a UserError that names the first image of another type than the first of all."""
+    for dtype, name in zip(dtypes, names, strict=True):
+        if dtype != dtypes[0]:
+            raise UserError(
+                f"{names[0]} has {8 * dtypes[0].itemsize} bit a channel, but {name} has "
+                f"{8 * dtype.itemsize}. Images of one set must have one depth: convert the ones "
+                "or the others."
+            )
+
+
 def reader_of(dataset: datasets.Dataset) -> "ReadSamples":
     """What reads the items of a data set from `as_samples`."""
     reader = dataset.format["format_kwargs"]["transform"]
@@ -115,10 +162,17 @@ def reader_of(dataset: datasets.Dataset) -> "ReadSamples":
 class ReadSamples:
     """The transform of a data set of files: a batch of rows to a batch of Samples. Picklable."""
 
-    def __init__(self, labels: Labels, form: MaskForm, pictures: Pictures = FILES) -> None:
+    def __init__(
+        self,
+        labels: Labels,
+        form: MaskForm,
+        pictures: Pictures = FILES,
+        num_channels: int = 3,
+    ) -> None:
         self.labels = labels
         self.form = form
         self.pictures = pictures
+        self.num_channels = num_channels
         self._table = _byte_table(labels)
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
@@ -146,6 +200,14 @@ class ReadSamples:
         _check_same_size(self.pictures.name(image), found, self.form.name(mask), own or found)
         return found
 
+    def dtype(self, image: Any) -> np.dtype:
+        """The type of an image, from its header.
+
+        Raises:
+            UserError: It cannot be opened, or has other channels.
+        """
+        return image_dtype(self.pictures.open(image), self.num_channels)
+
     def read(self, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray]:
         """One image and its mask of class ids.
 
@@ -157,7 +219,7 @@ class ReadSamples:
 
     def read_raw(self, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, str]:
         """One image, the raw values of its mask, and what messages call that."""
-        pixels = read_image(self.pictures.open(image))
+        pixels = read_image(self.pictures.open(image), self.num_channels)
         size = pixels.shape[0], pixels.shape[1]
         raw = self.form.read(mask, size)
         name = self.pictures.name(image)

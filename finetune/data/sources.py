@@ -10,6 +10,7 @@ from finetune.data.faults import Fault
 from finetune.data.folders import image_folder
 from finetune.data.hub import hub, hub_shards
 from finetune.data.labels import Labels
+from finetune.data.samples import with_channels
 from finetune.data.shapes import shapes
 from finetune.data.splits import by_fraction, by_list
 from finetune.data.stream import Streamed
@@ -27,7 +28,12 @@ LAYOUTS = {
 
 
 def open_split(
-    data: DataSection, labels: Labels, split: str, faults: list[Fault] | None = None
+    data: DataSection,
+    labels: Labels,
+    split: str,
+    *,
+    num_channels: int = 3,
+    faults: list[Fault] | None = None,
 ) -> datasets.Dataset:
     """One split as a `datasets.Dataset` of Samples.
 
@@ -35,6 +41,7 @@ def open_split(
         data: The recipe's section.
         labels: What mask values mean.
         split: Which one.
+        num_channels: The recipe's `model.num_channels`; shapes are drawn in RGB.
         faults: Takes what is wrong with single files; the split then holds the others. With None
             the first one is raised.
 
@@ -49,6 +56,12 @@ def open_split(
             size=data.size,
             seed=0,  # the set is one fixed set, whatever the training's seed
         )
+    return with_channels(_open_split(data, labels, split, faults), num_channels)
+
+
+def _open_split(
+    data: DataSection, labels: Labels, split: str, faults: list[Fault] | None
+) -> datasets.Dataset:
     assert data.path is not None, "load_recipe asks for it"
     if data.val_fraction is not None:
         whole = _open(data, labels, data.train_split, faults)
@@ -61,7 +74,9 @@ def open_split(
     return by_list(found, file, faults)
 
 
-def stream_split(data: DataSection, labels: Labels, split: str) -> Streamed:
+def stream_split(
+    data: DataSection, labels: Labels, split: str, *, num_channels: int = 3
+) -> Streamed:
     """One split of the source hub, to be read from front to back.
 
     Raises:
@@ -69,7 +84,7 @@ def stream_split(data: DataSection, labels: Labels, split: str) -> Streamed:
     """
     assert data.path is not None, "load_recipe asks for it"
     shards = hub_shards(data.path, split, revision=data.revision, subset=data.subset)
-    return Streamed(shards, labels, _columns(data))
+    return Streamed(shards, labels, _columns(data), num_channels=num_channels)
 
 
 def _columns(data: DataSection) -> Columns:

@@ -34,12 +34,20 @@ class Streamed:
         shards: Its files.
         labels: What mask values mean.
         columns: Which columns hold what.
+        num_channels: Of the images.
 
     Raises:
         UserError: A column is not what it must be, or the split has no rows.
     """
 
-    def __init__(self, shards: Sequence[Shard], labels: Labels, columns: Columns) -> None:
+    def __init__(
+        self,
+        shards: Sequence[Shard],
+        labels: Labels,
+        columns: Columns,
+        *,
+        num_channels: int = 3,
+    ) -> None:
         self.shards = list(shards)
         self.columns = columns
         self.num_samples = sum(shard.num_rows for shard in shards)
@@ -47,7 +55,8 @@ class Streamed:
             raise UserError(f"data.path: {len(self.shards)} Parquet files without a row.")
         columns.check(read_features(self.shards[0]), self.shards[0].address)
         pictures = _Handed()
-        self._reader = ReadSamples(labels, mask_form(labels, pictures=pictures), pictures)
+        form = mask_form(labels, pictures=pictures)
+        self._reader = ReadSamples(labels, form, pictures, num_channels)
 
     def __len__(self) -> int:
         return self.num_samples

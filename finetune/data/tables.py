@@ -50,6 +50,36 @@ class Columns:
             )
 
 
+IMAGE_NAMES = ("image", "pixel_values", "img", "picture", "photo", "rgb")
+MASK_NAMES = (
+    *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"),
+    *("semantic_segmentation", "segmentation_mask", "seg", "label_map", "ground_truth", "gt"),
+)
+
+
+def guess_columns(features: datasets.Features, where: str) -> Columns:
+    """Which columns of pictures are the image and the mask, by their names.
+
+    Raises:
+        UserError: The names do not say so; lists them.
+    """
+    pictures = [name for name in features if is_picture(features[name])]
+    images, masks = (
+        [name for known in names for name in pictures if name.lower() == known]
+        for names in (IMAGE_NAMES, MASK_NAMES)
+    )
+    if len(pictures) == 2 and len(images) + len(masks) == 1:  # the other one is the other one
+        other = next(name for name in pictures if name not in (*images, *masks))
+        images, masks = images or [other], masks or [other]
+    if not images or not masks:
+        raise UserError(
+            f"{where}: which columns hold the image and the mask is not clear; columns of pictures "
+            f"are {', '.join(pictures) or 'none'} (of {', '.join(features)}). Start from a recipe "
+            "with data.source=hub, data.image_column and data.mask_column."
+        )
+    return Columns(images[0], masks[0])
+
+
 _NAMES = ("string", "large_string", "int64", "int32", "uint64", "uint32")
 
 

@@ -17,6 +17,7 @@ import datasets
 import numpy as np
 
 import finetune
+from finetune.data.channels import guess_channels
 from finetune.data.faults import Fault
 from finetune.data.guess import guess
 from finetune.data.inspection import LabelGuess, MaskValues, guess_labels
@@ -26,7 +27,7 @@ from finetune.data.samples import reader_of
 from finetune.data.sources import open_split
 from finetune.doctor import figures, page
 from finetune.doctor.figures import Split
-from finetune.doctor.scan import scan
+from finetune.doctor.scan import read_facts
 from finetune.doctor.verdict import (
     Expectations,
     Finding,
@@ -120,6 +121,11 @@ def examine(
         recipe, guessed, seen = _recipe_of(folder, overrides, choose)
     if recipe.data.source == "shapes":
         raise UserError("data.source=shapes: its pictures are drawn, there are no files to examine")
+    if recipe.data.streaming:
+        raise UserError(
+            "data.streaming: all samples are read, which takes them here. Take "
+            "data.streaming=false, which copies the set."
+        )
     labels = recipe.labels.build()
     names, data, pairing = _opened(recipe, labels)
     total = sum(len(part) for part in data)
@@ -131,7 +137,7 @@ def examine(
             images = [reader.pictures.name(image) for image in rows["image"]]
             masks = [reader.form.name(mask) for mask in rows["mask"]]
             masks = [mask or image for mask, image in zip(masks, images, strict=True)]
-            facts = scan(part, workers=workers, advance=bar.update)
+            facts = read_facts(part, workers=workers, advance=bar.update)
             splits.append(Split(name, list(rows["id"]), images, masks, facts, own))
     known = guessed is None or guessed.known or any(o.startswith("labels.") for o in overrides)
     if guessed is not None and not known:
@@ -155,15 +161,17 @@ def _folder(target: str, overrides: Sequence[str]) -> Path | None:
     """The folder that is meant, or None if it is a recipe, as it is where a path is given beside.
 
     Raises:
-        UserError: It may be either.
+        UserError: It may be either, or is neither.
     """
     path = Path(target).expanduser()
-    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
-        return None
     try:
         recipe = find_recipe(target)
-    except UserError:
-        return path
+    except UserError as error:
+        if path.is_dir():
+            return path
+        raise UserError(f"{error} Nor is {target} a folder.") from error
+    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
+        return None
     raise UserError(
         f"{target} is a folder here, and the recipe {recipe.name}. Write ./{target} for the "
         f"folder, {recipe.name} for the recipe."
@@ -184,6 +192,12 @@ def _recipe_of(
     guessed = guess(root, layout, faults=[])  # which are found again when all is opened
     values = {"data": layout.data, "labels": guessed.labels}
     recipe = recipe_from_values(values, root.name, overrides)
+    images = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split, faults=[])
+    channels = guess_channels(images)
+    if channels.model:
+        values["model"] = channels.model
+        values["data"] = {**layout.data, **channels.data}
+        recipe = recipe_from_values(values, root.name, overrides)
     return recipe, guessed, (*layout.found, *guessed.found, *layout.assumed, *guessed.assumed)
 
 
@@ -203,7 +217,8 @@ def _opened(
     for split in dict.fromkeys((data.train_split, data.val_split)):
         own: list[Fault] = []
         try:
-            opened.append(open_split(data, labels, split, own))
+            channels = recipe.model.num_channels
+            opened.append(open_split(data, labels, split, num_channels=channels, faults=own))
         except UserError as error:
             missing.append(Fault("split-missing", (), f"{split}: {error}"))
             first = error

@@ -122,19 +122,19 @@ def mean_and_std(split: Split) -> tuple[list[float], list[float]] | None:
     From those of the images: the mean of squares is the variance plus the mean's square.
     """
     count = 0
-    sums, squares = np.zeros(3), np.zeros(3)
+    sums, squares = np.zeros(1), np.zeros(1)  # grows to the number of channels
     for facts in split.facts:
         if facts.size is not None:
             number = facts.size[0] * facts.size[1]
             mean, deviation = np.array(facts.mean), np.array(facts.deviation)
             count += number
-            sums += number * mean
-            squares += number * (deviation**2 + mean**2)
+            sums = sums + number * mean
+            squares = squares + number * (deviation**2 + mean**2)
     if not count:
         return None
     mean = sums / count
     std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return (mean / 255).tolist(), (std / 255).tolist()
+    return mean.tolist(), std.tolist()
 
 
 def sizes(splits: Sequence[Split]) -> np.ndarray:

@@ -17,7 +17,7 @@ from finetune.data.samples import ReadSamples, reader_of
 from finetune.doctor.figures import Split
 from finetune.doctor.verdict import Expectations, Finding
 from finetune.errors import UserError
-from finetune.report import IGNORED, html_page, ticks
+from finetune.report import IGNORED, as_rgb, html_page, ticks
 
 NUM_PICTURES = 36
 """Samples of the contact sheet."""
@@ -57,7 +57,7 @@ svg .image { fill: var(--curve); fill-opacity: .55; } svg .crop { fill: none; st
 figure { margin: 0; } figure img { width: 100%; display: block; }
 figcaption { font-size: 12px; color: var(--faint); overflow-wrap: anywhere; margin-top: .2rem; }
 figcaption b { color: #dc2626; font-weight: 600; }
-.legend { font-size: 13px; margin: 0 0 .8rem; } .legend span { margin-right: 1rem;
+.legend { font-size: 13px; margin: 0 0 .8rem; } .legend > span { margin-right: 1rem;
   white-space: nowrap; }
 """
 
@@ -350,7 +350,8 @@ def _pictures(
     readers = []
     for part in data:
         own = reader_of(part)
-        readers.append(ReadSamples(replace(labels, ignores_unknown=True), own.form, own.pictures))
+        lenient = replace(labels, ignores_unknown=True)
+        readers.append(ReadSamples(lenient, own.form, own.pictures, own.num_channels))
     for s, i, kinds in chosen(splits, findings):
         row = data[s].with_format(None)[i]
         caption = f"{_escaped(splits[s].name)}: {_escaped(splits[s].ids[i])}"
@@ -363,7 +364,7 @@ def _pictures(
 def _picture(reader: ReadSamples, image: str, mask: str) -> str:
     """Image and overlay side by side; grey instead of an overlay that cannot be had."""
     try:
-        pixels = read_image(reader.pictures.open(image))
+        pixels = as_rgb(read_image(reader.pictures.open(image), reader.num_channels))
     except UserError:
         return "<p>the image cannot be read any more</p>"
     scale = min(1.0, *(limit / n for limit, n in zip(_PICTURE, pixels.shape[1::-1], strict=True)))

@@ -1,22 +1,16 @@
 """Reads every image and mask of a split and keeps a few numbers of each.
 
-In threads: nearly all of the time goes into decoders, hashes and sums that hold no lock of
-Python's, and one process is one copy of torch in memory, starts at once and ends at once on Ctrl-C.
 What comes out is in the order of the samples and does not depend on the number of threads.
 """
 
 import contextlib
 import threading
-import warnings
-from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import cv2
 import datasets
 import numpy as np
-from PIL import Image
 
 from finetune.data.duplicates import digest, perceptual_hash
 from finetune.data.faults import Fault
@@ -24,13 +18,15 @@ from finetune.data.files import image_size, read_image, stored_as
 from finetune.data.labels import Labels
 from finetune.data.masks import ColorMasks, IdMasks, Size
 from finetune.data.samples import ReadSamples, reader_of
+from finetune.data.threads import in_order
 from finetune.errors import UserError
+from finetune.report import as_rgb
 
 MAX_VALUES = 256
 """Of a mask with more values, those without a rule beyond the most frequent are only counted."""
 LARGE = 2**25
 """Pixels of an image from which on only one is decoded at a time, for the memory's sake."""
-_CHUNK = 16  # samples of a task
+_CHUNK = 256  # rows taken out of the table at once
 
 
 def _no_values() -> np.ndarray:
@@ -45,9 +41,9 @@ class Facts:
     size: Size | None = None
     """Of the image; None if it cannot be read, as with all that follows."""
     mean: tuple[float, ...] = ()
-    """Per channel, of 0..255."""
+    """Per channel, of values in 0..1."""
     deviation: tuple[float, ...] = ()
-    """Standard deviation per channel, of 0..255."""
+    """Standard deviation per channel, of values in 0..1."""
     digest: bytes | None = None
     """Of the decoded pixels."""
     look: bytes | None = None
@@ -71,7 +67,7 @@ class Facts:
         return bool(self.deviation) and max(self.deviation) < 1e-6
 
 
-def scan(
+def read_facts(
     dataset: datasets.Dataset,
     *,
     workers: int,
@@ -82,48 +78,21 @@ def scan(
     Args:
         dataset: From `finetune.data.samples.as_samples`.
         workers: Threads.
-        advance: Called with the number of samples done since the last call.
+        advance: Called with 1 after each sample.
     """
     reader, rows = reader_of(dataset), dataset.with_format(None)
-    stop, one_large = threading.Event(), threading.Lock()
+    one_large = threading.Lock()
 
-    def work(part: dict[str, list[str]]) -> list[Facts]:
-        pairs = zip(part["image"], part["mask"], strict=True)
-        return [examine(reader, *pair, one_large) for pair in pairs if not stop.is_set()]
+    def pairs() -> Iterator[tuple[str, str]]:
+        for start in range(0, len(rows), _CHUNK):  # rows of COCO's are long: not all at once
+            part = rows[start : start + _CHUNK]
+            yield from zip(part["image"], part["mask"], strict=True)
 
     facts: list[Facts] = []
-    waiting: deque[Future[list[Facts]]] = deque()
-
-    def take() -> None:
-        done = waiting.popleft().result()
-        facts.extend(done)
-        advance(len(done))
-
-    with _one_thread_each(), ThreadPoolExecutor(workers) as pool:
-        try:
-            for start in range(0, len(rows), _CHUNK):
-                if len(waiting) > 2 * workers:  # rows of COCO's are long: not all at once
-                    take()
-                waiting.append(pool.submit(work, rows[start : start + _CHUNK]))
-            while waiting:
-                take()
-        except BaseException:  # Ctrl-C: what has begun ends after its sample
-            stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+    for found in in_order(lambda pair: examine(reader, *pair, one_large), pairs(), workers):
+        facts.append(found)
+        advance(1)
     return facts
-
-
-@contextlib.contextmanager
-def _one_thread_each() -> Iterator[None]:
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # sizes are reported
-            yield
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Lock) -> Facts:
@@ -135,7 +104,7 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
         picture = reader.pictures.open(image)
         height, width = image_size(picture)
         with one_large if height * width > LARGE else contextlib.nullcontext():
-            facts = _of_image(read_image(picture))
+            facts = image_facts(read_image(picture, reader.num_channels))
     except UserError as error:
         faults.append(_fault(error, name, "unreadable-file"))
     where = reader.form.name(mask)
@@ -170,14 +139,16 @@ def _fault(error: UserError, name: str, kind: str) -> Fault:
     return Fault(kind, (name,), str(error).removeprefix(f"{name}: "))
 
 
-def _of_image(pixels: np.ndarray) -> Facts:
+def image_facts(pixels: np.ndarray) -> Facts:
+    """What is kept of an image, uint8 or uint16 (H, W, C)."""
+    full = np.iinfo(pixels.dtype).max
     mean, deviation = cv2.meanStdDev(pixels)
     return Facts(
         size=(pixels.shape[0], pixels.shape[1]),
-        mean=tuple(mean.ravel().tolist()),
-        deviation=tuple(deviation.ravel().tolist()),
+        mean=tuple((mean.ravel() / full).tolist()),
+        deviation=tuple((deviation.ravel() / full).tolist()),
         digest=digest(pixels),
-        look=perceptual_hash(pixels),
+        look=perceptual_hash(as_rgb(pixels)),
     )
 
 

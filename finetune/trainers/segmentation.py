@@ -24,7 +24,12 @@ from finetune.data.loader import (
     eval_loader,
     train_loader,
 )
-from finetune.data.samples import preflight, warn_of_shared_files
+from finetune.data.samples import (
+    check_one_depth,
+    first_dtype,
+    preflight,
+    warn_of_shared_files,
+)
 from finetune.data.sources import open_split, stream_split
 from finetune.data.stream import Streamed, StreamOrder
 from finetune.errors import UserError
@@ -68,16 +73,17 @@ class SegmentationTask:
     @functools.cached_property
     def train_samples(self) -> datasets.Dataset | Streamed:
         """The training split; opened when first asked for, which an evaluation never does."""
-        return self._split(self.recipe.data.train_split)
+        return self._open(self.recipe.data.train_split)
 
     @functools.cached_property
     def val_samples(self) -> datasets.Dataset | Streamed:
         """The validation split."""
-        return self._split(self.recipe.data.val_split)
+        return self._open(self.recipe.data.val_split)
 
-    def _split(self, name: str) -> datasets.Dataset | Streamed:
-        data = self.recipe.data
-        return (stream_split if data.streaming else open_split)(data, self.labels, name)
+    def _open(self, split: str) -> datasets.Dataset | Streamed:
+        data, channels = self.recipe.data, self.recipe.model.num_channels
+        open_it = stream_split if data.streaming else open_split
+        return open_it(data, self.labels, split, num_channels=channels)
 
     @property
     def num_train_samples(self) -> int:
@@ -99,9 +105,14 @@ class SegmentationTask:
             )
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
-        is_files = self.recipe.data.source != "shapes" and not self.recipe.data.streaming
+        data = self.recipe.data
+        is_files = data.source != "shapes" and not data.streaming
         if is_files and os.environ.get("RANK", "0") == "0":
             warn_of_shared_files(self.train_samples, self.val_samples)
+        depths = [self._dtype(split) for split in (self.train_samples, self.val_samples)]
+        check_one_depth(
+            depths, [f"the split {name}" for name in (data.train_split, data.val_split)]
+        )
         self._cached(self.train_samples, self.val_samples)
 
     def check_split(self, samples: datasets.Dataset | Streamed) -> None:
@@ -130,6 +141,7 @@ class SegmentationTask:
         """Augmented crops in the global order; see `finetune.data.loader`."""
         recipe, augment = self.recipe, self.recipe.augment
         micro_batch, accumulation = recipe.batch_split(world_size)
+        full = np.iinfo(self._dtype(self.train_samples)).max
         transform = TrainTransform(
             augment.crop,
             base_size=augment.base_size,
@@ -138,7 +150,7 @@ class SegmentationTask:
             flip=augment.flip,
             photometric=augment.photometric,
             ignore_index=self.labels.ignore_index,
-            image_fill=tuple(round(255 * mean) for mean in recipe.data.image_mean),
+            image_fill=tuple(round(full * mean) for mean in recipe.data.image_mean),
         )
         samples = self._cached(self.train_samples)[0]
         sharing = {
@@ -200,6 +212,14 @@ class SegmentationTask:
         if line and os.environ.get("RANK", "0") == "0":
             print(line, file=sys.stderr)
         return [self._caches[id(split)] for split in splits]
+
+    def _dtype(self, split: datasets.Dataset | Streamed) -> np.dtype:
+        """Of the images, which are all of one: RGB in bytes, or as the files have it."""
+        if self.recipe.model.num_channels == 3:
+            return np.dtype(np.uint8)
+        if isinstance(split, Streamed):
+            return np.dtype(split[0]["image"].dtype)
+        return first_dtype(split)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross entropy, summed over the pixels that count, and their number."""
@@ -285,6 +305,7 @@ class SegmentationTask:
             results=results,
             per_class_iou=metrics["eval/per_class_iou"],
             protocol=self.protocol,
+            num_channels=recipe.model.num_channels,
             facts={
                 "size": recipe.model.variant.upper(),
                 "started from": recipe.model.init or "random weights",
@@ -298,6 +319,7 @@ class SegmentationTask:
             protocol=self.protocol,
             image_mean=recipe.data.image_mean,
             image_std=recipe.data.image_std,
+            full=np.iinfo(self._dtype(self.val_samples)).max,
             card=card,
             recipe=recipe.to_yaml(),
         )
@@ -314,7 +336,8 @@ class SegmentationTask:
             sample = self.val_samples[int(index)]
             truth = sample["mask"]
             image = self.protocol.resize(sample["image"])[None]
-            pixel_values = self._normalised(torch.from_numpy(image.copy()).to(device))
+            image = image.astype(np.uint8 if image.dtype == np.uint8 else np.int32)  # as in batches
+            pixel_values = self._normalised(torch.from_numpy(image).to(device))
             predicted = predict_mask(model, pixel_values, self.protocol, truth.shape)
             prediction = predicted[0].cpu().numpy()
             metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
@@ -365,14 +388,24 @@ def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
             )
     config = SegformerConfig(**{**found.to_dict(), **arguments})
     model, fresh = load_model(init, what, config)
+    first = "segformer.encoder.patch_embeddings.0.proj.weight"
+    is_other_image = found.num_channels != config.num_channels
     lost = [key for key in fresh if key.startswith("segformer.")]
+    if is_other_image and first in lost:
+        lost.remove(first)
     if lost:
         raise UserError(
             f"{what}: {len(lost)} weights of the encoder are missing, {lost[0]} among them. This "
             "is not a SegFormer checkpoint."
         )
     if fresh:
-        warnings.warn(f"{what}: the encoder is loaded, new are {', '.join(fresh)}", stacklevel=3)
+        loaded = "the encoder is loaded"
+        if is_other_image:
+            loaded += (
+                f" but for its first convolution, which reads {config.num_channels} channels here "
+                f"and {found.num_channels} there"
+            )
+        warnings.warn(f"{what}: {loaded}, new are {', '.join(fresh)}", stacklevel=3)
     return model
 
 

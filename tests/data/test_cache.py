@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -21,6 +22,7 @@ from finetune.data.folders import image_folder
 from finetune.data.labels import Labels
 from finetune.data.loader import GlobalOrder, train_loader
 from finetune.data.masks import IdMasks
+from finetune.data.samples import with_channels
 from finetune.errors import UserError
 
 LABELS = Labels.build(["a", "b", "c"])
@@ -72,9 +74,9 @@ def decoded(monkeypatch) -> list[str]:
     names: list[str] = []
     read = reading.read_image
 
-    def counted(path):
+    def counted(path, *rest):
         names.append(path.name)
-        return read(path)
+        return read(path, *rest)
 
     monkeypatch.setattr(reading, "read_image", counted)
     return names
@@ -110,6 +112,40 @@ def test_more_than_255_classes(root):
     assert content(warm) == expected
     assert warm[0]["mask"].dtype == np.uint16
     assert all(warm[i]["mask"].flags.aligned for i in range(COUNT))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("channels", [1, 2, 4, 6])
+def test_any_number_of_channels_in_eight_and_sixteen_bit(root, decoded, channels, dtype):
+    rng = np.random.default_rng(0)
+    for path in sorted((root / "images/train").iterdir()):
+        height, width = np.array(Image.open(path)).shape[:2]
+        array = rng.integers(0, np.iinfo(dtype).max, (channels, height, width), dtype, True)
+        tifffile.imwrite(path.with_suffix(".tif"), array, photometric="minisblack")
+        path.unlink()
+    samples = with_channels(image_folder(root, "train", LABELS), channels)
+    expected = content(samples)
+    decoded.clear()
+    cold = CachedSamples(samples, "auto")
+    assert content(cold) == expected
+    assert len(decoded) == COUNT
+    reopen, arguments = cold.slots.__reduce__()  # as a worker does that is not forked
+    elsewhere = CachedSamples(samples, "none")
+    elsewhere.slots = reopen(*arguments)
+    for warm in (cold, CachedSamples(samples, "disk"), elsewhere):
+        assert content(warm) == expected
+        assert warm[0]["image"].dtype == dtype
+        assert all(warm[i]["image"].flags.aligned for i in range(COUNT))
+    assert len(decoded) == COUNT
+
+
+def test_other_channels_are_another_set(root):
+    grey = with_channels(rows(root), 1)
+    expected = content(rows(root)), content(grey)
+    for _ in range(2):
+        assert content(CachedSamples(rows(root), "auto")) == expected[0]
+        assert content(CachedSamples(grey, "auto")) == expected[1]
+    assert len(list(cache_folder().glob("*.samples"))) == 2
 
 
 @pytest.mark.slow

@@ -66,11 +66,8 @@ def test_same_files_whatever_they_are_called(tmp_path):
     gone = str(tmp_path / "gone.jpg")
     train, val = [*files[:4], files[6], gone], [files[4], files[5], files[7], gone]
     assert same_files(train, val) == [(files[1], files[5])]
-    naive = [
-        (a, b)
-        for a, b in itertools.product(train[:4], val[:2])
-        if Path(a).read_bytes() == Path(b).read_bytes()
-    ]
+    pairs = itertools.product(train[:4], val[:2])
+    naive = [(a, b) for a, b in pairs if Path(a).read_bytes() == Path(b).read_bytes()]
     assert same_files(train, val) == naive
 
 

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.hub import hub, hub_shards, split_names
+from finetune.data.hub import first_rows, hub, hub_shards, split_names
 from finetune.data.labels import Labels
 from finetune.data.layouts import camvid
 from finetune.data.presets import PRESETS
 from finetune.data.samples import preflight
 from finetune.data.shards import read_footers, read_rows
-from finetune.data.tables import Columns
+from finetune.data.tables import Columns, guess_columns
 from finetune.errors import UserError
 
 CAMVID = PRESETS["camvid"]
@@ -196,6 +196,37 @@ def test_what_is_no_data_set(tmp_path):
     (tmp_path / "train.parquet").write_bytes(b"PAR1 but not really PAR1")
     with pytest.raises(UserError, match=r"train\.parquet: cannot be read as Parquet"):
         hub_shards(tmp_path.as_uri(), "train")
+
+
+def test_columns_by_their_names():
+    picture, text = datasets.Image(), datasets.Value("string")
+
+    def guessed(**features):
+        return guess_columns(datasets.Features(features), "a set")
+
+    assert guessed(image=picture, mask=picture, name=text) == Columns("image", "mask")
+    assert guessed(pixel_values=picture, label=picture) == Columns("pixel_values", "label")
+    assert guessed(Image=picture, annotation=picture, depth=picture) == Columns(
+        "Image", "annotation"
+    )
+    assert guessed(image=picture, lesion=picture) == Columns("image", "lesion")
+    assert guessed(xray=picture, mask=picture) == Columns("xray", "mask")
+    for unclear in (
+        {"a": picture, "b": picture},
+        {"image": picture, "depth": picture, "normal": picture},
+        {"image": picture, "label": datasets.ClassLabel(names=["a", "b"])},
+    ):
+        with pytest.raises(UserError, match="is not clear; columns of pictures are"):
+            guessed(**unclear)
+
+
+def test_the_first_rows(table, rows, tmp_path):
+    as_parquet(table, tmp_path / "set")
+    table.save_to_disk(tmp_path / "saved")
+    for path in (tmp_path / "set", tmp_path / "saved", (tmp_path / "set").as_uri()):
+        features, found = first_rows(str(path), "train", 3)
+        assert list(features) == list(FEATURES)
+        assert found == rows[:3]
 
 
 # Anywhere

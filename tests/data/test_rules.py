@@ -353,8 +353,8 @@ def test_a_recipe_whose_splits_are_the_same_images(data):
 
 
 def test_lists_that_share_names(tmp_path):
-    for name in "abc":
-        picture(tmp_path / f"images/{name}.png")
+    for level, name in enumerate("abc"):
+        picture(tmp_path / f"images/{name}.png", np.full((HEIGHT, WIDTH, 3), level, np.uint8))
         picture(tmp_path / f"masks/{name}.png", np.zeros((HEIGHT, WIDTH), np.uint8))
     (tmp_path / "train.txt").write_text("a\nb\n")
     (tmp_path / "val.txt").write_text("b\nc\n")
