@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from finetune.data.labels import Labels
 from finetune.data.presets import PRESETS
@@ -30,6 +30,15 @@ PositiveInt = Annotated[int, Field(ge=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
 Size = tuple[Side, Side]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # which would be taken for 0 or 1
+        raise ValueError("must be a number or text; YAML reads yes, no, on and off as true, false")
+    return value
+
+
+MaskValue = Annotated[int | str, BeforeValidator(_no_bool)]
 
 
 class Section(BaseModel):
@@ -178,10 +187,10 @@ class LabelsSection(Section):
     kind: Literal["ids", "colors"] = Field(
         "ids", description="what masks hold; a palette's ids or its colours are both there"
     )
-    ignore: list[int | str] | None = Field(
+    ignore: list[MaskValue] | None = Field(
         None, description="mask values that do not count; null: 255 of ids, no colour"
     )
-    map: dict[int | str, int | str | None] | None = Field(
+    map: dict[MaskValue, MaskValue | None] | None = Field(
         None,
         description='mask value, or "#RRGGBB" -> class id or name (null: ignored); null: the value '
         "is the id, the colour that of the class",
@@ -674,6 +683,12 @@ def _check(recipe: Recipe, path: Path) -> None:
             problems.append("evaluation.stride: larger than evaluation.window leaves gaps")
     if problems:
         raise _mistakes(path, problems)
+    if unreachable := recipe.labels.build().unreachable:
+        warnings.warn(
+            f"labels.names: no value of a mask means {', '.join(map(repr, unreachable))}, so that "
+            "nothing of the kind can be learned. Give it a value in labels.map, or take it out",
+            stacklevel=4,
+        )
 
 
 def _model_problems(recipe: Recipe) -> Iterable[str]:
@@ -736,6 +751,14 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
             value = getattr(data, key)
             if value not in (None, "auto", "none"):
                 yield f"data.{key}: {value} needs all samples at hand; not with data.streaming"
+    if not _tells_splits_apart(data):
+        where = "data.annotations" if data.source == "coco" else "data.images and data.masks"
+        yield (
+            f"data.val_split: {data.val_split!r} would be the same images as {data.train_split!r}: "
+            f"there is no {{split}} in {where}, nor in data.split_list. Write {{split}} where the "
+            "splits differ, or hold a share back by data.val_fraction, such as 0.2; if scores of "
+            "the training images are what you want, set data.val_split to data.train_split"
+        )
     for key in ("split_seed", "split_group"):
         default = DataSection.model_fields[key].default
         if data.val_fraction is None and getattr(data, key) != default:
@@ -757,6 +780,14 @@ def _data_problems(recipe: Recipe) -> Iterable[str]:
         or recipe.labels.ignore != [255]
     ):
         yield "labels: the source shapes draws its own classes; write `preset: shapes`"
+
+
+def _tells_splits_apart(data: DataSection) -> bool:
+    """Whether a split's name leads to other files, where two names are given."""
+    patterns = {"folder": [data.images, data.masks], "coco": [data.annotations]}.get(data.source)
+    if patterns is None or data.val_fraction is not None or data.train_split == data.val_split:
+        return True
+    return any("{split}" in pattern for pattern in [*patterns, data.split_list or ""])
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from finetune.data import tiffs
 from finetune.errors import UserError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff")  # lossless only: ids do not survive JPEG
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless only: JPEG changes ids
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+COLOR_MASK_SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *MASK_SUFFIXES)))
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,7 @@ def read_mask(picture: Picture) -> np.ndarray:
     with _open(picture) as mask:
         _check_png(picture, mask)
         _check_mask_mode(picture, mask)
+        _check_one_frame(picture, mask)
         spread = _SPREAD_GREY.get(_raw_mode(mask))
         values = np.array(mask)
     return values // np.uint8(spread) if spread else values
@@ -163,8 +166,16 @@ def read_colors(picture: Picture) -> np.ndarray:
                 kind="mask-not-colors",
             )
         _check_png(picture, mask)
-        channels = np.array(mask.convert("RGB")).astype(np.int32)
-    return channels[..., 0] << 16 | channels[..., 1] << 8 | channels[..., 2]
+        if ";16" in _raw_mode(mask):
+            raise UserError(
+                f"{picture}: the mask has 16 bits a channel, of which only 8 would be read. "
+                "Convert it to 8 bit colours.",
+                kind="mask-not-colors",
+            )
+        _check_one_frame(picture, mask)
+        rgb = np.array(mask.convert("RGB"))
+    packed = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
+    return packed & 0xFFFFFF
 
 
 def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
@@ -373,8 +384,19 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         raise UserError(
             f"{picture}: the mask is {mask.mode} (colours, or several channels); masks must hold "
-            f"class ids: one channel of whole numbers, or a palette. Convert colours to ids first.",
+            f"class ids: one channel of whole numbers, or a palette. If its colours are the "
+            f"classes, set labels.kind=colors and labels.colors.",
             kind="mask-not-ids",
+        )
+
+
+def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
+    """Of an animation, or a TIFF of several pages, Pillow gives the first without a word."""
+    if (frames := getattr(mask, "n_frames", 1)) > 1:
+        raise UserError(
+            f"{picture}: the mask has {frames} frames or pages; it must have one. Save the one "
+            "that is meant as a PNG.",
+            kind="unreadable-file",
         )
 
 

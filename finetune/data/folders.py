@@ -6,13 +6,18 @@ Files are found and paired here, by name alone; `finetune.data.samples` reads th
 import glob
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import datasets
 
 from finetune.data.faults import Fault, each
-from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from finetune.data.files import (
+    COLOR_MASK_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LOSSY_SUFFIXES,
+    MASK_SUFFIXES,
+)
 from finetune.data.labels import Labels
 from finetune.data.masks import ClassFiles, ColorMasks, IdMasks, MaskForm
 from finetune.data.samples import as_samples
@@ -75,7 +80,7 @@ def image_folder(
         mask_dir = existing_folder(root, masks, split)
         suffixes: tuple[str, ...] = MASK_SUFFIXES
         if labels.kind == "colors":
-            suffixes = IMAGE_SUFFIXES
+            suffixes = COLOR_MASK_SUFFIXES
             colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
             form = ColorMasks(colors, labels.tolerance)
         files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
@@ -91,6 +96,8 @@ def image_folder(
         mask_files = dict.fromkeys(image_files, "{}") | mask_files
     keys = sorted(image_files.keys() & mask_files.keys())
     if faults is None or not keys:
+        if labels.kind == "ids" and (unpaired := image_files.keys() - mask_files.keys()):
+            _check_not_lossy(mask_dir, mask_suffix, unpaired)
         _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
     else:
         faults += _without_partner(image_files, mask_files, form, image_dir, mask_dir, mask_suffix)
@@ -258,6 +265,19 @@ def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
             key = path.relative_to(folder).with_name(stem or path.stem).as_posix()
             found.setdefault(key, []).append(path)
     return found
+
+
+def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:
+    """Refuses masks of ids in forms that do not keep them, of images without another mask."""
+    beside = _other_types(mask_dir, mask_suffix)
+    files = [file for key in sorted(beside.keys() & unpaired) for file in beside[key]]
+    if lossy := [str(file) for file in files if file.suffix.lower() in LOSSY_SUFFIXES]:
+        raise UserError(
+            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Class ids do not "
+            "survive such compression; get the masks as they were before it, as PNG for one. If "
+            "their colours are the classes, set labels.kind=colors, labels.colors, and "
+            "labels.tolerance, such as 20, for the damage."
+        )
 
 
 def _check_partners(

@@ -26,6 +26,7 @@ UNCOUNTED = -2
 """Raw value of pixels that an annotation itself leaves out; always ignored."""
 
 _UNCOVERED = -1
+_LOWEST = UNCOUNTED  # raw value of the first entry of a lookup table
 _MAX_SHOWN = 5
 
 
@@ -86,10 +87,7 @@ class Labels:
         palette = None if colors is None else _check_colors(colors, len(names))
         raw_map = None
         if map is not None:
-            raw_map = {
-                _raw(raw, kind, "labels.map"): _class_id(class_id, raw, names)
-                for raw, class_id in map.items()
-            }
+            raw_map = _raw_map(map, kind, names)
         if kind == "colors":
             rules = _color_rules(names, palette, raw_map, reduce_zero, ignore_index)
         else:
@@ -134,6 +132,32 @@ class Labels:
         """Name -> class id, as `config.label2id`."""
         return {name: i for i, name in enumerate(self.names)}
 
+    @property
+    def unreachable(self) -> tuple[str, ...]:
+        """Classes that no raw value means."""
+        reached = {class_id for _, class_id in self.rules}
+        return tuple(name for i, name in enumerate(self.names) if i not in reached)
+
+    def contradiction(self, raw: int, name: str) -> str:
+        """What is wrong with the rule for a raw value that the data themselves give a name.
+
+        Names of data and classes may differ, as those of merged classes do. But where a class has
+        the name, in whatever case, the value must mean that class.
+
+        Returns:
+            A message in the middle of a sentence, "" if the rule may be right.
+        """
+        same = [i for i, own in enumerate(self.names) if own.casefold() == name.strip().casefold()]
+        class_id = dict(self.rules).get(raw, self.ignore_index if self.ignores_unknown else None)
+        if not same or class_id is None or class_id in same:
+            return ""
+        means = "is ignored" if class_id == self.ignore_index else f"means {self.names[class_id]!r}"
+        return (
+            f"{raw} is {name!r} there, but in labels it {means}, although class {same[0]} is "
+            f"{self.names[same[0]]!r}. Set labels.map to {{{raw}: {self.names[same[0]]}, ...}}, or "
+            "give the class another name in labels.names if that is meant"
+        )
+
     def encode(self, mask: np.ndarray, where: str) -> np.ndarray:
         """Translates raw mask values to class ids.
 
@@ -153,16 +177,18 @@ class Labels:
             )
         if mask.dtype.kind == "b":  # Pillow's bool arrays hold bytes of 255: no view, no cast
             mask = np.where(mask, np.uint8(1), np.uint8(0))
-        elif mask.dtype not in (np.uint8, np.uint16) and _fits_uint16(mask):
-            mask = mask.astype(np.uint16)
-
-        if mask.dtype in (np.uint8, np.uint16):
-            encoded = _lookup_table(self.rules).take(mask)
-        else:  # negative or very large values: too many for a table
+        size = 2**24 if self.kind == "colors" else 2**16
+        if mask.size and (mask.min() < _LOWEST or mask.max() >= size):  # too many for a table
             values, inverse = np.unique(mask, return_inverse=True)
             known = dict(self.rules)
             table = np.array([known.get(int(v), _UNCOVERED) for v in values], np.int32)
             encoded = table[inverse].reshape(mask.shape)
+        else:
+            table = _lookup_table(self.rules, size)
+            if mask.dtype in (np.uint8, np.uint16):  # no place for a shift, nor need of one
+                encoded = table[-_LOWEST:].take(mask) + _UNCOVERED
+            else:
+                encoded = table.take(mask.astype(np.intp) - _LOWEST) + _UNCOVERED
 
         if self.ignores_unknown:
             encoded = np.where(encoded == _UNCOVERED, self.ignore_index, encoded)
@@ -194,11 +220,13 @@ class Labels:
                 f"{shown}{more}. Give them a class in labels.map, list them in labels.ignore or, "
                 f"if they are classes' colours damaged by compression, set labels.tolerance."
             )
+        marks_objects = any(raw == NO_OBJECT for raw, _ in self.rules)
+        remedy = "Give these values a class in labels.map, list them in labels.ignore"
+        if not marks_objects:  # where 0 may mean that there is none
+            remedy += ", or set labels.reduce_zero if 0 means 'no label' and classes count from 1"
         return (
             f"{where}: the mask holds values that are neither a class nor ignored: {shown}{more}. "
-            f"There are {self.num_labels} classes (ids 0 to {self.num_labels - 1}). Give these "
-            f"values a class in labels.map, list them in labels.ignore, or set labels.reduce_zero "
-            f"if 0 means 'no label' and classes count from 1."
+            f"There are {self.num_labels} classes (ids 0 to {self.num_labels - 1}). {remedy}."
         )
 
 
@@ -223,20 +251,18 @@ def _ignore_index(num_labels: int) -> int:
     return 255 if num_labels <= 255 else 65535
 
 
-def _fits_uint16(mask: np.ndarray) -> bool:
-    return mask.size == 0 or bool(mask.min() >= 0 and mask.max() <= 65535)
-
-
 @functools.lru_cache(maxsize=8)
-def _lookup_table(rules: tuple[tuple[int, int], ...]) -> np.ndarray:
-    """One int32 entry per value of an 8 or 16 bit mask; `_UNCOVERED` where there is no rule.
+def _lookup_table(rules: tuple[tuple[int, int], ...], size: int) -> np.ndarray:
+    """Raw values from `_LOWEST` to `size` - 1 to class ids, held as class id - `_UNCOVERED`.
 
-    Kept outside `Labels` so that a pickled Labels (spawn workers) stays small.
+    So that there are zeros where there is no rule: memory of 64 MB for colours, of which the
+    system gives only the pages with colours of the set. Kept outside `Labels` so that a pickled
+    Labels (spawn workers) stays small.
     """
-    table = np.full(65536, _UNCOVERED, np.int32)
+    table = np.zeros(size - _LOWEST, np.int32)
     for raw, class_id in rules:
-        if 0 <= raw < len(table):
-            table[raw] = class_id
+        if _LOWEST <= raw < size:
+            table[raw - _LOWEST] = class_id - _UNCOVERED
     return table
 
 
@@ -282,14 +308,34 @@ def _color_rules(
                 f"labels.colors: {names[first]!r} and {names[i]!r} have one colour, "
                 f"#{red:02X}{green:02X}{blue:02X}. With labels.kind=colors no two classes can."
             )
-    added = {raw: ignore_index if c is None else c for raw, c in (map or {}).items()}
-    return rules | added
+    for raw, class_id in (map or {}).items():
+        added = ignore_index if class_id is None else class_id
+        first = rules.setdefault(raw, added)
+        if first != added:
+            means = "ignores it" if class_id is None else f"makes it {names[class_id]!r}"
+            raise UserError(
+                f"labels.map: #{raw:06X} is the colour of {names[first]!r} in labels.colors, but "
+                f"labels.map {means}. Take it out of one of them."
+            )
+    return rules
+
+
+def _raw_map(
+    map: Mapping[int | str, int | str | None], kind: str, names: tuple[str, ...]
+) -> dict[int, int | None]:
+    """labels.map in numbers, of which two ways to write a colour are one."""
+    numbers: dict[int, int | None] = {}
+    for raw, value in map.items():
+        number, class_id = _raw(raw, kind, "labels.map"), _class_id(value, raw, names)
+        if numbers.setdefault(number, class_id) != class_id:
+            raise UserError(f"labels.map: {raw!r} stands twice, with two classes. Take one out.")
+    return numbers
 
 
 def _raw(value: int | str, kind: str, where: str) -> int:
     """A raw value as a number."""
     if kind == "ids":
-        if isinstance(value, str):
+        if not _is_whole(value):
             raise UserError(
                 f"{where}: {value!r} is not a whole number. (Colours need labels.kind=colors.)"
             )
@@ -309,7 +355,7 @@ def _class_id(value: int | str | None, raw: int | str, names: tuple[str, ...]) -
                 "labels.names. Use null to ignore a value."
             )
         return names.index(value)
-    if value is not None and not 0 <= value < len(names):
+    if value is not None and not (_is_whole(value) and 0 <= value < len(names)):
         raise UserError(
             f"labels.map: raw value {raw} is mapped to class {value}, but labels.names has "
             f"{len(names)} classes (0 to {len(names) - 1}). Use null to ignore a value."
@@ -348,4 +394,9 @@ def _check_colors(colors: Sequence[Sequence[int]], num_labels: int) -> tuple[RGB
 
 
 def _is_byte(value: Any) -> bool:
-    return isinstance(value, int) and 0 <= value <= 255
+    return _is_whole(value) and 0 <= value <= 255
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number; True and False, what YAML makes of yes and no, are not."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)

@@ -4,7 +4,10 @@ Sources: the archives' own readme files; https://docs.ultralytics.com/datasets/s
 `data.yaml`.
 """
 
+import re
+import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import compress
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +15,7 @@ from typing import Any, TypeAlias
 import datasets
 import yaml
 
-from finetune.data.faults import Fault
+from finetune.data.faults import Fault, each
 from finetune.data.files import IMAGE_SUFFIXES
 from finetune.data.folders import existing_folder, existing_root, files_by_key, image_folder, listed
 from finetune.data.labels import Labels
@@ -155,23 +158,27 @@ def ultralytics(
         raise UserError(f"{file}: has no {split!r}; there are {listed(keys)}.")
     images: dict[str, Path] = {}
     for folder in folders if isinstance(folders, list) else [folders]:
-        directory = root / str(folder)
+        directory = _image_folder(root, str(folder))
         if not directory.is_dir():
-            raise UserError(f"{file}: {split} names {directory}, which is not a folder.")
+            raise UserError(
+                f"{file}: {split} names {directory}, which is not a folder. Correct it there; it "
+                f"counts from {root}."
+            )
         for key, image in files_by_key(directory, IMAGE_SUFFIXES, "", None, faults).items():
             images[key if key not in images else f"{folder}/{key}"] = image
     if not images:
         raise UserError(f"{file}: {split} names folders without images.")
+    for raw, name in enumerate(content["names"]):
+        if contradiction := labels.contradiction(raw, name):
+            raise UserError(f"{file}: class {contradiction}.")
     keys = sorted(images)
     files = [images[key] for key in keys]
     masks_dir = content.get("masks_dir")
     if masks_dir is None:
-        texts = [str(_beside_images(image, "labels", ".txt")) for image in files]
-        if not any(Path(text).is_file() for text in texts):
-            raise UserError(
-                f"{file}: there is not one text file of polygons; the first would be {texts[0]}."
-            )
-        return as_samples(files, texts, keys, labels, PolygonFiles(overlap))
+        texts = [_beside_images(image, "labels", ".txt") for image in files]
+        _check_texts(texts, file, split, faults)
+        form = PolygonFiles(overlap, len(content["names"]))
+        return as_samples(files, [str(text) for text in texts], keys, labels, form)
     masks = [_beside_images(image, str(masks_dir), ".png") for image in files]
     missing = [str(mask) for mask in masks if not mask.is_file()]
     whole = [mask.is_file() for mask in masks]
@@ -184,6 +191,52 @@ def ultralytics(
             f"{file}: {len(missing)} of {len(masks)} images have no mask: {listed(missing)}."
         )
     return as_samples(files, [str(mask) for mask in masks], keys, labels)
+
+
+def _check_texts(texts: list[Path], file: Path, split: str, faults: Faults) -> None:
+    """Text files of polygons, of which an image without objects needs none.
+
+    Raises:
+        UserError: There are none at all, or some have no image.
+    """
+    wanted = set(texts)
+    there = {
+        path
+        for folder in {text.parent for text in texts}
+        for path in folder.glob("*.txt")
+        if path in wanted or _holds_object(path)  # lists of names, and such, stand there too
+    }
+    if not there & wanted:
+        raise UserError(
+            f"{file}: there is not one text file of polygons; the first would be {texts[0]}."
+        )
+    if alone := sorted(map(str, there - wanted)):
+        if faults is None:
+            raise UserError(
+                f"{file}: {len(alone)} text files of polygons have no image: {listed(alone)}. "
+                "Rename, add or remove files until each has its partner."
+            )
+        faults += each("mask-without-image", alone)
+    without = [str(text) for text in texts if text not in there]
+    if len(without) > len(texts) / 2:
+        warnings.warn(
+            f"{file}: {len(without)} of {len(texts)} images of {split} have no text file and "
+            f"count as without objects; the first would be {without[0]}",
+            stacklevel=3,
+        )
+
+
+def _holds_object(file: Path) -> bool:
+    """Whether the first line of a text is a class and numbers."""
+    with suppress(OSError), file.open("rb") as text:
+        return re.match(rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s", text.read(4096) + b"\n") is not None
+    return False
+
+
+def _image_folder(root: Path, folder: str) -> Path:
+    """A folder of `data.yaml`; Roboflow writes ../train/images for what is beside the file."""
+    inside = root / folder.removeprefix("../")
+    return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
 
 
 def _without_partner(images: list[Path], masks: list[Path], what: str = "") -> list[Fault]:
@@ -213,11 +266,37 @@ def read_data_yaml(file: Path) -> Mapping[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"{file}: cannot be read as YAML ({error}).") from error
     names = content.get("names") if isinstance(content, dict) else None
-    if isinstance(names, dict) and sorted(names) == list(range(len(names))):
-        names = [names[i] for i in range(len(names))]
+    if isinstance(names, dict):
+        names = _names_in_order(names, file)
     if not isinstance(names, list) or not names:
         raise UserError(f"{file}: must have `names`, a list, or ids from 0 on with their names.")
+    for i, name in enumerate(names):
+        if isinstance(name, bool) or not isinstance(name, str | int | float):
+            raise UserError(
+                f"{file}: the name of class {i} in `names` is {name!r}. Put it in quotes: YAML "
+                "reads yes, no, on, off and null as something else than words."
+            )
     return {**content, "names": [str(name) for name in names]}
+
+
+def _names_in_order(names: Mapping[Any, Any], file: Path) -> list[Any]:
+    """Names by id, whose digits may be in quotes."""
+    by_id: dict[int, Any] = {}
+    for key, name in names.items():
+        is_id = not isinstance(key, bool) and re.fullmatch("[0-9]{1,5}", str(key))
+        if not is_id or int(key) in by_id:
+            raise UserError(
+                f"{file}: the key {key!r} in `names` is not an id of its own; write `0: {name}`, "
+                "and so on, or a list."
+            )
+        by_id[int(key)] = name
+    if gaps := sorted(set(range(len(by_id))) - set(by_id)):
+        raise UserError(
+            f"{file}: `names` has {len(by_id)} names, up to id {max(by_id)}, but none of id "
+            f"{', '.join(map(str, gaps[:5]))}. Ids count from 0 without gaps: name those too, or "
+            "renumber the classes, in the text files or masks as well."
+        )
+    return [by_id[i] for i in range(len(by_id))]
 
 
 def _root_of(file: Path, content: Mapping[str, Any]) -> Path:

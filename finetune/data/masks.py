@@ -6,12 +6,13 @@ ids of an annotation file's categories. Two values are common to the forms that 
 of pixels: `NO_OBJECT` and `UNCOUNTED`.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 
@@ -98,22 +99,41 @@ class ColorMasks:
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
-        packed = read_colors(self.pictures.open(reference))
-        values, inverse = np.unique(packed, return_inverse=True)
-        return self.mended(values)[inverse].reshape(packed.shape)
+        return self.mended(read_colors(self.pictures.open(reference)))
 
-    def mended(self, values: np.ndarray) -> np.ndarray:
-        """Colours (N,), those within the tolerance as their neighbour."""
-        colors = np.asarray(self.colors, np.int32)
-        unknown = np.flatnonzero(~np.isin(values, colors)) if self.tolerance else values[:0]
-        mended = values.copy()
-        table = _channels(colors)
-        for part in np.array_split(unknown, math.ceil(len(unknown) / 4096) or 1):
-            distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
-            nearest = distance.argmin(1)
-            near = distance[np.arange(len(part)), nearest] <= self.tolerance
-            mended[part[near]] = colors[nearest[near]]
-        return mended
+    def mended(self, packed: np.ndarray) -> np.ndarray:
+        """Colours of any shape, those within the tolerance as their neighbour; int32."""
+        if not self.tolerance:
+            return packed
+        table = _mending_table(self.colors, self.tolerance)
+        found = table.take(packed)
+        if not found.all():
+            new = np.unique(packed[found == 0])
+            table[new] = _nearest(new, np.asarray(self.colors, np.int32), self.tolerance) + 1
+            found = table.take(packed)
+        return found - 1
+
+
+@functools.lru_cache(maxsize=2)
+def _mending_table(colors: tuple[int, ...], tolerance: int) -> np.ndarray:
+    """What becomes of each colour, plus 1; 0 until the colour has been met.
+
+    The system gives memory only to the pages that are written to. Threads that meet a colour at
+    once write the same.
+    """
+    return np.zeros(2**24, np.int32)
+
+
+def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarray:
+    """Colours (N,), those within the tolerance as the nearest of `colors`, which are themselves."""
+    mended = values.copy()
+    table = _channels(colors)
+    for part in np.array_split(np.arange(len(values)), math.ceil(len(values) / 4096) or 1):
+        distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
+        nearest = distance.argmin(1)
+        near = distance[np.arange(len(part)), nearest] <= tolerance
+        mended[part[near]] = colors[nearest[near]]
+    return mended
 
 
 def _channels(packed: np.ndarray) -> np.ndarray:
@@ -166,6 +186,8 @@ class PolygonFiles:
 
     overlap: Overlap = "area"
     """Who has a pixel that several objects cover."""
+    num_classes: int | None = None
+    """How many the set has names for; beyond is a mistake, not what `Labels` has there."""
 
     def name(self, reference: str) -> str:
         """The file, if it exists."""
@@ -187,9 +209,15 @@ class PolygonFiles:
         for number, text in enumerate(self._lines(reference), 1):
             if not text.strip():
                 continue
-            value, points = _polygon_line(text, f"{reference}, line {number}")
-            scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
             where = f"{reference}, line {number}"
+            value, points = _polygon_line(text, where)
+            if self.num_classes is not None and value >= self.num_classes:
+                raise UserError(
+                    f"{where}: the class is {value}, but `names` in data.yaml has "
+                    f"{self.num_classes} (0 to {self.num_classes - 1}). Classes count from 0: "
+                    "correct the line, or the names."
+                )
+            scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
             objects.append((value, _of_polygons([scaled], size), where))
         return _painted(objects, size, self.overlap)
 
@@ -208,7 +236,10 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
         first, *rest = text.split()
         value, points = int(first), [float(number) for number in rest]
     except ValueError as error:
-        raise UserError(f"{where}: {text[:60]!r} is not `class x1 y1 x2 y2 ...`.") from error
+        raise UserError(
+            f"{where}: {text[:60]!r} is not `class x1 y1 x2 y2 ...`, the class a whole number. "
+            "Correct the line."
+        ) from error
     if value < 0:
         raise UserError(f"{where}: the class is {value}; classes count from 0.")
     if len(points) == 4:
@@ -218,7 +249,8 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
         )
     if len(points) < 6 or len(points) % 2:
         raise UserError(
-            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y."
+            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y. Correct "
+            "the line, or remove it."
         )
     if not all(-0.01 <= number <= 1.01 for number in points):
         raise UserError(
@@ -231,7 +263,8 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
 class CocoObjects:
     """Objects of a COCO file; the reference is {"size": [h, w], "objects": [...], "where": text}.
 
-    Each object is [category id, is it a crowd, its segmentation]: polygons, or RLE in either form.
+    Each object is [category id, is it a crowd, its segmentation, the annotation's id]; what it has
+    for a segmentation are polygons, or RLE in either form.
     """
 
     overlap: Overlap = "area"
@@ -250,12 +283,25 @@ class CocoObjects:
         height, width = json.loads(reference)["size"]
         return height, width
 
+    def refuse_size(self, reference: str, size: Size) -> NoReturn:
+        """Says, with the annotation file's name, that the image is of another size."""
+        content = json.loads(reference)
+        height, width = content["size"]
+        raise UserError(
+            f"{content['where']}: the file says {width} x {height} pixels (width x height), but "
+            f"the image has {size[1]} x {size[0]}, turned upright if its EXIF data says so. "
+            "Annotate the image as it is, or correct its size in the file.",
+            kind="size-mismatch",
+        )
+
     def read(self, reference: str, size: Size) -> np.ndarray:
         """Category ids, `UNCOUNTED` in crowds that no object covers, `NO_OBJECT` elsewhere."""
         content = json.loads(reference)
         objects, crowds = [], []
-        for number, (category, is_crowd, segmentation) in enumerate(content["objects"]):
-            where = f"{content['where']}, object {number}"
+        if tuple(content["size"]) != size:
+            self.refuse_size(reference, size)
+        for category, is_crowd, segmentation, name in content["objects"]:
+            where = f"{content['where']}, annotation {name!r}"
             rle = _encoded(segmentation, size, where)
             if is_crowd:
                 crowds.append((UNCOUNTED, rle, where))
@@ -266,32 +312,61 @@ class CocoObjects:
         return np.where(raw == NO_OBJECT, beneath, raw)
 
 
+def wrong_segmentation(segmentation: Any, size: Size) -> str:
+    """What is wrong with a segmentation of COCO's, "" if nothing is; no pixel is decoded.
+
+    Args:
+        segmentation: Polygons, or RLE in either form.
+        size: Of the image.
+    """
+    if isinstance(segmentation, Mapping):
+        try:
+            height, width = segmentation["size"]
+            counts = _counts(segmentation)
+            if (height, width) != size:
+                return (
+                    f"has an RLE of {width} x {height} pixels (width x height), but `images` says "
+                    f"{size[1]} x {size[0]}"
+                )
+            if sum(counts) != height * width or min(counts) < 0:
+                return "has an RLE whose counts do not add up to the image"
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            return f"has an RLE that cannot be read ({error!r})"
+        return ""
+    if not isinstance(segmentation, list) or not segmentation:
+        return "has no segmentation (a box says nothing about pixels)"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return "has a polygon that is not 3 or more pairs of x and y"
+        # Of NaN both comparisons are false, or it is hidden from them and makes the sum NaN.
+        is_sound = (
+            set(map(type, polygon)) <= {int, float}
+            and max(polygon) < 1e6
+            and min(polygon) > -1e6
+            and not math.isnan(sum(polygon))
+        )
+        if not is_sound:
+            return "has a polygon with coordinates that are no numbers, or beyond any image"
+    return ""
+
+
 def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
     """COCO's polygons, or RLE in either form, as compressed RLE."""
     from pycocotools import mask as coco  # compiled; only sets of objects need it
 
-    if isinstance(segmentation, Mapping):
-        try:
-            height, width = segmentation["size"]
-            counts = segmentation["counts"]
-            if (height, width) != size:
-                raise UserError(
-                    f"{where}: its RLE is {width} x {height} pixels (width x height), but the "
-                    f"image is {size[1]} x {size[0]}."
-                )
-            counts = _runs(counts) if isinstance(counts, str) else counts
-            if sum(counts) != height * width or min(counts) < 0:
-                raise UserError(f"{where}: the counts of its RLE do not add up to the image.")
-            return coco.frPyObjects({"size": list(size), "counts": counts}, height, width)
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            raise UserError(f"{where}: its RLE cannot be read ({error!r}).") from error
-    if not isinstance(segmentation, list) or not segmentation:
-        raise UserError(f"{where}: it has no segmentation (a box says nothing about pixels).")
-    for polygon in segmentation:
-        numbers = isinstance(polygon, list) and all(_is_number(number) for number in polygon)
-        if not numbers or len(polygon) < 6 or len(polygon) % 2:
-            raise UserError(f"{where}: a polygon must be 3 or more pairs of x and y.")
-    return _of_polygons(segmentation, size)
+    if what := wrong_segmentation(segmentation, size):
+        raise UserError(f"{where} {what}.")
+    if isinstance(segmentation, list):
+        return _of_polygons(segmentation, size)
+    try:
+        return coco.frPyObjects({"size": list(size), "counts": _counts(segmentation)}, *size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: its RLE cannot be read ({error!r}).") from error
+
+
+def _counts(rle: Mapping[str, Any]) -> list[int]:
+    counts = rle["counts"]
+    return _runs(counts) if isinstance(counts, str) else counts
 
 
 def _runs(text: str) -> list[int]:
@@ -316,11 +391,6 @@ def _runs(text: str) -> list[int]:
     if shift:
         raise ValueError("its counts end in the middle of a number")
     return counts
-
-
-def _is_number(value: Any) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and math.isfinite(value) and abs(value) < 1e6
 
 
 def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:

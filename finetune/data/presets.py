@@ -10,7 +10,7 @@ development kit; COCO-Stuff, labels.txt of its repository. The shapes are this p
 
 from typing import Any
 
-RGB = tuple[int, int, int]
+from finetune.data.labels import RGB
 
 
 def _names(text: str) -> list[str]:

@@ -19,7 +19,7 @@ import numpy as np
 from finetune.data.duplicates import same_files
 from finetune.data.files import FILES, Files, Pictures, image_dtype, image_size, read_image
 from finetune.data.labels import Labels
-from finetune.data.masks import IdMasks, MaskForm, Size
+from finetune.data.masks import CocoObjects, IdMasks, MaskForm, Size
 from finetune.errors import UserError
 
 _NUM_DECODED = 16  # samples that `preflight` reads in full
@@ -195,6 +195,8 @@ class ReadSamples:
         """
         own = self.form.size(mask)
         found = image_size(self.pictures.open(image), expected=own)
+        if own not in (None, found) and isinstance(self.form, CocoObjects):
+            self.form.refuse_size(mask, found)
         _check_same_size(self.pictures.name(image), found, self.form.name(mask), own or found)
         return found
 

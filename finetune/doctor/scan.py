@@ -16,7 +16,7 @@ from finetune.data.duplicates import digest, perceptual_hash
 from finetune.data.faults import Fault
 from finetune.data.files import image_size, read_image, stored_as
 from finetune.data.labels import Labels
-from finetune.data.masks import CocoObjects, ColorMasks, IdMasks, Size
+from finetune.data.masks import ColorMasks, IdMasks, Size
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.threads import in_order
 from finetune.errors import UserError
@@ -112,8 +112,8 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
         raw, exact = _raw(reader, mask, facts.size)
         if raw is not None:
             facts = _with_mask(facts, raw, exact, reader.labels)
-            own = reader.form.size(mask) if isinstance(reader.form, CocoObjects) else raw.shape
-            if facts.size is not None and own is not None and own != facts.size:
+            own = raw.shape
+            if facts.size is not None and own != facts.size:
                 what = (
                     f"the mask is {own[1]} x {own[0]} pixels (width x height), the image "
                     f"{facts.size[1]} x {facts.size[0]}"
@@ -166,8 +166,7 @@ def _raw(
     if not isinstance(form, ColorMasks) or not form.tolerance:
         return form.read(mask, size), None
     exact = replace(form, tolerance=0).read(mask, size)
-    values, inverse = np.unique(exact, return_inverse=True)
-    return form.mended(values)[inverse].reshape(exact.shape), exact
+    return form.mended(exact), exact
 
 
 def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: Labels) -> Facts:

@@ -200,12 +200,38 @@ def test_nonsense_in_annotations(tmp_path_factory, data):
     assert all(sample["mask"].shape == SIZE for sample in samples)
 
 
+@pytest.mark.slow
+@ANY
+@given(data=st.data())
+def test_ids_and_names_in_any_order(tmp_path_factory, data):
+    """Whatever ids the categories have and whatever the map says: a name stays what it is."""
+    root = tmp_path_factory.mktemp("set")
+    objects(root)
+    file = root / "annotations/val.json"
+    content = json.loads(file.read_text())
+    names = data.draw(st.permutations([*NAMES, "d"]), label="names")[:3]
+    content["categories"] = [{"id": i, "name": name} for i, name in enumerate(names)]
+    file.write_text(json.dumps(content))
+    classes = st.none() | st.sampled_from(NAMES)
+    rules = st.none() | st.fixed_dictionaries({}, optional=dict.fromkeys(range(3), classes))
+    unknown = data.draw(st.sampled_from(["error", "ignore"]), label="unknown")
+    labels = Labels.build(NAMES, map=data.draw(rules, label="map"), unknown=unknown)
+    samples, message = read(lambda: coco(root, "val", labels))
+    assert bool(samples) != bool(message)
+    assert samples or "val.json: category" in message, message
+    for sample in samples:
+        for raw, name in enumerate(names):
+            found = set(sample["mask"][raw == MASK].tolist())
+            assert name == "d" or found == {NAMES.index(name)}
+
+
+KINDS = st.sampled_from(["polygons", "list", "yaml"])
 LINES = st.text("0123456789.- \nabn\x00é", max_size=60)
 
 
 @pytest.mark.slow
 @ANY
-@given(text=LINES, kind=st.sampled_from(["polygons", "list", "yaml"]))
+@given(text=LINES | st.text("{}[],:'01ab \n", max_size=20).map("names: {}".format), kind=KINDS)
 def test_nonsense_in_texts(tmp_path_factory, text, kind):
     root = tmp_path_factory.mktemp("set")
     if kind == "list":
