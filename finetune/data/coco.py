@@ -102,8 +102,9 @@ def _objects_by_image(
 ) -> tuple[dict[int | str, list[list[Any]]], list[str]]:
     """Objects as `CocoObjects` has them, by their image's id, and what is wrong with the others.
 
-    All that would stop a training at the image is looked at here, without decoding a pixel, in
-    less time than it takes to parse the JSON.
+    All that would stop a training at the image is looked at here, without decoding a pixel: of
+    polygons in half the time that it takes to parse their JSON; compressed RLE takes longer, a
+    tenth of a millisecond for 400 characters.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     known = {category["id"] for category in content["categories"]}
