@@ -95,7 +95,7 @@ def read_image(picture: Picture) -> np.ndarray:
     """
     if (decoded := _decode_plain(picture)) is not None and decoded.ndim == 3:
         return decoded
-    with _open(picture) as image:
+    with opened(picture) as image:
         _check_png(picture, image)
         upright = ImageOps.exif_transpose(image)
         if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
@@ -120,7 +120,7 @@ def read_mask(picture: Picture) -> np.ndarray:
     """
     if (decoded := _decode_plain(picture)) is not None and decoded.ndim == 2:
         return decoded
-    with _open(picture) as mask:
+    with opened(picture) as mask:
         _check_png(picture, mask)
         _check_mask_mode(picture, mask)
         spread = _SPREAD_GREY.get(_raw_mode(mask))
@@ -134,11 +134,16 @@ def read_colors(picture: Picture) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, or holds no 8 bit colours.
     """
-    with _open(picture) as mask:
+    with opened(picture) as mask:
         if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
             raise UserError(
                 f"{picture}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
                 "labels.kind to ids if its numbers are the classes.",
+                kind="mask-not-colors",
+            )
+        if "16" in _raw_mode(mask):  # of which Pillow would keep the high bytes
+            raise UserError(
+                f"{picture}: the mask has 16 bits a channel. Save it with 8.",
                 kind="mask-not-colors",
             )
         _check_png(picture, mask)
@@ -157,7 +162,7 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
     Raises:
         UserError: The file cannot be opened.
     """
-    with _open(picture) as image:
+    with opened(picture) as image:
         size = image.height, image.width
         may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
         if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
@@ -175,7 +180,7 @@ def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
     Raises:
         UserError: The file cannot be opened, or holds colours where there must be ids.
     """
-    with _open(picture) as mask:
+    with opened(picture) as mask:
         if of_ids:
             _check_mask_mode(picture, mask)
         return mask.height, mask.width
@@ -187,7 +192,7 @@ def stored_as(picture: Picture) -> str:
     Raises:
         UserError: The file cannot be opened.
     """
-    with _open(picture) as image:
+    with opened(picture) as image:
         if image.mode in _STORED:
             return _STORED[image.mode]
         return "16 bit grey" if image.mode.startswith("I;16") else image.mode
@@ -252,7 +257,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _open(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
     """Opens one with Pillow; whatever goes wrong until the end of the block has its name."""
     source = io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture
     try:
