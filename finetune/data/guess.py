@@ -88,10 +88,10 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
             splits = [open_split(data, colors, name, None) for name in names]
         except UserError:
             splits = []
-        files = [Path(mask) for split in splits for mask in split.with_format(None)["mask"]]
+        files = [Path(mask) for split in splits for mask in split.with_format(None)["mask"][:]]
         if not files or all(file.suffix.lower() in MASK_SUFFIXES for file in files):
             raise
-    return [mask for split in splits for mask in split.with_format(None)["mask"]]
+    return [mask for split in splits for mask in split.with_format(None)["mask"][:]]
 
 
 def _anything(preset: str | None) -> Labels:

@@ -335,7 +335,9 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
     labels["names"] = [f"class_{value}" for value in classes]
     reasons = _unused(values, listed) or ["no list of them was found"]
     assumed.append(f"names of classes are made up: {reasons[0]} (labels.names)")
-    if classes[0] == 0 and not ignored:
+    if 0 not in seen and classes[0] == 0:
+        assumed.append("0, which no mask holds, is class_0, so that ids are those of the masks")
+    elif classes[0] == 0 and not ignored:
         assumed.append("0 is a class (if it means 'no label', put it into labels.ignore)")
     if values.palette and highest < len(values.palette):
         labels["colors"] = [list(values.palette[value]) for value in classes]

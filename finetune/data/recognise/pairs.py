@@ -69,6 +69,8 @@ class _Folder:
         self.relative = relative
         self.stems = stems
         self.starts: dict[str, list[str]] = defaultdict(list)
+        self.own_endings: set[tuple[str, str]] = set()
+        """Of pairs within the folder."""
         for stem in stems:
             for start in _starts(stem):
                 self.starts[start].append(stem)
@@ -96,8 +98,11 @@ def pairs(tree: Tree) -> list[Layout]:
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
     glances = _Glances()
     evidence: dict[_Key, _Evidence] = defaultdict(_Evidence)
+    for folder in folders:
+        _add_evidence(evidence, folder, folder)
     for images, masks in _candidates(folders, glances):
         _add_evidence(evidence, images, masks)
+    evidence = _above_all(tree, evidence)
     accepted = {key: found for key, found in evidence.items() if _is_accepted(key, found, glances)}
     _refuse_scattered(tree, accepted)
     layouts = []
@@ -115,10 +120,11 @@ def why_none(tree: Tree) -> str:
             f"{one.name} and {other.name} in {one.parent} differ in their file type only: put the "
             "masks into a folder of their own. "
         )
-    by_stem: dict[str, Path] = {}
-    for stems in tree.folders.values():
+    by_stem: dict[tuple[str, str], Path] = {}
+    for folder, stems in tree.folders.items():
+        split = split_in(folder).name
         for stem, file in stems.items():
-            other = by_stem.setdefault(stem, file)
+            other = by_stem.setdefault((split, stem), file)
             suffixes = {other.suffix.lower(), file.suffix.lower()}
             if other is not file and suffixes <= {*_LOSSY, *UNREAD_SUFFIXES}:
                 return (
@@ -132,14 +138,12 @@ def why_none(tree: Tree) -> str:
 
 
 def _candidates(folders: Sequence[_Folder], glances: _Glances) -> Iterator[tuple[_Folder, _Folder]]:
-    """Folders of images and of masks with names in common; a folder and itself among them."""
+    """Folders of images and others of masks that have names in common."""
     holders: dict[str, list[_Folder]] = defaultdict(list)
     for folder in folders:
         for start in folder.starts:
             holders[start].append(folder)
     for images in folders:
-        if len(images.stems) > 1:
-            yield images, images
         if not _may_hold(images, glances, masks=False):
             continue
         names = spread(list(images.stems), _NUM_NAMES)
@@ -218,6 +222,9 @@ def _add_evidence(evidence: dict[_Key, _Evidence], images: _Folder, masks: _Fold
                 ending = other[len(base) :]
                 if ending != own or not (own or same):
                     matches[own, ending].append((file, masks.stems[other]))
+    if not same:  # where each folder has its own masks, those of another only have their names
+        for both in images.own_endings & masks.own_endings:
+            matches.pop(both, None)
     of_masks = Counter(
         ending for other in masks.stems for ending in _endings(other, {e for _, e in matches})
     )
@@ -230,6 +237,8 @@ def _add_evidence(evidence: dict[_Key, _Evidence], images: _Folder, masks: _Fold
         if own and (of_images < 2 or of_images < share * len(images.stems)):
             continue
         for ending in endings:
+            if same:
+                images.own_endings.add((own, ending))
             found = evidence[_Key(image_pattern, mask_pattern, own, ending)]
             found.splits.add(split)
             found.matched += len(matches[own, ending])
@@ -253,7 +262,9 @@ def _patterns(images: PurePosixPath, masks: PurePosixPath) -> tuple[str, str, st
     if names[0].name != names[1].name:
         return None
     below = 0
-    if images != masks:
+    if images == masks:
+        below = len(images.parts) - names[0].position - 1 if names[0].name else 0
+    else:
         parts = images.parts, masks.parts
         while (
             below < min(len(parts[i]) - names[i].position - 1 for i in (0, 1))
@@ -270,14 +281,47 @@ def _patterns(images: PurePosixPath, masks: PurePosixPath) -> tuple[str, str, st
     return names[0].name, patterns[0], patterns[1]
 
 
+def _above_all(tree: Tree, evidence: dict[_Key, _Evidence]) -> dict[_Key, _Evidence]:
+    """Joins folders that each hold images and masks, if nothing else lies below one above them."""
+    alike: dict[tuple[str, str], list[_Key]] = defaultdict(list)
+    for key in evidence:
+        if key.images == key.masks and "{split}" not in key.images:
+            alike[key.image_suffix, key.mask_suffix].append(key)
+    joined = dict(evidence)
+    for keys in alike.values():
+        folders = [PurePosixPath(key.images) for key in keys]
+        above = next(
+            path
+            for path in (*folders[0].parents, PurePosixPath())
+            if all(path == folder or path in folder.parents for folder in folders)
+        )
+        below = {path for path in tree.folders if path == above or above in path.parents}
+        if len(keys) < 2 or below != set(folders):
+            continue
+        whole = _Evidence({""})
+        for key in keys:
+            own = joined.pop(key)
+            whole.matched += own.matched
+            whole.expected += own.expected
+            whole.all_masks += own.all_masks
+            whole.files += own.files
+        joined[keys[0]._replace(images=str(above), masks=str(above))] = whole
+    return joined
+
+
 def _is_accepted(key: _Key, found: _Evidence, glances: _Glances) -> bool:
-    """Whether enough names match, and by majority one file is a mask and the other is none."""
+    """Whether enough names match, and by majority these are images and masks."""
     if found.matched < _MATCHING * found.expected or 8 * found.matched < found.all_masks:
         return False
     if key.mask_suffix == "" and 3 * found.matched < found.all_masks:
         return False  # the masks' names have endings of their own
+    return _is_elected(found.files, glances)
+
+
+def _is_elected(files: Sequence[tuple[Path, Path]], glances: _Glances) -> bool:
+    """Whether of most pairs one file is a mask, and the other is none."""
     votes = []
-    for image, mask in spread(found.files, _NUM_LOOKED_AT):
+    for image, mask in spread(files, _NUM_LOOKED_AT):
         seen = glances(mask).is_mask, glances(image).is_mask
         if None not in seen:
             votes.append(seen == (True, False))
@@ -325,8 +369,8 @@ def _grouped(
     left = dict(accepted)
     for keys, pattern in _of_classes(tree, accepted, evidence):
         files = [pair for key in keys for pair in evidence[key].files]
-        binary = all(glances(mask).is_binary for _, mask in spread(files, 2 * _NUM_LOOKED_AT))
-        if not binary:
+        some = spread(files, 2 * _NUM_LOOKED_AT)
+        if not all(glances(mask).is_binary for _, mask in some) or not _is_elected(files, glances):
             continue
         classes = tuple(sorted(keys.values()))
         if len(classes) > 2:  # two may also be a mask and, say, its edges: that is a question
@@ -346,18 +390,18 @@ def _of_classes(
 ) -> Iterator[tuple[dict[_Key, str], _Key]]:
     """Layouts that differ in one word only, which may be a class, and that word of each."""
     by_ending: dict[_Key, list[_Key]] = defaultdict(list)
-    for key in accepted:
-        if key.mask_suffix:
+    for key, found in evidence.items():
+        if key.mask_suffix and found.matched >= _MATCHING * found.expected:
             by_ending[key._replace(mask_suffix="")].append(key)
     for whole, keys in by_ending.items():
-        if len(keys) < 2:
-            continue
         # Rare classes have too few files to be accepted alone.
-        keys = [key for key in evidence if key._replace(mask_suffix="") == whole and key[3]]
+        matched = sum(evidence[key].matched for key in keys)
+        if len(keys) < 2 or 8 * matched < evidence[keys[0]].all_masks:
+            continue
         first, last = min(key[3] for key in keys), max(key[3] for key in keys)
         same = [one == other for one, other in zip(first, last, strict=False)]
         common = first[: [*same, False].index(False)]
-        common = re.sub(rf"[^{_SEPARATORS}]*$", "", common)
+        common = re.sub(rf"[^{re.escape(_SEPARATORS)}]*$", "", common)
         names = {key: key.mask_suffix[len(common) :] for key in keys}
         if common and all(names.values()) and not any(map(str.isdigit, names.values())):
             yield names, whole._replace(mask_suffix=common + "{class}")
