@@ -134,6 +134,18 @@ class SplitName:
     """Of the part that holds it; -1 if there is none."""
     pattern: str
     """The path with `{split}` in its place."""
+    part: str = ""
+    """That part, as it stands there."""
+
+    @classmethod
+    def none(cls, path: PurePosixPath) -> "SplitName":
+        """That of a path without one."""
+        return cls("", -1, "/".join(path.parts) or ".")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the part holds nothing else."""
+        return self.part == self.name
 
 
 def split_in(relative: PurePosixPath) -> SplitName:
@@ -149,8 +161,8 @@ def split_in(relative: PurePosixPath) -> SplitName:
                 start, end = found.span(1)
                 part = f"{parts[position][:start]}{{split}}{parts[position][end:]}"
                 pattern = "/".join([*parts[:position], part, *parts[position + 1 :]])
-                return SplitName(found[1], position, pattern)
-    return SplitName("", -1, "/".join(parts) or ".")
+                return SplitName(found[1], position, pattern, parts[position])
+    return SplitName.none(relative)
 
 
 def with_splits(layout: Layout, splits: Iterable[str]) -> Layout:

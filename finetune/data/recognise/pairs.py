@@ -15,6 +15,7 @@ from finetune.data.inspection import MAX_COLORS, spread
 from finetune.data.recognise.layout import (
     UNREAD_SUFFIXES,
     Layout,
+    SplitName,
     Tree,
     split_in,
     unused,
@@ -97,11 +98,12 @@ def pairs(tree: Tree) -> list[Layout]:
     """
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
     glances = _Glances()
+    beside = _beside(tree)
     evidence: dict[_Key, _Evidence] = defaultdict(_Evidence)
     for folder in folders:
-        _add_evidence(evidence, folder, folder)
+        _add_evidence(evidence, folder, folder, beside)
     for images, masks in _candidates(folders, glances):
-        _add_evidence(evidence, images, masks)
+        _add_evidence(evidence, images, masks, beside)
     evidence = _above_all(tree, evidence)
     accepted = {key: found for key, found in evidence.items() if _is_accepted(key, found, glances)}
     _refuse_scattered(tree, accepted)
@@ -207,9 +209,23 @@ def _bases(stem: str) -> Iterator[tuple[str, str]]:
 # --------------------------------------------------------------------------------- names that match
 
 
-def _add_evidence(evidence: dict[_Key, _Evidence], images: _Folder, masks: _Folder) -> None:
+def _beside(tree: Tree) -> dict[PurePosixPath, set[str]]:
+    """The names of the folders that hold pictures at any depth, by the folder they lie in."""
+    names: dict[PurePosixPath, set[str]] = defaultdict(set)
+    for folder in tree.folders:
+        for path in (folder, *folder.parents):
+            names[path.parent].add(path.name)
+    return names
+
+
+def _add_evidence(
+    evidence: dict[_Key, _Evidence],
+    images: _Folder,
+    masks: _Folder,
+    beside: dict[PurePosixPath, set[str]],
+) -> None:
     """Counts the names that match, for each pair of endings."""
-    patterns = _patterns(images.relative, masks.relative)
+    patterns = _patterns(images.relative, masks.relative, beside)
     if patterns is None:
         return
     split, image_pattern, mask_pattern = patterns
@@ -253,12 +269,30 @@ def _endings(stem: str, endings: set[str]) -> Iterator[str]:
             yield stem[len(start) :]
 
 
-def _patterns(images: PurePosixPath, masks: PurePosixPath) -> tuple[str, str, str] | None:
+def _split_names(
+    images: PurePosixPath, masks: PurePosixPath, beside: dict[PurePosixPath, set[str]]
+) -> tuple[SplitName, SplitName]:
+    """The splits in both paths.
+
+    A word in a folder that both share, such as train_station, is none if others lie beside it.
+    """
+    names = split_in(images), split_in(masks)
+    place = names[0].position
+    if place >= 0 and names[0].part in masks.parts and not names[0].is_whole:
+        above = PurePosixPath(*images.parts[:place])
+        if not all(split_in(PurePosixPath(name)).name for name in beside[above]):
+            return SplitName.none(images), SplitName.none(masks)
+    return names
+
+
+def _patterns(
+    images: PurePosixPath, masks: PurePosixPath, beside: dict[PurePosixPath, set[str]]
+) -> tuple[str, str, str] | None:
     """The split and the patterns of both folders, or of those above that have the same below.
 
     None if they are of different splits.
     """
-    names = split_in(images), split_in(masks)
+    names = _split_names(images, masks, beside)
     if names[0].name != names[1].name:
         return None
     below = 0
