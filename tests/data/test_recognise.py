@@ -145,6 +145,13 @@ def test_several_kinds_of_masks_are_a_question(tmp_path, folder):
     assert {layout.data["mask_suffix"] for layout in layouts} == {"_ids", "_color", "_car"}
 
 
+def test_one_odd_file_is_no_kind_of_masks(tmp_path):
+    pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}_ids.png")
+    put(tmp_path / "masks/train/a_old.png", MASK)
+    (layout,) = recognise(tmp_path)
+    assert layout.data["mask_suffix"] == "_ids"
+
+
 def test_two_folders_of_masks_are_a_question(tmp_path):
     pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}.png")
     pairs(tmp_path, "images/{split}/{name}.jpg", "gt/semantic/{split}/{name}.png")
