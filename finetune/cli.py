@@ -390,7 +390,9 @@ def benchmark(
 
 
 def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None) -> "Layout":
-    """One of several layouts: by number, by asking on a terminal, or a mistake."""
+    """The only layout, or one of several: by number, by asking on a terminal, or a mistake."""
+    if len(layouts) == 1 and choice in (None, 1):
+        return layouts[0]
     lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
     options = "\n".join(lines)
     number = choice

@@ -11,19 +11,23 @@ from typing import Any
 
 import datasets
 import numpy as np
+import yaml
 
-from finetune.data.channels import guess_channels
+from finetune.data.channels import ChannelGuess, guess_channels
 from finetune.data.guess import guess, with_preset
 from finetune.data.inspection import LabelGuess
 from finetune.data.recognise import Layout, recognise
-from finetune.data.samples import upright_sizes
+from finetune.data.samples import preflight, upright_sizes, with_channels
 from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.parallel import device
-from finetune.recipe import Recipe, load_recipe, to_yaml
+from finetune.recipe import Recipe, recipe_from_values, to_yaml
+from finetune.tracking import write_whole
 
 MAX_CROP = 512
 SMALLEST_CROP = 64
+NUM_SIZES = 1000
+"""Images whose sizes decide on the crop."""
 STEPS_CPU, STEPS_GPU = 2000, 20_000
 EPOCHS = 60
 """At most: small sets are seen that often."""
@@ -44,24 +48,24 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
 
     Args:
         root: The folder.
-        output: The recipe's file, which must not exist.
-        choose: Takes one of several layouts, or raises a UserError.
+        output: The recipe's file, .yaml or .yml, which must not exist.
+        choose: Takes one of the layouts, of which there may be but one, or raises a UserError.
 
     Raises:
         UserError: `output` exists; or what the folder holds is not known, or makes no sense.
     """
+    if output.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{output}: a recipe's name ends in .yaml. Choose such a name with -o.")
     if output.exists():
         raise UserError(f"{output}: exists; it is not overwritten. Choose another with -o.")
     root = root.expanduser().absolute()
-    layouts = recognise(root)
-    layout = layouts[0] if len(layouts) == 1 else choose(layouts)
+    layout = choose(recognise(root))
     labels = guess(root, layout)
-    images = _images(layout, labels)
-    sizes = np.array(upright_sizes(images))
-    channels = guess_channels(images)
-    found = [*layout.found, *labels.found, _described(sizes), *channels.found]
+    images, channels = _images(layout, labels)
+    sizes = _sizes(images)
+    found = [*layout.found, *labels.found, _described(sizes, len(images)), *channels.found]
     assumed = [*layout.assumed, *labels.assumed, *channels.assumed]
-    training, reasons = _training(sizes)
+    training, reasons = _training(sizes, len(images))
     training["model"] = {**channels.model, **training["model"]}
     data = {**layout.data, **channels.data}
     sections = {"data": data, "labels": labels.labels, **training}
@@ -72,40 +76,60 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
         "# Assumed, change what is wrong:",
         *(f"# - {line}" for line in [*assumed, *reasons]),
     ]
-    text = "\n".join(lines) + "\n" + to_yaml(sections)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    new = output.with_name(f".{output.stem}.new.yaml")
-    new.write_text(text, encoding="utf-8")
+    text = "\n".join(map(_in_one_line, lines)) + "\n" + to_yaml(sections)
+    recipe = recipe_from_values(yaml.safe_load(text), output)
     try:
-        load_recipe(new)
-    except UserError:
-        new.unlink()
-        raise
-    new.replace(output)
-    return Draft(text, load_recipe(output), tuple(found), (*assumed, *reasons))
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: its folder cannot be made ({error.strerror}).") from error
+    write_whole(output, text)
+    return Draft(text, recipe, tuple(found), (*assumed, *reasons))
 
 
-def _images(layout: Layout, labels: LabelGuess) -> datasets.Dataset:
-    """The training split."""
+def _in_one_line(text: str) -> str:
+    """A remark of the recipe: names of files may hold anything, the end of a line too."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, ChannelGuess]:
+    """The training split and its channels, the files of both splits looked at.
+
+    Raises:
+        UserError: One of them would stop a training.
+    """
     recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
-    return open_split(recipe.data, recipe.labels.build(), recipe.data.train_split)
+    built = recipe.labels.build()
+    names = (recipe.data.train_split, recipe.data.val_split)
+    splits = [open_split(recipe.data, built, name) for name in names]
+    channels = guess_channels(splits[0])
+    number = channels.model.get("num_channels", recipe.model.num_channels)
+    train, val = (with_channels(split, number) for split in splits)
+    preflight(train)
+    preflight(val)
+    return train, channels
 
 
-def _described(sizes: np.ndarray) -> str:
-    (height, width), count = np.median(sizes, axis=0).astype(int), len(sizes)
+def _sizes(images: datasets.Dataset) -> np.ndarray:
+    """Heights and widths (N, 2) of some images."""
+    some = np.linspace(0, len(images) - 1, min(NUM_SIZES, len(images))).round().astype(int)
+    return np.array(upright_sizes(images.select(some)))
+
+
+def _described(sizes: np.ndarray, count: int) -> str:
+    height, width = np.median(sizes, axis=0).astype(int)
     same = (sizes == sizes[0]).all()
     return f"{count} images to train on, {height} x {width}" + ("" if same else " (median)")
 
 
-def _training(sizes: np.ndarray) -> tuple[dict[str, Any], list[str]]:
+def _training(sizes: np.ndarray, count: int) -> tuple[dict[str, Any], list[str]]:
     """Crop, batch and steps for the images and the device at hand."""
     on_gpu = device().type == "cuda"
     shorter = np.median(sizes.min(axis=1))
     limit = MAX_CROP if on_gpu else MAX_CROP // 2
     side = int(min(limit, max(SMALLEST_CROP, shorter // 32 * 32)))
-    batch = min(16 if on_gpu else 8, len(sizes))
+    batch = min(16 if on_gpu else 8, count)
     steps = STEPS_GPU if on_gpu else STEPS_CPU
-    steps = int(max(100, min(steps, EPOCHS * len(sizes) // batch)))
+    steps = int(max(100, min(steps, EPOCHS * count // batch)))
     train: dict[str, Any] = {
         "steps": steps,
         "global_batch": batch,

@@ -23,8 +23,9 @@ LAYERS = {
     1: [
         *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
         *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
-        *["data.splits", "data.inspection", "data.recognise", "data.duplicates"],
-        "data.channels",
+        *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
+        *["data.recognise", "data.recognise.annotated", "data.recognise.layout"],
+        *["data.recognise.official", "data.recognise.pairs"],
         *["data.tables", "data.shards", "data.stream", "data.hub"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],

@@ -114,7 +114,7 @@ def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
             return decoded[..., None]
     if (tiff := _tiff(picture, num_channels)) is not None:
         return _read_tiff(picture, tiff, num_channels)
-    with _open(picture) as image:
+    with opened(picture) as image:
         _check_png(picture, image)
         if _is_deep_png(image, num_channels):
             turned = image.getexif().get(ExifTags.Base.Orientation, 1)
@@ -143,7 +143,7 @@ def read_mask(picture: Picture) -> np.ndarray:
     """
     if (decoded := _decode_plain(picture)) is not None and decoded.ndim == 2:
         return decoded
-    with _open(picture) as mask:
+    with opened(picture) as mask:
         _check_png(picture, mask)
         _check_mask_mode(picture, mask)
         _check_one_frame(picture, mask)
@@ -158,7 +158,7 @@ def read_colors(picture: Picture) -> np.ndarray:
     Raises:
         UserError: The file cannot be read, or holds no 8 bit colours.
     """
-    with _open(picture) as mask:
+    with opened(picture) as mask:
         if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
             raise UserError(
                 f"{picture}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
@@ -191,7 +191,7 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
     """
     if _is_tiff(picture) and _pillow_header(picture)[0] is None:
         return _tiff_form(picture).size
-    with _open(picture) as image:
+    with opened(picture) as image:
         size = image.height, image.width
         may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
         if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
@@ -211,7 +211,7 @@ def image_dtype(picture: Picture, num_channels: int) -> np.dtype:
         return np.dtype(tiff.dtype if tiff.channels == num_channels != 3 else np.uint8)
     if num_channels == 3:
         return np.dtype(np.uint8)
-    with _open(picture) as image:
+    with opened(picture) as image:
         _check_mode(picture, image, num_channels)
         is_deep = _is_deep_grey(image) or _is_deep_png(image, num_channels)
         return np.dtype(np.uint16 if is_deep else np.uint8)
@@ -230,7 +230,7 @@ def channels_to_keep(picture: Picture) -> int:
         is_photograph = tiff.is_color or (tiff.photometric == "SEPARATED" and tiff.samples == 4)
         is_grey = tiff.channels == 1 and tiff.dtype != np.uint16
         return 3 if not tiff.is_plain or is_photograph or is_grey else tiff.channels
-    with _open(picture) as image:
+    with opened(picture) as image:
         return 1 if _is_deep_grey(image) else 3
 
 
@@ -244,7 +244,7 @@ def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
     Raises:
         UserError: The file cannot be opened, or holds colours where there must be ids.
     """
-    with _open(picture) as mask:
+    with opened(picture) as mask:
         if of_ids:
             _check_mask_mode(picture, mask)
         return mask.height, mask.width
@@ -256,7 +256,7 @@ def stored_as(picture: Picture) -> str:
     Raises:
         UserError: The file cannot be opened.
     """
-    with _open(picture) as image:
+    with opened(picture) as image:
         if image.mode in _STORED:
             return _STORED[image.mode]
         return "16 bit grey" if image.mode.startswith("I;16") else image.mode
@@ -321,7 +321,7 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _open(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
     """Opens one with Pillow; whatever goes wrong until the end of the block has its name."""
     with _named(picture), Image.open(_source(picture)) as image:
         yield image

@@ -29,7 +29,7 @@ def by_list(
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.split_list: {file} cannot be read ({error}).") from error
     places: dict[str, int] = {}
-    for index, name in enumerate(data.with_format(None)["id"]):
+    for index, name in enumerate(data.with_format(None)["id"][:]):
         places[name] = index
     wanted: list[int] = []
     missing: list[str] = []
@@ -72,7 +72,7 @@ def by_fraction(
         UserError: The expression is not one, finds nothing in an id, or puts all into one group.
     """
     members: dict[str, list[int]] = {}
-    for index, name in enumerate(data.with_format(None)["id"]):
+    for index, name in enumerate(data.with_format(None)["id"][:]):
         members.setdefault(_group_of(name, group), []).append(index)
     if len(members) < 2:
         why = (

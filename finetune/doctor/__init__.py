@@ -188,7 +188,7 @@ def _recipe_of(
     layouts = recognise(root)
     if len(layouts) > 1 and choose is None:
         raise UserError(f"{folder}: may be understood in {len(layouts)} ways; choose one")
-    layout = layouts[0] if len(layouts) == 1 or choose is None else choose(layouts)
+    layout = layouts[0] if choose is None else choose(layouts)
     guessed = guess(root, layout, faults=[])  # which are found again when all is opened
     values = {"data": layout.data, "labels": guessed.labels}
     recipe = recipe_from_values(values, root.name, overrides)

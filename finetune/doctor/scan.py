@@ -15,6 +15,7 @@ import numpy as np
 from finetune.data.duplicates import digest, perceptual_hash
 from finetune.data.faults import Fault
 from finetune.data.files import image_size, read_image, stored_as
+from finetune.data.inspection import count_values
 from finetune.data.labels import Labels
 from finetune.data.masks import ColorMasks, IdMasks, Size
 from finetune.data.samples import ReadSamples, reader_of
@@ -187,15 +188,3 @@ def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: 
         other_pixels=other_pixels,
         mended=0 if exact is None else int((raw != exact).sum()),
     )
-
-
-def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The values of a mask, ascending, and the pixels of each; both int64."""
-    if raw.dtype.kind == "b":  # Pillow's bool arrays hold bytes of 255: no cast
-        raw = np.where(raw, np.uint8(1), np.uint8(0))
-    if raw.dtype in (np.uint8, np.uint16):  # unique() sorts, which takes ten times as long
-        counts = np.bincount(raw.ravel())
-        values = np.flatnonzero(counts)
-        return values, counts[values]
-    values, counts = np.unique(raw, return_counts=True)
-    return values.astype(np.int64), counts.astype(np.int64)
