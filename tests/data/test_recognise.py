@@ -146,8 +146,9 @@ def test_several_kinds_of_masks_are_a_question(tmp_path, folder):
 
 
 def test_one_odd_file_is_no_kind_of_masks(tmp_path):
-    pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}_ids.png")
-    put(tmp_path / "masks/train/a_old.png", MASK)
+    names = [f"{i:02}" for i in range(12)]
+    pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}_ids.png", names=names)
+    put(tmp_path / "masks/train/05_old.png", MASK)
     (layout,) = recognise(tmp_path)
     assert layout.data["mask_suffix"] == "_ids"
 
