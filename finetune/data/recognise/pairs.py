@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
 from finetune.data.files import MASK_SUFFIXES, opened
-from finetune.data.inspection import MAX_COLORS, spread
+from finetune.data.inspection import spread
+from finetune.data.recognise.glances import Glances
 from finetune.data.recognise.layout import (
     UNREAD_SUFFIXES,
     Layout,
@@ -55,14 +54,6 @@ class _Evidence:
     """Images and masks of the names that match."""
 
 
-@dataclass(frozen=True)
-class _Glance:
-    """What one file looks like; None if it cannot be read."""
-
-    is_mask: bool | None
-    is_binary: bool = False
-
-
 class _Folder:
     """A folder's pictures, and what their names begin with."""
 
@@ -77,18 +68,6 @@ class _Folder:
                 self.starts[start].append(stem)
 
 
-class _Glances:
-    """Looks at each file once."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Path, _Glance] = {}
-
-    def __call__(self, file: Path) -> _Glance:
-        if file not in self._seen:
-            self._seen[file] = _glance(file)
-        return self._seen[file]
-
-
 def pairs(tree: Tree) -> list[Layout]:
     """The layouts of a folder with one picture a mask, or one a class of it.
 
@@ -97,7 +76,7 @@ def pairs(tree: Tree) -> list[Layout]:
             is not read.
     """
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
-    glances = _Glances()
+    glances = Glances()
     beside = _beside(tree)
     evidence: dict[_Key, _Evidence] = defaultdict(_Evidence)
     for folder in folders:
@@ -139,7 +118,7 @@ def why_none(tree: Tree) -> str:
 # --------------------------------------------------------------------------- folders that may match
 
 
-def _candidates(folders: Sequence[_Folder], glances: _Glances) -> Iterator[tuple[_Folder, _Folder]]:
+def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[_Folder, _Folder]]:
     """Folders of images and others of masks that have names in common."""
     holders: dict[str, list[_Folder]] = defaultdict(list)
     for folder in folders:
@@ -180,7 +159,7 @@ def _without_crossings(images: _Folder, others: Sequence[_Folder]) -> Iterator[_
             yield folder
 
 
-def _may_hold(folder: _Folder, glances: _Glances, *, masks: bool) -> bool:
+def _may_hold(folder: _Folder, glances: Glances, *, masks: bool) -> bool:
     """Whether one of a few files is a mask, or one is none."""
     for file in spread(list(folder.stems.values()), _NUM_GLANCED_AT):
         if not masks and file.suffix.lower() in (".jpg", ".jpeg"):
@@ -343,7 +322,7 @@ def _above_all(tree: Tree, evidence: dict[_Key, _Evidence]) -> dict[_Key, _Evide
     return joined
 
 
-def _is_accepted(key: _Key, found: _Evidence, glances: _Glances) -> bool:
+def _is_accepted(key: _Key, found: _Evidence, glances: Glances) -> bool:
     """Whether enough names match, and by majority these are images and masks."""
     if found.matched < _MATCHING * found.expected or 8 * found.matched < found.all_masks:
         return False
@@ -352,7 +331,7 @@ def _is_accepted(key: _Key, found: _Evidence, glances: _Glances) -> bool:
     return _is_elected(found.files, glances)
 
 
-def _is_elected(files: Sequence[tuple[Path, Path]], glances: _Glances) -> bool:
+def _is_elected(files: Sequence[tuple[Path, Path]], glances: Glances) -> bool:
     """Whether of most pairs one file is a mask, and the other is none."""
     votes = []
     for image, mask in spread(files, _NUM_LOOKED_AT):
@@ -397,7 +376,7 @@ def _grouped(
     tree: Tree,
     accepted: dict[_Key, _Evidence],
     evidence: dict[_Key, _Evidence],
-    glances: _Glances,
+    glances: Glances,
 ) -> Iterator[tuple[Layout, set[str], list[str]]]:
     """Layouts with their splits and the folders that they read; those of one class each as one."""
     left = dict(accepted)
@@ -493,34 +472,3 @@ def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
         f"{bad[0]}: JPEG and WebP do not keep the values of pixels, so that ids in them are "
         f"damaged. Export the masks as PNG ({', '.join(MASK_SUFFIXES)} are read)."
     )
-
-
-# ---------------------------------------------------------------------------------- what files are
-
-
-def looks_like_mask(file: Path) -> bool | None:
-    """Few values: at most 256, and far fewer than a photograph has.
-
-    None if the file cannot be read.
-    """
-    return _glance(file).is_mask
-
-
-def _glance(file: Path) -> _Glance:
-    try:
-        with opened(file) as image:
-            if image.mode in ("P", "1") and image.format != "GIF":
-                colors = image.getcolors() or []
-                return _Glance(file.suffix.lower() in MASK_SUFFIXES, len(colors) <= 2)
-            plain = image.mode in ("L", "I") or image.mode.startswith("I;16")
-            values = np.array(image if plain else image.convert("RGB"))
-    except UserError:
-        return _Glance(None)
-    channels = values.reshape(values.shape[0] * values.shape[1], -1)
-    channels = channels[:: max(1, len(channels) // 65536)].astype(np.int64)
-    # One number a pixel: rows of channels sort thirty times as slowly.
-    flat = channels @ (1 << 8 * np.arange(channels.shape[1]))
-    changes = (flat[1:] != flat[:-1]).mean() if len(flat) > 1 else 0
-    found = np.unique(flat)
-    is_mask = len(found) <= MAX_COLORS and bool(changes < 0.5 or len(found) <= 32)
-    return _Glance(is_mask, len(found) == 1 or (len(found) == 2 and found[0] == 0))
