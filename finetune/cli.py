@@ -137,8 +137,9 @@ def init(
 ) -> None:
     """Write a recipe for a folder of images and masks that trains as it stands.
 
-    Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC
-    and COCO-Stuff, and two folders or endings with the same names. Says what it saw and assumed.
+    Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC,
+    COCO-Stuff and CamVid, and two folders or endings with the same names, one file a class too.
+    Says what it saw and assumed; both are comments in the recipe.
 
     Example: finetune init my_data -o my_recipe.yaml
     """

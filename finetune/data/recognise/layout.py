@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finetune.data.files import IMAGE_SUFFIXES
+from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
 from finetune.errors import UserError
 
 TRAIN_NAMES = ("train", "training", "train2017", "trainset", "train_set", "trainval")
@@ -16,9 +16,6 @@ VAL_NAMES = ("val", "validation", "valid", "val2017", "dev", "test", "testing", 
 VAL_FRACTION = 0.1
 
 MAX_FILES = 200_000
-UNREAD_SUFFIXES = (".gif",)
-"""Of pictures that are not read as masks or images, but recognised, to say so."""
-
 _OVERLAPPING = {"trainval": ("val", "validation", "valid")}
 _NUM_SHOWN = 3
 
@@ -88,7 +85,7 @@ def walk(root: Path) -> Tree:
                 continue
             if suffix == ".json":
                 json_files.append(Path(directory, name))
-            elif suffix in IMAGE_SUFFIXES or suffix in UNREAD_SUFFIXES:
+            elif suffix in IMAGE_SUFFIXES or suffix in MASK_SUFFIXES:
                 path = Path(directory, name)
                 first = stems.setdefault(path.stem, path)
                 twins = twins or ((first, path) if first != path else None)

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import numpy as np
-
-from finetune.data.files import MASK_SUFFIXES, image_size, opened
-from finetune.data.inspection import MAX_COLORS, spread
+from finetune.data.files import MASK_SUFFIXES, opened
+from finetune.data.inspection import spread
+from finetune.data.recognise.glances import Glances
 from finetune.data.recognise.layout import (
-    UNREAD_SUFFIXES,
     Layout,
     SplitName,
     Tree,
@@ -55,14 +53,6 @@ class _Evidence:
     """Images and masks of the names that match."""
 
 
-@dataclass(frozen=True)
-class _Glance:
-    """What one file looks like; None if it cannot be read."""
-
-    is_mask: bool | None
-    is_binary: bool = False
-
-
 class _Folder:
     """A folder's pictures, and what their names begin with."""
 
@@ -77,18 +67,6 @@ class _Folder:
                 self.starts[start].append(stem)
 
 
-class _Glances:
-    """Looks at each file once."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Path, _Glance] = {}
-
-    def __call__(self, file: Path) -> _Glance:
-        if file not in self._seen:
-            self._seen[file] = _glance(file)
-        return self._seen[file]
-
-
 def pairs(tree: Tree) -> list[Layout]:
     """The layouts of a folder with one picture a mask, or one a class of it.
 
@@ -97,7 +75,7 @@ def pairs(tree: Tree) -> list[Layout]:
             is not read.
     """
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
-    glances = _Glances()
+    glances = Glances()
     beside = _beside(tree)
     evidence: dict[_Key, _Evidence] = defaultdict(_Evidence)
     for folder in folders:
@@ -128,7 +106,7 @@ def why_none(tree: Tree) -> str:
         for stem, file in stems.items():
             other = by_stem.setdefault((split, stem), file)
             suffixes = {other.suffix.lower(), file.suffix.lower()}
-            if other is not file and suffixes <= {*_LOSSY, *UNREAD_SUFFIXES}:
+            if other is not file and suffixes <= {*_LOSSY}:
                 return (
                     f"{other} and {file} have the same name, but neither is a mask: JPEG and WebP "
                     "do not keep the values of pixels. Export masks as PNG. "
@@ -139,7 +117,7 @@ def why_none(tree: Tree) -> str:
 # --------------------------------------------------------------------------- folders that may match
 
 
-def _candidates(folders: Sequence[_Folder], glances: _Glances) -> Iterator[tuple[_Folder, _Folder]]:
+def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[_Folder, _Folder]]:
     """Folders of images and others of masks that have names in common."""
     holders: dict[str, list[_Folder]] = defaultdict(list)
     for folder in folders:
@@ -180,7 +158,7 @@ def _without_crossings(images: _Folder, others: Sequence[_Folder]) -> Iterator[_
             yield folder
 
 
-def _may_hold(folder: _Folder, glances: _Glances, *, masks: bool) -> bool:
+def _may_hold(folder: _Folder, glances: Glances, *, masks: bool) -> bool:
     """Whether one of a few files is a mask, or one is none."""
     for file in spread(list(folder.stems.values()), _NUM_GLANCED_AT):
         if not masks and file.suffix.lower() in (".jpg", ".jpeg"):
@@ -343,7 +321,7 @@ def _above_all(tree: Tree, evidence: dict[_Key, _Evidence]) -> dict[_Key, _Evide
     return joined
 
 
-def _is_accepted(key: _Key, found: _Evidence, glances: _Glances) -> bool:
+def _is_accepted(key: _Key, found: _Evidence, glances: Glances) -> bool:
     """Whether enough names match, and by majority these are images and masks."""
     if found.matched < _MATCHING * found.expected or 8 * found.matched < found.all_masks:
         return False
@@ -352,7 +330,7 @@ def _is_accepted(key: _Key, found: _Evidence, glances: _Glances) -> bool:
     return _is_elected(found.files, glances)
 
 
-def _is_elected(files: Sequence[tuple[Path, Path]], glances: _Glances) -> bool:
+def _is_elected(files: Sequence[tuple[Path, Path]], glances: Glances) -> bool:
     """Whether of most pairs one file is a mask, and the other is none."""
     votes = []
     for image, mask in spread(files, _NUM_LOOKED_AT):
@@ -397,7 +375,7 @@ def _grouped(
     tree: Tree,
     accepted: dict[_Key, _Evidence],
     evidence: dict[_Key, _Evidence],
-    glances: _Glances,
+    glances: Glances,
 ) -> Iterator[tuple[Layout, set[str], list[str]]]:
     """Layouts with their splits and the folders that they read; those of one class each as one."""
     left = dict(accepted)
@@ -475,7 +453,7 @@ def _folders_of(keys: Iterable[_Key], splits: Iterable[str]) -> list[str]:
 
 
 def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
-    """Refuses masks in files that do not keep ids, or that are not read.
+    """Refuses masks in files that do not keep ids.
 
     Raises:
         UserError: Most of them are such.
@@ -483,9 +461,6 @@ def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
     bad = [mask for _, mask in files if mask.suffix.lower() not in MASK_SUFFIXES]
     if 2 * len(bad) <= len(files):
         return
-    suffix = bad[0].suffix.lower()
-    if suffix in UNREAD_SUFFIXES:
-        raise UserError(f"{bad[0]}: masks in {suffix[1:].upper()} are not read. Save them as PNG.")
     with opened(bad[0]) as mask:
         if mask.mode == "RGB":  # a mask of colours, of which those near a class's are its
             return
@@ -493,43 +468,3 @@ def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
         f"{bad[0]}: JPEG and WebP do not keep the values of pixels, so that ids in them are "
         f"damaged. Export the masks as PNG ({', '.join(MASK_SUFFIXES)} are read)."
     )
-
-
-# ---------------------------------------------------------------------------------- what files are
-
-
-def looks_like_mask(file: Path) -> bool | None:
-    """Few values: at most 256, and far fewer than a photograph has.
-
-    None if the file cannot be read.
-    """
-    return _glance(file).is_mask
-
-
-def _has_channels(file: Path) -> bool:
-    """Whether it is a TIFF that Pillow does not know: of more channels than colours."""
-    try:
-        image_size(file)
-    except UserError:
-        return False
-    return True
-
-
-def _glance(file: Path) -> _Glance:
-    try:
-        with opened(file) as image:
-            if image.mode in ("P", "1") and image.format != "GIF":
-                colors = image.getcolors() or []
-                return _Glance(file.suffix.lower() in MASK_SUFFIXES, len(colors) <= 2)
-            plain = image.mode in ("L", "I") or image.mode.startswith("I;16")
-            values = np.array(image if plain else image.convert("RGB"))
-    except UserError:
-        return _Glance(False if _has_channels(file) else None)
-    channels = values.reshape(values.shape[0] * values.shape[1], -1)
-    channels = channels[:: max(1, len(channels) // 65536)].astype(np.int64)
-    # One number a pixel: rows of channels sort thirty times as slowly.
-    flat = channels @ (1 << 8 * np.arange(channels.shape[1]))
-    changes = (flat[1:] != flat[:-1]).mean() if len(flat) > 1 else 0
-    found = np.unique(flat)
-    is_mask = len(found) <= MAX_COLORS and bool(changes < 0.5 or len(found) <= 32)
-    return _Glance(is_mask, len(found) == 1 or (len(found) == 2 and found[0] == 0))
