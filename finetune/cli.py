@@ -127,7 +127,17 @@ def show(
 
 @app.command()
 def init(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where images and masks are.")],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where images and masks are.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Instead of a folder: hub:OWNER/NAME, also with @REVISION, or an address such as "
+            "hub:s3://bucket/set.",
+        ),
+    ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The recipe to write; must not exist.")
     ] = Path("recipe.yaml"),
@@ -138,14 +148,25 @@ def init(
     """Write a recipe for a folder of images and masks that trains as it stands.
 
     Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC,
-    COCO-Stuff and CamVid, and two folders or endings with the same names, one file a class too.
-    Says what it saw and assumed; both are comments in the recipe.
+    COCO-Stuff and CamVid, two folders or endings with the same names, one file a class too, and
+    Parquet or Arrow that `datasets` wrote. Says what it saw and assumed; both are comments in the
+    recipe. What lies elsewhere is known by its columns and its first rows alone.
 
     Example: finetune init my_data -o my_recipe.yaml
-    """
-    from finetune.init import draft
 
-    done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
+    Example: finetune init --from hub:EduardoPacheco/FoodSeg103 -o food.yaml
+    """
+    from finetune.init import draft, draft_from_table
+
+    if source is None and folder is not None:
+        done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
+    elif source is not None and folder is None and source.startswith("hub:"):
+        path, _, revision = source.removeprefix("hub:").partition(
+            "@" if "://" not in source else " "
+        )
+        done = draft_from_table(path, output, revision=revision or None)
+    else:
+        raise UserError("name a folder, or --from hub:OWNER/NAME, and not both")
     for title, found in (("Seen", done.found), ("Assumed", done.assumed)):
         print(f"{title}:")
         for line in found:

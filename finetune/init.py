@@ -13,10 +13,11 @@ import datasets
 import numpy as np
 import yaml
 
-from finetune.data.channels import ChannelGuess, guess_channels
+from finetune.data.channels import NUM_IMAGES, ChannelGuess, guess_channels, some_images
+from finetune.data.files import image_size
 from finetune.data.guess import guess, with_preset
 from finetune.data.inspection import LabelGuess
-from finetune.data.recognise import Layout, recognise
+from finetune.data.recognise import Layout, recognise, table
 from finetune.data.samples import preflight, upright_sizes, with_channels
 from finetune.data.sources import open_split
 from finetune.errors import UserError
@@ -44,7 +45,7 @@ class Draft:
 
 
 def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]) -> Draft:
-    """Looks at a folder, writes the recipe to `output` and reads it back.
+    """Looks at a folder and writes the recipe to `output`.
 
     Args:
         root: The folder.
@@ -54,18 +55,46 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     Raises:
         UserError: `output` exists; or what the folder holds is not known, or makes no sense.
     """
+    _check_output(output)
+    root = root.expanduser().absolute()
+    return _written(choose(recognise(root)), root, output)
+
+
+def draft_from_table(path: str, output: Path, *, revision: str | None = None) -> Draft:
+    """The same for what lies elsewhere, from its columns and first rows.
+
+    Args:
+        path: A Hub id, or an address that fsspec understands.
+        output: The recipe's file, .yaml or .yml, which must not exist.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        UserError: As `draft`; or it cannot be opened.
+    """
+    _check_output(output)
+    return _written(table(path, revision), Path(path), output)
+
+
+def _check_output(output: Path) -> None:
     if output.suffix not in (".yaml", ".yml"):
         raise UserError(f"{output}: a recipe's name ends in .yaml. Choose such a name with -o.")
     if output.exists():
         raise UserError(f"{output}: exists; it is not overwritten. Choose another with -o.")
-    root = root.expanduser().absolute()
-    layout = choose(recognise(root))
+
+
+def _written(layout: Layout, root: Path, output: Path) -> Draft:
     labels = guess(root, layout)
-    images, channels = _images(layout, labels)
-    sizes = _sizes(images)
-    found = [*layout.found, *labels.found, _described(sizes, len(images)), *channels.found]
+    count: int | None
+    if layout.table is not None and not layout.table.is_here:
+        some = [image for image, _ in layout.table.pictures]
+        sizes, count = np.array([image_size(picture) for picture in some]), layout.table.count
+        channels = guess_channels(some[:NUM_IMAGES])
+    else:
+        images, channels = _images(layout, labels)
+        sizes, count = _sizes(images), len(images)
+    found = [*layout.found, *labels.found, _described(sizes, count), *channels.found]
     assumed = [*layout.assumed, *labels.assumed, *channels.assumed]
-    training, reasons = _training(sizes, len(images))
+    training, reasons = _training(sizes, count)
     training["model"] = {**channels.model, **training["model"]}
     data = {**layout.data, **channels.data}
     sections = {"data": data, "labels": labels.labels, **training}
@@ -101,7 +130,7 @@ def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, Chann
     built = recipe.labels.build()
     names = (recipe.data.train_split, recipe.data.val_split)
     splits = [open_split(recipe.data, built, name) for name in names]
-    channels = guess_channels(splits[0])
+    channels = guess_channels(some_images(splits[0]))
     number = channels.model.get("num_channels", recipe.model.num_channels)
     train, val = (with_channels(split, number) for split in splits)
     preflight(train)
@@ -115,21 +144,24 @@ def _sizes(images: datasets.Dataset) -> np.ndarray:
     return np.array(upright_sizes(images.select(some)))
 
 
-def _described(sizes: np.ndarray, count: int) -> str:
+def _described(sizes: np.ndarray, count: int | None) -> str:
     height, width = np.median(sizes, axis=0).astype(int)
     same = (sizes == sizes[0]).all()
-    return f"{count} images to train on, {height} x {width}" + ("" if same else " (median)")
+    number = "" if count is None else f"{count} "
+    return f"{number}images to train on, {height} x {width}" + ("" if same else " (median)")
 
 
-def _training(sizes: np.ndarray, count: int) -> tuple[dict[str, Any], list[str]]:
+def _training(sizes: np.ndarray, count: int | None) -> tuple[dict[str, Any], list[str]]:
     """Crop, batch and steps for the images and the device at hand."""
     on_gpu = device().type == "cuda"
     shorter = np.median(sizes.min(axis=1))
     limit = MAX_CROP if on_gpu else MAX_CROP // 2
     side = int(min(limit, max(SMALLEST_CROP, shorter // 32 * 32)))
-    batch = min(16 if on_gpu else 8, count)
+    batch = 16 if on_gpu else 8
     steps = STEPS_GPU if on_gpu else STEPS_CPU
-    steps = int(max(100, min(steps, EPOCHS * count // batch)))
+    if count is not None:
+        batch = min(batch, count)
+        steps = int(max(100, min(steps, EPOCHS * count // batch)))
     train: dict[str, Any] = {
         "steps": steps,
         "global_batch": batch,

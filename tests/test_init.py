@@ -1,8 +1,10 @@
 """`finetune init`: folders in every form are recognised, and the recipe trains as it stands."""
 
+import io
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -15,11 +17,19 @@ from finetune.data.presets import PRESETS
 from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.init import draft
+from finetune.pack import pack
 from finetune.recipe import load_recipe
 from finetune.train import fit
 
 NAMES, COLORS = PRESETS["camvid"]["names"], PRESETS["camvid"]["colors"]
 UNLABELLED = 11
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "hf"))
+
+
 COUNT = 3
 
 
@@ -340,6 +350,34 @@ def coco(root, split, name, image, mask):
     file.write_text(json.dumps(content))
 
 
+def encoded(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def row(name: str, image: Path, mask: np.ndarray) -> dict:
+    return {
+        "picture": {"bytes": image.read_bytes(), "path": f"{name}.jpg"},
+        "annotation": {"bytes": encoded(mask), "path": None},
+    }
+
+
+ROWS = datasets.Features(picture=datasets.Image(), annotation=datasets.Image())
+
+
+@form("hub", MADE_UP)
+def parquet(root, split, name, image, mask):
+    rows = datasets.Dataset.from_list([row(name, image, ids(mask))], features=ROWS)
+    rows.to_parquet(root / f"data/{split}-{name}.parquet")
+
+
+@form("hub", HEX[:11], HEX[11])
+def parquet_in_colors(root, split, name, image, mask):
+    rows = datasets.Dataset.from_list([row(name, image, colors(mask))], features=ROWS)
+    rows.to_parquet(root / f"{split}/{name}.parquet")
+
+
 def init(root: Path, *arguments: str):
     output = root.parent / "recipe.yaml"
     return output, CliRunner().invoke(cli.app, ["init", str(root), "-o", str(output), *arguments])
@@ -398,6 +436,74 @@ def test_what_it_writes_trains(camvid, tmp_path, monkeypatch, name):
     rows = [json.loads(line) for line in (result.output / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 5
     assert 0 <= rows[-1]["eval/mean_iou"] <= 1
+
+
+@pytest.fixture
+def saved(camvid, tmp_path) -> Path:
+    splits = {
+        split: datasets.Dataset.from_list(
+            [row(name, image, ids(mask)) for name, image, mask in pictures], features=ROWS
+        )
+        for split, pictures in camvid.items()
+    }
+    datasets.DatasetDict(splits).save_to_disk(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def test_what_save_to_disk_wrote(saved, camvid):
+    output, done = init(saved)
+    assert done.exit_code == 0, done.output
+    recipe = load_recipe(output)
+    assert (recipe.data.source, recipe.data.train_split, recipe.data.val_split) == (
+        "hub",
+        "train",
+        "val",
+    )
+    samples = open_split(recipe.data, recipe.labels.build(), "val")
+    for sample, (name, _, mask) in zip(samples, camvid["val"], strict=True):
+        assert sample["id"] == name
+        assert np.array_equal(sample["mask"], ids(mask))
+
+
+def test_what_pack_wrote_keeps_its_classes(camvid, tmp_path):
+    for split, pictures in camvid.items():
+        for name, image, mask in pictures:
+            camvid_layout(tmp_path / "set", split, name, image, mask)
+    pack(load_recipe("camvid", [f"data.path={tmp_path / 'set'}"]), tmp_path / "packed")
+    output, done = init(tmp_path / "packed")
+    assert done.exit_code == 0, done.output
+    recipe = load_recipe(output)
+    assert recipe.labels.names == NAMES
+    assert recipe.data.id_column == "id"
+    assert len(open_split(recipe.data, recipe.labels.build(), "train")) == COUNT
+
+
+def test_from_elsewhere_by_the_first_rows(camvid, tmp_path, monkeypatch):
+    """An address, of which nothing but the first rows is read; it trains as it stands, streamed."""
+    monkeypatch.chdir(tmp_path)
+    for split, pictures in camvid.items():
+        for name, image, mask in pictures:
+            parquet(tmp_path / "bucket", split, name, image, mask)
+    address = (tmp_path / "bucket").as_uri()
+    arguments = ["init", "--from", f"hub:{address}", "-o", "far.yaml"]
+    done = CliRunner().invoke(cli.app, arguments)
+    assert done.exit_code == 0, done.output
+    assert "the first 3 rows of train alone" in done.output
+    recipe = load_recipe("far.yaml", ["train.steps=2", "data.streaming=true", *SMALL])
+    assert recipe.data.path == address
+    assert recipe.labels.names == MADE_UP
+    assert recipe.train.global_batch == COUNT
+    assert 0 <= fit(recipe).metrics["eval/mean_iou"] <= 1
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["data", "--from", "hub:a/b"], ["--from", "a/b"], ["--from", "hub:a/b"]]
+)
+def test_from_needs_one_place_that_can_be_opened(arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.app, ["init", *arguments])
+    assert isinstance(done.exception, UserError)
+    assert not list(tmp_path.iterdir())
 
 
 def test_validation_pictures_alone_get_a_split(shared_data, tmp_path):

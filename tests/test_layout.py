@@ -26,6 +26,7 @@ LAYERS = {
         *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
         *["data.recognise", "data.recognise.annotated", "data.recognise.glances"],
         *["data.recognise.layout", "data.recognise.official", "data.recognise.pairs"],
+        "data.recognise.tables",
         *["data.tables", "data.shards", "data.stream", "data.hub"],
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],

@@ -1,5 +1,6 @@
 """How many channels the images of a set have, seen from some of them."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -25,19 +26,22 @@ class ChannelGuess:
     assumed: tuple[str, ...]
 
 
-def guess_channels(images: datasets.Dataset) -> ChannelGuess:
+def some_images(split: datasets.Dataset) -> list[Picture]:
+    """A few images of a split from `finetune.data.samples.as_samples`, spread over all."""
+    pictures, references = reader_of(split).pictures, split.with_format(None)["image"][:]
+    spread = np.linspace(0, len(references) - 1, min(NUM_IMAGES, len(references)))
+    return [pictures.open(references[int(i)]) for i in spread]
+
+
+def guess_channels(images: Sequence[Picture]) -> ChannelGuess:
     """The keys for images that are more than RGB in 8 bit; mean and deviation as measured.
 
     Args:
-        images: A split, from `finetune.data.samples.as_samples`. Those that cannot be read say
-            nothing.
+        images: Some of a set. Those that cannot be read say nothing.
     """
-    pictures, references = reader_of(images).pictures, images.with_format(None)["image"]
-    spread = np.linspace(0, len(references) - 1, min(NUM_IMAGES, len(references)))
     found: dict[int, list[Picture]] = {}
-    for i in spread:
+    for picture in images:
         with suppress(UserError):
-            picture = pictures.open(references[int(i)])
             found.setdefault(channels_to_keep(picture), []).append(picture)
     number = max(found, key=lambda key: len(found[key]), default=3)
     if number == 3:

@@ -14,6 +14,7 @@ from finetune.data.labels import Labels
 from finetune.data.layouts import read_data_yaml
 from finetune.data.presets import PRESETS
 from finetune.data.recognise import Layout
+from finetune.data.recognise.layout import TableRows
 from finetune.data.sources import open_split
 from finetune.errors import UserError
 from finetune.recipe import DataSection
@@ -52,6 +53,8 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
     if layout.classes:
         return _labels_of_files(layout)
     lenient = faults is not None
+    if layout.table is not None:
+        return _labels_of_table(layout.table, root, lenient)
     preset = _preset(root, source)
     files = [Path(reference) for reference in _references(layout, faults, preset)]
     folders = [root, Path(layout.data["path"]), *(file.parent for file in files[:1])]
@@ -156,6 +159,13 @@ def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
 
 
 # ------------------------------------------------------------------------------------------ objects
+
+
+def _labels_of_table(rows: TableRows, root: Path, lenient: bool) -> LabelGuess:
+    if rows.labels is not None:
+        return LabelGuess(rows.labels, ("classes of its index",), ())
+    values = inspect([mask for _, mask in rows.pictures], lenient=lenient)
+    return guess_labels(values, find_class_list([root]) if rows.is_here else None)
 
 
 def _labels_of_files(layout: Layout) -> LabelGuess:

@@ -6,12 +6,11 @@ Opened as a table in whole, or file by file (`finetune.data.shards`) for streami
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 import datasets
 import fsspec
-from datasets.data_files import DataFilesDict
 
 from finetune.data.labels import Labels
 from finetune.data.shards import Shard, read_footers
@@ -81,7 +80,7 @@ def hub_shards(
         return read_footers(shard_addresses(path, split))
     files = _data_files(path, revision, subset)
     _check_split(path, split, list(files))
-    addresses = sorted(str(file) for file in files[split])
+    addresses = sorted(files[split])
     if others := [file for file in addresses if not file.endswith(".parquet")]:
         raise UserError(
             f"data.streaming: {others[0]} is not a Parquet file, which streaming needs. Take "
@@ -98,6 +97,8 @@ def split_names(path: str, *, revision: str | None = None, subset: str | None = 
     """
     if (saved := _saved(path)) is not None:
         return list(saved) if isinstance(saved, datasets.DatasetDict) else [_own_name(saved)]
+    if "://" in path:
+        return _splits_at(path)
     return list(_data_files(path, revision, subset))
 
 
@@ -161,6 +162,29 @@ def shard_addresses(path: str, split: str) -> list[str]:
     )
 
 
+def _splits_at(path: str) -> list[str]:
+    """The splits of a folder of any file system, in the patterns of `shard_addresses`."""
+    root = path.rstrip("/")
+    if (index := _index(root)) is not None:
+        return list(index)
+
+    def found() -> list[str]:
+        file_system, folder = fsspec.core.url_to_fs(root)
+        files = [
+            PurePosixPath(file).relative_to(folder)
+            for pattern in ("*.parquet", "*/*.parquet")
+            for file in sorted(file_system.glob(f"{folder}/{pattern}"))
+        ]
+        return [
+            file.stem.partition("-")[0] if str(file.parent) in (".", "data") else file.parent.name
+            for file in files
+        ]
+
+    if names := list(dict.fromkeys(_asked(path, found))):
+        return names
+    raise UserError(f"data.path: {path} holds no Parquet files.")
+
+
 def _index(root: str) -> dict[str, Any] | None:
     """The splits in a pack's index, if there is one."""
     try:
@@ -173,14 +197,15 @@ def _index(root: str) -> dict[str, Any] | None:
         raise _not_opened(root, error) from error
 
 
-def _data_files(path: str, revision: str | None, subset: str | None) -> DataFilesDict:
+def _data_files(path: str, revision: str | None, subset: str | None) -> dict[str, list[str]]:
     builder = _asked(
         path, lambda: datasets.load_dataset_builder(_local(path), subset, revision=revision)
     )
     files = builder.config.data_files
     if not isinstance(files, dict) or not files:
         raise UserError(f"data.path: {path} holds no files that `datasets` reads without a script.")
-    return files
+    # Of names that `datasets` knows, such as validation, a class of its own.
+    return {str(name): [str(file) for file in found] for name, found in files.items()}
 
 
 def _asked(path: str, ask: Callable[[], T]) -> T:

@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.data.classes import ClassList, is_background
-from finetune.data.files import opened, read_colors, read_mask
+from finetune.data.files import Picture, opened, read_colors, read_mask
 from finetune.data.labels import RGB
 from finetune.errors import UserError
 
@@ -63,7 +62,7 @@ class LabelGuess:
 class _Mask:
     """One that was looked at."""
 
-    file: Path
+    file: Picture
     kind: str
     values: dict[int, int] = field(repr=False)
     bits: bool = False
@@ -71,7 +70,7 @@ class _Mask:
     """Its own colours, unless they are the grey of the same number."""
 
 
-def inspect(files: Sequence[Path], *, lenient: bool = False) -> MaskValues:
+def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
     """Counts the values of some masks, spread over all.
 
     Args:
@@ -120,7 +119,7 @@ def spread(items: Sequence[Any], number: int) -> list[Any]:
     return [items[place] for place in places]
 
 
-def _number_of(files: Sequence[Path]) -> int:
+def _number_of(files: Sequence[Picture]) -> int:
     """How many masks to look at: more of small ones."""
     try:
         with opened(files[0]) as mask:
@@ -130,8 +129,8 @@ def _number_of(files: Sequence[Path]) -> int:
     return int(np.clip(NUM_PIXELS // max(1, pixels), *NUM_MASKS))
 
 
-def _looked_at(files: Sequence[Path], lenient: bool, *, as_colors: bool) -> list[_Mask]:
-    def look(file: Path) -> _Mask | None:
+def _looked_at(files: Sequence[Picture], lenient: bool, *, as_colors: bool) -> list[_Mask]:
+    def look(file: Picture) -> _Mask | None:
         try:
             return _mask(file, as_colors)
         except UserError:
@@ -143,7 +142,7 @@ def _looked_at(files: Sequence[Path], lenient: bool, *, as_colors: bool) -> list
         return [mask for mask in pool.map(look, files) if mask is not None]
 
 
-def _mask(file: Path, as_colors: bool) -> _Mask:
+def _mask(file: Picture, as_colors: bool) -> _Mask:
     with opened(file) as image:
         mode = image.mode
         flat = image.getpalette() if mode == "P" else None
@@ -179,9 +178,9 @@ def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values.astype(np.int64), counts
 
 
-def _differing(masks: Sequence[_Mask]) -> tuple[Path, Path] | None:
+def _differing(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
     """Two masks whose palettes give one number, which both hold, different colours."""
-    first: dict[int, tuple[RGB, Path]] = {}
+    first: dict[int, tuple[RGB, Picture]] = {}
     for mask in masks:
         for value in mask.values if mask.palette is not None else ():
             assert mask.palette is not None

@@ -17,7 +17,7 @@ import datasets
 import numpy as np
 
 import finetune
-from finetune.data.channels import guess_channels
+from finetune.data.channels import guess_channels, some_images
 from finetune.data.faults import Fault
 from finetune.data.guess import guess
 from finetune.data.inspection import LabelGuess, MaskValues, guess_labels
@@ -193,7 +193,7 @@ def _recipe_of(
     values = {"data": layout.data, "labels": guessed.labels}
     recipe = recipe_from_values(values, root.name, overrides)
     images = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split, faults=[])
-    channels = guess_channels(images)
+    channels = guess_channels(some_images(images))
     if channels.model:
         values["model"] = channels.model
         values["data"] = {**layout.data, **channels.data}

@@ -2,7 +2,8 @@
 
 By names alone, but for a few files of each folder: which of two holds the masks is seen, not said.
 `official` knows the folders of known data sets, `annotated` the files that describe objects,
-`pairs` finds two folders, or endings of names, that belong together.
+`tables` what `datasets` wrote; `pairs` finds two folders, or endings of names, that belong
+together.
 """
 
 from pathlib import Path
@@ -11,9 +12,10 @@ from finetune.data.recognise.annotated import coco_files, ultralytics
 from finetune.data.recognise.layout import Layout, refuse_without_training, walk
 from finetune.data.recognise.official import official
 from finetune.data.recognise.pairs import pairs, why_none
+from finetune.data.recognise.tables import table, table_folder
 from finetune.errors import UserError
 
-__all__ = ["Layout", "recognise"]
+__all__ = ["Layout", "recognise", "table"]
 
 
 def recognise(root: Path) -> list[Layout]:
@@ -24,7 +26,7 @@ def recognise(root: Path) -> list[Layout]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: is not a folder. Give the folder that holds images and masks.")
-    known = ultralytics(root) or official(root)
+    known = ultralytics(root) or official(root) or table_folder(root)
     if known is not None:
         return [known]
     tree = walk(root)

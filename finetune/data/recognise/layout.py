@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES
+from finetune.data.files import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
 from finetune.errors import UserError
 
 TRAIN_NAMES = ("train", "training", "train2017", "trainset", "train_set", "trainval")
@@ -31,6 +31,20 @@ class Categories:
 
 
 @dataclass(frozen=True)
+class TableRows:
+    """Some rows of a table."""
+
+    pictures: tuple[tuple[Picture, Picture], ...]
+    """Image and mask of each."""
+    count: int | None
+    """Rows of the split to train on, if that can be known."""
+    is_here: bool
+    """Whether the table lies in a folder."""
+    labels: dict[str, Any] | None
+    """The block that `finetune pack` left with it."""
+
+
+@dataclass(frozen=True)
 class Layout:
     """How a folder is laid out, as the `data:` section of a recipe, and why."""
 
@@ -44,6 +58,8 @@ class Layout:
     """Of masks in one file a class."""
     categories: tuple[Categories, ...] = field(default=(), repr=False)
     """Of COCO's files, one a split."""
+    table: TableRows | None = field(default=None, repr=False)
+    """Of what `datasets` wrote."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,108 @@
+"""Tables: what `datasets` wrote, by its splits, its columns and some of its rows."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data.files import Picture
+from finetune.data.hub import first_rows, hub, hub_shards, split_names
+from finetune.data.labels import Labels
+from finetune.data.masks import IdMasks
+from finetune.data.recognise.layout import (
+    TRAIN_NAMES,
+    VAL_FRACTION,
+    VAL_NAMES,
+    Layout,
+    TableRows,
+)
+from finetune.data.samples import reader_of
+from finetune.data.tables import Columns, guess_columns, picture_of
+from finetune.errors import UserError
+
+NUM_ROWS = 200
+"""Rows that are looked at: spread over a folder, the first ones of what is elsewhere."""
+
+
+def table_folder(root: Path) -> Layout | None:
+    """A folder of Parquet files or of `save_to_disk`; None if it is neither."""
+    marks = ("dataset_dict.json", "state.json", "*.parquet", "*/*.parquet")
+    if not any(any(root.glob(mark)) for mark in marks):
+        return None
+    return table(str(root))
+
+
+def table(path: str, revision: str | None = None) -> Layout:
+    """What a Hub id, a folder or an address holds.
+
+    Args:
+        path: As `data.path` of the source hub.
+        revision: Of a Hub id.
+
+    Raises:
+        UserError: It cannot be opened, or which of its columns are which is not clear.
+    """
+    splits = split_names(path, revision=revision)
+    train = next((name for name in TRAIN_NAMES if name in splits), splits[0])
+    val = next((name for name in VAL_NAMES if name in splits and name != train), None)
+    index = _index(path)
+    is_here = Path(path).is_dir()
+    features, rows = first_rows(path, train, 1 if is_here else NUM_ROWS, revision=revision)
+    columns = guess_columns(features, path)
+    keys = {"image_column": columns.image, "mask_column": columns.mask}
+    data: dict[str, Any] = {"source": "hub", "path": path, "revision": revision, **keys}
+    data |= {"id_column": "id" if index else None, "train_split": train, "val_split": val}
+    found = [
+        f"a table with the splits {', '.join(splits)}; images in the column {columns.image}, "
+        f"masks in {columns.mask}"
+    ]
+    assumed = []
+    if val is None:
+        data |= {"val_split": "held_back", "val_fraction": VAL_FRACTION}
+        assumed.append(f"no split to evaluate on: {VAL_FRACTION:.0%} of {train} are held back")
+    if is_here:
+        pictures = _spread(path, train, columns)
+    else:
+        pictures = [_pair(row, columns, f"{path} ({train}), row {i}") for i, row in enumerate(rows)]
+        assumed.append(f"what masks hold is known from the first {len(rows)} rows of {train} alone")
+    seen = TableRows(tuple(pictures), _count(path, train, revision), is_here, index)
+    data = {key: value for key, value in data.items() if value is not None}
+    return Layout("table", data, tuple(found), tuple(assumed), table=seen)
+
+
+def _pair(row: dict[str, Any], columns: Columns, where: str) -> tuple[Picture, Picture]:
+    image = picture_of(row[columns.image], f"{where}, {columns.image}")
+    return image, picture_of(row[columns.mask], f"{where}, {columns.mask}")
+
+
+def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Picture]]:
+    samples = hub(path, split, Labels.build(["0", "1"], unknown="ignore"), columns)
+    reader = reader_of(samples)
+    assert isinstance(reader.form, IdMasks)
+    places = np.linspace(0, len(samples) - 1, min(NUM_ROWS, len(samples))).round().astype(int)
+    return [
+        (reader.pictures.open(str(place)), reader.form.pictures.open(str(place)))
+        for place in places
+    ]
+
+
+def _count(path: str, split: str, revision: str | None) -> int | None:
+    """Rows of a split, from the footers of its files; None if they are not Parquet."""
+    try:
+        return sum(shard.num_rows for shard in hub_shards(path, split, revision=revision))
+    except UserError:
+        return None
+
+
+def _index(path: str) -> dict[str, Any] | None:
+    """The `labels:` block of what `finetune pack` wrote here."""
+    file = Path(path) / "index.json"
+    if not file.is_file():
+        return None
+    try:
+        labels = json.loads(file.read_text(encoding="utf-8"))["labels"]
+        Labels.build(**labels)
+    except (OSError, ValueError, KeyError, TypeError, UserError):  # of another program
+        return None
+    return dict(labels)
