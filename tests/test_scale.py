@@ -1,6 +1,6 @@
 """Twenty thousand images: memory and time of what reads a whole set.
 
-    pytest -m scale -s                 # half an hour on two cores, 3 GB of disk
+    pytest -m scale -s                 # seven minutes on two cores, 7 GB of disk
     SCALE_IMAGES=2000 pytest -m scale -s
 
 Prints what it measured, for the README; asserts memory, and no time.
@@ -122,7 +122,7 @@ def test_loader(data, tmp_path, source):
         assert_whole(batch)
         if step % (recipe.train.steps // 20) == 0:
             seen.append(proportional_memory())
-    report(f"loader from {source}", time.monotonic() - begun, max(seen))
+    report(f"loader from {source}", time.monotonic() - begun, max(seen), recipe.train.steps * 8)
     print([f"{memory / GIB:.2f}" for memory in seen])
     # After the first tenth, in which workers start and buffers fill.
     assert max(seen[2:]) < 1.1 * seen[2] + 0.05 * GIB

@@ -20,7 +20,8 @@ from finetune.errors import UserError
 
 _NUM_THREADS = 16  # footers wait for the network
 _NUM_TRIES = 4  # of a connection: 2 + 4 + 8 seconds
-_NUM_ROWS = 32  # decoded from a row group at once; its bytes are read as a whole
+_NUM_ROWS = 32  # decoded at once
+_BUFFER = 2**22  # bytes of a column that are read at once
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,14 @@ class _Opened:
     def __enter__(self) -> pq.ParquetFile:
         try:
             file_system, path = fsspec.core.url_to_fs(self.address)
-            # Parquet's reader asks for what it needs, in large pieces: read ahead is waste.
+            # Parquet's reader asks for what it needs, in large pieces: to read ahead is waste.
             options = {} if "file" in file_system.protocol else {"cache_type": "none"}
             self._file = file_system.open(path, "rb", **options)
         except Exception as error:  # each file system raises its own
             raise self._mistake(error) from error
         try:
-            return pq.ParquetFile(self._file)
+            # Buffered: a column of a row group, which may be gigabytes, is not read at once.
+            return pq.ParquetFile(self._file, buffer_size=_BUFFER)
         except Exception as error:
             self._file.close()
             raise self._mistake(error) from error

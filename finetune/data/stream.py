@@ -9,6 +9,7 @@ to go on in mid-epoch. What does not fill a last global batch is left out, at mo
 one sample, equally on every process, and other samples in each epoch.
 """
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,12 +82,13 @@ class Streamed:
         """The samples of a lane from its start-th on, each block in an order drawn for it."""
         rng = np.random.default_rng([lane.seed, lane.epoch])
         shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
-        for first in range(lane.first + start // BLOCK * BLOCK, lane.last, BLOCK):
-            last = min(first + BLOCK, lane.last)
-            rows = list(read_rows(shards, self._names(), first, last))
-            order = np.random.default_rng([lane.seed, lane.epoch, first]).permutation(len(rows))
+        begin = lane.first + start // BLOCK * BLOCK
+        rows = read_rows(shards, self._names(), begin, lane.last)
+        for first in range(begin, lane.last, BLOCK):
+            block = list(itertools.islice(rows, BLOCK))
+            order = np.random.default_rng([lane.seed, lane.epoch, first]).permutation(len(block))
             skipped = max(lane.first + start - first, 0)
-            yield from (self._sample(rows[i]) for i in order[skipped:])
+            yield from (self._sample(block[i]) for i in order[skipped:])
 
     def _sample(self, row: Row) -> dict[str, Any]:
         columns = self.columns
