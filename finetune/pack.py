@@ -15,6 +15,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ from finetune.checkpoint import measure
 from finetune.data.files import Encoded
 from finetune.data.labels import Labels
 from finetune.data.samples import ReadSamples, reader_of
-from finetune.data.shards import read_footers
 from finetune.data.sources import open_split
 from finetune.data.threads import in_order
 from finetune.errors import UserError
@@ -48,7 +48,6 @@ FEATURES = datasets.Features(
     {"id": datasets.Value("string"), "image": datasets.Image(), "mask": datasets.Image()}
 )
 _MARKER = ".pack.json"
-_SOURCE = b"finetune.source"  # of a file's metadata: what it was made from
 
 
 @dataclass(frozen=True)
@@ -79,34 +78,39 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
         what = "draws its pictures" if data.source == "shapes" else "is streamed"
         raise UserError(f"data.source: {data.source} {what}: there is nothing to pack.")
     labels = recipe.labels.build()
+    for key in ("train_split", "val_split"):
+        if not re.fullmatch(r"\w+(\.\w+)*", getattr(data, key)):  # `datasets` takes no other
+            raise UserError(
+                f"data.{key}: {getattr(data, key)!r} cannot name a split of a pack; letters, "
+                "digits and underscores can."
+            )
     splits = {
         name: open_split(data, labels, name, num_channels=recipe.model.num_channels)
         for name in (data.train_split, data.val_split)
     }
-    _check_output(output, recipe)
-    shards: dict[str, list[dict[str, Any]]] = {}
-    kept = 0
     total = sum(len(rows) for rows in splits.values())
-    with progress_bar(total=total, desc="packing", unit="image", show=True) as bar:
-        for split, rows in splits.items():
-            shards[split] = []
-            for shard in _plan(split, rows):
-                path = output / "data" / shard.name
-                if _is_written(path, shard):
-                    kept += 1
+    with _journal(output, recipe) as journal:
+        plan = [(split, shard) for split, rows in splits.items() for shard in _plan(split, rows)]
+        names = {shard.name for _, shard in plan}
+        whole = {shard.name for _, shard in plan if journal.has(shard)}
+        if whole != names or journal.files.keys() != names:
+            # From here to the end what lies there is no set: nobody is to take it for one.
+            (output / "index.json").unlink(missing_ok=True)
+            journal.keep_only(names)
+        with progress_bar(total=total, desc="packing", unit="image", show=True) as bar:
+            for _, shard in plan:
+                if shard.name in whole:
                     bar.update(len(shard.ids))
                 else:
-                    _write(path, shard, workers or usable_cores(), bar)
-                shards[split].append(_entry(path, output))
-    planned = {entry["file"] for entries in shards.values() for entry in entries}
-    for path in (output / "data").glob("*-of-*.parquet"):
-        if f"data/{path.name}" not in planned:  # of a call with other samples
-            path.unlink()
-    _describe(output, recipe, labels, shards)
+                    source = shard.source()  # before: what changes meanwhile is written again
+                    row_groups = _write(journal.path(shard), shard, workers or usable_cores(), bar)
+                    journal.enter(shard, source, row_groups)
+        entries = {split: [journal.entry(s) for own, s in plan if own == split] for split in splits}
+        _describe(output, recipe, labels, entries)
     return Packed(
         {name: len(rows) for name, rows in splits.items()},
-        {name: sum(entry["bytes"] for entry in entries) for name, entries in shards.items()},
-        kept,
+        {name: sum(entry["bytes"] for entry in found) for name, found in entries.items()},
+        len(whole),
     )
 
 
@@ -120,10 +124,12 @@ class _Shard:
 
     def source(self) -> str:
         """What the file is made from: names and states of its sources, and the labels' rules."""
-        digest = hashlib.sha256(f"{FORMAT} {self.reader.labels} {self.reader.form!r}".encode())
+        reader = self.reader
+        how = (FORMAT, reader.labels, reader.form, reader.pictures, reader.num_channels)
+        digest = hashlib.sha256(repr(how).encode())
         for image, mask, name in zip(self.images, self.masks, self.ids, strict=True):
             digest.update(f"\0{name}\0{image}\0{mask}".encode(errors="surrogateescape"))
-            for file in (*self.reader.pictures.files(image), *self.reader.form.files(mask)):
+            for file in (*reader.pictures.files(image), *reader.form.files(mask)):
                 try:
                     stat = file.stat()
                 except OSError:  # reading it says so better
@@ -141,23 +147,10 @@ def _plan(split: str, dataset: datasets.Dataset) -> Iterator[_Shard]:
         yield _Shard(name, reader, part["image"], part["mask"], part["id"])
 
 
-def _is_written(path: Path, shard: _Shard) -> bool:
-    """Whether a file is there, whole, and of the same sources."""
-    if not path.is_file():
-        return False
-    try:
-        metadata = pq.read_metadata(path)
-    except (OSError, pa.ArrowException):
-        return False
-    found = (metadata.metadata or {}).get(_SOURCE, b"").decode()
-    return metadata.num_rows == len(shard.ids) and found == shard.source()
-
-
-def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> None:
-    """Writes one file aside and renames it into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[int]:
+    """Writes one file aside and renames it into place; returns the rows of its row groups."""
     schema = FEATURES.arrow_schema
-    schema = schema.with_metadata({**schema.metadata, _SOURCE: shard.source().encode()})
+    row_groups: list[int] = []
     new = path.with_name(f".{path.name}.new")
 
     def encoded(number: int) -> dict[str, Any]:
@@ -169,21 +162,24 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> None:
             for row in in_order(encoded, range(len(shard.ids)), workers):
                 group.append(row)
                 bar.update()
-                if len(group) == ROW_GROUP:
+                if len(group) == ROW_GROUP or len(row_groups) * ROW_GROUP + len(group) == len(
+                    shard.ids
+                ):
                     writer.write_table(pa.Table.from_pylist(group, schema))
+                    row_groups.append(len(group))
                     group = []
-            if group:
-                writer.write_table(pa.Table.from_pylist(group, schema))
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
         new.replace(path)
     except OSError as error:
+        reason = str(error.strerror or error).partition(". Detail")[0]
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}). What is packed stays; make room, and "
-            "the same command goes on."
+            f"{path}: cannot be written ({reason}). What is packed stays; make room, and the same "
+            "command goes on."
         ) from error
     finally:
         new.unlink(missing_ok=True)
+    return row_groups
 
 
 def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str, Any]:
@@ -193,7 +189,11 @@ def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str,
     if isinstance(picture, Encoded):
         suffix, content = "", picture.data
     else:
-        suffix, content = picture.suffix.lower(), picture.read_bytes()
+        suffix = picture.suffix.lower()
+        try:
+            content = picture.read_bytes()
+        except OSError as error:
+            raise UserError(f"{picture}: cannot be read ({error.strerror}).") from error
     found, png = cv2.imencode(".png", class_ids)
     assert found, "class ids are 8 or 16 bit, which PNG holds"
     return {
@@ -203,49 +203,137 @@ def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str,
     }
 
 
-def _entry(path: Path, output: Path) -> dict[str, Any]:
-    """A file in the index."""
-    (shard,) = read_footers([str(path)])
-    size, checksum = measure(path)
-    return {
-        "file": path.relative_to(output).as_posix(),
-        "num_samples": shard.num_rows,
-        "row_groups": list(shard.row_groups),
-        "bytes": size,
-        "sha256": checksum,
-    }
+class _Journal:
+    """What is written so far, in a file of the folder: what each file was made from, and its sum.
+
+    Only what is entered counts: it was whole when it was.
+    """
+
+    def __init__(self, output: Path, identity: dict[str, Any], files: dict[str, Any]) -> None:
+        self.output = output
+        self.identity = identity
+        self.files = files
+
+    def path(self, shard: _Shard) -> Path:
+        """Where a file goes."""
+        return self.output / "data" / shard.name
+
+    def has(self, shard: _Shard) -> bool:
+        """Whether a file is there as it was written, of the same sources."""
+        entry, path = self.files.get(shard.name), self.path(shard)
+        if entry is None or entry["source"] != shard.source() or not path.is_file():
+            return False
+        return measure(path) == (entry["bytes"], entry["sha256"])
+
+    def enter(self, shard: _Shard, source: str, row_groups: list[int]) -> None:
+        """A file has been written."""
+        size, checksum = measure(self.path(shard))
+        self.files[shard.name] = {
+            "source": source,
+            "num_samples": len(shard.ids),
+            "row_groups": row_groups,
+            "bytes": size,
+            "sha256": checksum,
+        }
+        self.save()
+
+    def keep_only(self, names: set[str]) -> None:
+        """Removes the files of calls with other samples."""
+        for path in (self.output / "data").iterdir():
+            if path.name not in names and re.fullmatch(r"\..*\.new|.*-of-\d+\.parquet", path.name):
+                path.unlink()
+        self.files = {name: entry for name, entry in self.files.items() if name in names}
+        self.save()
+
+    def entry(self, shard: _Shard) -> dict[str, Any]:
+        """A file in the index."""
+        own = {key: value for key, value in self.files[shard.name].items() if key != "source"}
+        return {"file": f"data/{shard.name}", **own}
+
+    def save(self) -> None:
+        """Writes the journal."""
+        content = {"identity": self.identity, "files": self.files}
+        write_whole(self.output / _MARKER, json.dumps(content))
+
+
+@contextmanager
+def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
+    """The journal of a folder that is new, empty or of an earlier call; locked meanwhile.
+
+    Raises:
+        UserError: The folder holds something else, or another call is writing there.
+    """
+    marker, identity = output / _MARKER, _identity(recipe)
+    _make(output)
+    with _alone(output):
+        others = [path.name for path in output.iterdir() if path.name != _MARKER]
+        files: dict[str, Any] = {}
+        if marker.is_file():
+            try:
+                earlier = json.loads(marker.read_text(encoding="utf-8"))
+                changed = _changes(earlier["identity"], identity)
+                files = dict(earlier["files"])
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"{marker}: is damaged ({error!r}). Remove {output}, or choose another folder."
+                ) from error
+            if changed:
+                raise UserError(
+                    f"{output}: holds a pack of something else ({', '.join(changed)} differs). "
+                    "Choose another folder."
+                )
+        elif others:
+            raise UserError(f"{output}: holds other files ({others[0]}). Choose a new folder.")
+        _make(output / "data")
+        journal = _Journal(output, identity, files)
+        journal.save()
+        yield journal
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror}).") from error
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Locks a folder until the end of the block, or of the process."""
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(f"{folder}: another `finetune pack` is writing there.") from error
+    finally:
+        os.close(descriptor)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
     """What decides what a pack holds."""
-    data = recipe.data.model_dump(mode="json", exclude={"path", "workers", "cache"})
-    return {"format": FORMAT, "data": data, "labels": recipe.labels.model_dump(mode="json")}
+    left_out = {"workers", "cache", "image_mean", "image_std"}
+    data = recipe.data.model_dump(mode="json", exclude=left_out)
+    data["path"] = str(Path(data["path"]).expanduser().absolute()) if data["path"] else None
+    labels = recipe.labels.model_dump(mode="json")
+    channels = recipe.model.num_channels
+    return {"format": FORMAT, "data": data, "labels": labels, "model": {"num_channels": channels}}
 
 
-def _check_output(output: Path, recipe: Recipe) -> None:
-    """Takes a new folder, an empty one, or one of an earlier call for the same data and labels."""
-    marker, identity = output / _MARKER, _identity(recipe)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        others = [path.name for path in output.iterdir() if path.name != _MARKER]
-    except OSError as error:
-        raise UserError(f"{output}: cannot be made a folder ({error.strerror}).") from error
-    if marker.is_file():
-        earlier = json.loads(marker.read_text(encoding="utf-8"))
-        changed = [
-            f"{section}.{key}"
-            for section in ("data", "labels")
-            for key in identity[section]
-            if earlier.get(section, {}).get(key) != identity[section][key]
-        ]
-        if changed or earlier.get("format") != FORMAT:
-            raise UserError(
-                f"{output}: holds a pack of something else ({', '.join(changed) or 'its format'} "
-                "differs). Choose another folder."
-            )
-    elif others:
-        raise UserError(f"{output}: holds other files ({others[0]}). Choose a new folder.")
-    write_whole(marker, json.dumps(identity))
+def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """The keys in which two identities differ."""
+    changed = [] if earlier["format"] == now["format"] else ["format"]
+    return changed + [
+        f"{section}.{key}"
+        for section in ("data", "labels", "model")
+        for key in now[section]
+        if earlier[section].get(key) != now[section][key]
+    ]
 
 
 def _describe(
@@ -270,6 +358,7 @@ def _describe(
         "workers": data.workers,
     }
     sections["labels"] = block
+    sections["name"] = f"{recipe.name}-packed"  # its runs are others than those on the files
     write_whole(
         output / "recipe.yaml",
         "# Written by `finetune pack`. Moved, or in a bucket: override data.path. What does not\n"

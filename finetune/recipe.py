@@ -160,7 +160,9 @@ class DataSection(Section):
         [0.229, 0.224, 0.225], description="standard deviation per channel, of values in 0..1"
     )
     workers: Annotated[int, Field(ge=0)] = Field(
-        2, description="loader processes per training process; never changes what is loaded"
+        2,
+        description="loader processes per training process; never changes what is loaded (of a "
+        "stream, the order)",
     )
     cache: Literal["auto", "disk", "none"] = Field(
         "auto",

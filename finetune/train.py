@@ -109,6 +109,7 @@ def fit(recipe: Recipe) -> Result:
         on_main(lambda: check_output(recipe))
         task: Task = TRAINERS[recipe.task](recipe)
         on_main(task.check)
+        _same_samples(task, world_size, accelerator.device)
         on_main(lambda: open_output(recipe, world_size, cleanup))
 
         # Model, optimiser and schedule. The same seed everywhere gives the same fresh weights;
@@ -142,7 +143,8 @@ def fit(recipe: Recipe) -> Result:
             states.load(saved)
             progress = _Progress(**saved["metrics"], step=manifest["step"])
             sampler = saved.get("sampler", {})
-            task.load_sampler_state(sampler, world_size=world_size, step=progress.step)
+            remark = task.load_sampler_state(sampler, world_size=world_size, step=progress.step)
+            _say(rank, remark)
             if (manifest["world_size"], manifest["threads"]) != (
                 world_size,
                 torch.get_num_threads(),
@@ -150,8 +152,8 @@ def fit(recipe: Recipe) -> Result:
                 _say(
                     rank,
                     f"saved with {manifest['world_size']} process(es) of {manifest['threads']} "
-                    f"thread(s), going on with {world_size} of {torch.get_num_threads()}: the "
-                    "same samples, but not the same bits",
+                    f"thread(s), going on with {world_size} of {torch.get_num_threads()}: not the "
+                    "same bits",
                 )
             _say(rank, f"resumed {folder} at step {progress.step}")
         log = MetricsLog(output / "metrics.jsonl")
@@ -409,6 +411,20 @@ def _best_so_far(path: Path, task: Task) -> float | None:
     return max((score for score in scores if score is not None), default=None)
 
 
+def _same_samples(task: Task, world_size: int, device: torch.device) -> None:
+    """Each process opens the data for itself: what one cannot, all hear of; all see the same."""
+    problem, state = "", [0]
+    try:
+        state = [*task.sampler_state(world_size).values(), task.num_val_samples]
+    except UserError as error:
+        problem = str(error)
+    agree(problem)
+    sums = all_sum(torch.tensor(state, dtype=torch.int64, device=device))
+    if sums.tolist() != [value * world_size for value in state]:
+        problem = "the processes find different data: let no file come or go while they start"
+    agree(problem)
+
+
 # -------------------------------------------------------------------------------- in the loop
 
 
@@ -517,7 +533,7 @@ def _score(value: float | None) -> str:
 
 
 def _say(rank: int, text: str) -> None:
-    if rank == 0:
+    if rank == 0 and text:
         tqdm.write(text, file=sys.stderr)
 
 

@@ -16,7 +16,7 @@ from finetune import cli
 from finetune.data.presets import PRESETS
 from finetune.data.sources import open_split
 from finetune.errors import UserError
-from finetune.init import draft
+from finetune.init import draft, draft_from_table
 from finetune.pack import pack
 from finetune.recipe import load_recipe
 from finetune.train import fit
@@ -465,6 +465,16 @@ def test_what_save_to_disk_wrote(saved, camvid):
         assert np.array_equal(sample["mask"], ids(mask))
 
 
+def test_a_table_beside_pictures_is_not_what_is_meant(camvid, tmp_path):
+    for split, pictures in camvid.items():
+        for name, image, mask in pictures:
+            two_folders(tmp_path / "data", split, name, image, mask)
+    datasets.Dataset.from_dict({"a": [1]}).to_parquet(tmp_path / "data/metadata.parquet")
+    output, done = init(tmp_path / "data")
+    assert done.exit_code == 0, done.output
+    assert load_recipe(output).data.source == "folder"
+
+
 def test_what_pack_wrote_keeps_its_classes(camvid, tmp_path):
     for split, pictures in camvid.items():
         for name, image, mask in pictures:
@@ -473,9 +483,11 @@ def test_what_pack_wrote_keeps_its_classes(camvid, tmp_path):
     output, done = init(tmp_path / "packed")
     assert done.exit_code == 0, done.output
     recipe = load_recipe(output)
-    assert recipe.labels.names == NAMES
-    assert recipe.data.id_column == "id"
-    assert len(open_split(recipe.data, recipe.labels.build(), "train")) == COUNT
+    far = draft_from_table((tmp_path / "packed").as_uri(), tmp_path / "far.yaml").recipe
+    for own in (recipe, far):
+        assert own.labels.names == NAMES
+        assert own.data.id_column == "id"
+        assert len(open_split(own.data, own.labels.build(), "train")) == COUNT
 
 
 def test_from_elsewhere_by_the_first_rows(camvid, tmp_path, monkeypatch):
@@ -489,7 +501,7 @@ def test_from_elsewhere_by_the_first_rows(camvid, tmp_path, monkeypatch):
     done = CliRunner().invoke(cli.app, arguments)
     assert done.exit_code == 0, done.output
     assert "the first 3 rows of train alone" in done.output
-    recipe = load_recipe("far.yaml", ["train.steps=2", "data.streaming=true", *SMALL])
+    recipe = load_recipe("far.yaml", ["train.steps=5", "data.streaming=true", *SMALL])
     assert recipe.data.path == address
     assert recipe.labels.names == MADE_UP
     assert recipe.train.global_batch == COUNT

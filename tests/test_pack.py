@@ -92,6 +92,7 @@ def test_the_same_samples_come_out(source, tmp_path):
         assert_same(list(stream.samples(stream.shards, 0, len(stream))), expected)
     assert whole.labels.names == camvid(source).labels.names
     assert whole.train == camvid(source).train
+    assert whole.output != camvid(source).output
 
 
 def test_images_are_the_bytes_that_they_were_and_others_can_read_it(source, tmp_path):
@@ -156,7 +157,9 @@ def test_only_what_has_changed_is_written_again(source, tmp_path):
     before = files(output)
     mask = sorted((source / "trainannot").iterdir())[7]
     Image.fromarray(np.zeros((360, 480), np.uint8)).save(mask)
-    (output / "data/train-00000-of-00003.parquet").write_bytes(b"cut short")
+    damaged = bytearray(before["train-00000-of-00003.parquet"][0])
+    damaged[len(damaged) // 2] ^= 1
+    (output / "data/train-00000-of-00003.parquet").write_bytes(damaged)
     assert pack.pack(camvid(source), output).kept == 2
     after = files(output)
     assert after["train-00000-of-00003.parquet"][0] == before["train-00000-of-00003.parquet"][0]
@@ -172,6 +175,88 @@ def test_only_what_has_changed_is_written_again(source, tmp_path):
         samples_of(camvid(source), "train"),
     )
     assert len(files(output)) == 3  # 8 samples: two files, and the one of val
+
+
+def test_a_pack_that_is_not_finished_is_no_set(source, tmp_path):
+    """Neither the first one, nor one over an older, whole one."""
+    output = tmp_path / "packed"
+    pack.pack(camvid(source), output)
+    for image in sorted((source / "train").iterdir())[:2]:
+        image.unlink()
+        (source / "trainannot" / f"{image.stem}.png").unlink()
+    bad = sorted((source / "train").iterdir())[-1]
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:2000])
+    with pytest.raises(UserError, match="cannot be read"):
+        pack.pack(camvid(source), output)
+    recipe = load_recipe(output / "recipe.yaml")
+    for opened in (open_split, stream_split):
+        with pytest.raises(UserError, match=r"a pack that was not finished"):
+            opened(recipe.data, recipe.labels.build(), "train")
+    bad.write_bytes(whole)
+    pack.pack(camvid(source), output)
+    found = load_recipe(output / "recipe.yaml")
+    assert_same(samples_of(found, "train"), samples_of(camvid(source), "train"))
+    shard = output / "data/train-00001-of-00002.parquet"
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: is not as .*index\.json"):
+        samples_of(found, "train")
+
+
+def test_two_at_once(source, tmp_path):
+    output = tmp_path / "packed"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(source), str(output)],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.DEVNULL,
+    )
+    while not (output / "data").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    with pytest.raises(UserError, match="another `finetune pack` is writing there"):
+        pack.pack(camvid(source), output)
+    assert process.wait() == 0
+    assert pack.pack(camvid(source), output).kept == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (".pack.json", "", r"\.pack\.json: is damaged"),
+        (".pack.json", "[1]", r"\.pack\.json: is damaged"),
+        ("index.json", '{"finetune": "1", "labels": {}, "splits": {"train": {}}}', "is damaged"),
+    ],
+)
+def test_damaged_descriptions(source, tmp_path, name, content, message):
+    output = tmp_path / "packed"
+    pack.pack(camvid(source), output)
+    (output / name).write_text(content)
+    recipe = load_recipe(output / "recipe.yaml")
+    again = {
+        ".pack.json": lambda: pack.pack(camvid(source), output),
+        "index.json": lambda: samples_of(recipe, "train"),
+    }
+    with pytest.raises(UserError, match=message):
+        again[name]()
+
+
+def test_an_index_names_files_of_its_folder_only(source, tmp_path):
+    output = tmp_path / "packed"
+    pack.pack(camvid(source), output)
+    index = json.loads((output / "index.json").read_text())
+    for name in ("../x.parquet", "/x.parquet", "data/../../x.parquet", "s3://x/y.parquet"):
+        index["splits"]["train"]["shards"][0]["file"] = name
+        (output / "index.json").write_text(json.dumps(index))
+        with pytest.raises(UserError, match="lies outside its folder"):
+            hub_shards(str(output), "train")
+
+
+def test_names_of_splits_that_nobody_could_read(source, tmp_path):
+    with pytest.raises(UserError, match=r"data\.val_split: 'held-back' cannot name a split"):
+        pack.pack(
+            camvid(source, "data.val_fraction=0.2", "data.val_split=held-back"), tmp_path / "p"
+        )
+    assert not (tmp_path / "p").exists()
 
 
 def test_a_bad_sample_stops_it_and_loses_nothing(source, tmp_path):

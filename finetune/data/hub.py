@@ -6,6 +6,7 @@ Opened as a table in whole, or file by file (`finetune.data.shards`) for streami
 import json
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -46,7 +47,7 @@ def hub(
     where = f"{path} ({split})"
     if (saved := _saved(path)) is not None:
         return table_samples(_of_saved(saved, path, split), labels, columns, where)
-    if "://" in path:
+    if "://" in path or read_index(path) is not None:
         files: Any = {split: shard_addresses(path, split)}
         table = _asked(
             path, lambda: datasets.load_dataset("parquet", data_files=files, split=split)
@@ -76,6 +77,9 @@ def hub_shards(
             f"data.streaming: {path} was written by save_to_disk and lies here already. Take "
             "data.streaming=false."
         )
+    if (index := read_index(path)) is not None:
+        _check_split(path, split, list(index.splits))
+        return index.splits[split]
     if "://" in path:
         return read_footers(shard_addresses(path, split))
     files = _data_files(path, revision, subset)
@@ -97,6 +101,8 @@ def split_names(path: str, *, revision: str | None = None, subset: str | None = 
     """
     if (saved := _saved(path)) is not None:
         return list(saved) if isinstance(saved, datasets.DatasetDict) else [_own_name(saved)]
+    if (index := read_index(path)) is not None:
+        return list(index.splits)
     if "://" in path:
         return _splits_at(path)
     return list(_data_files(path, revision, subset))
@@ -140,10 +146,10 @@ def shard_addresses(path: str, split: str) -> list[str]:
     Raises:
         UserError: It cannot be reached, or there are none.
     """
+    if (index := read_index(path)) is not None:
+        _check_split(path, split, list(index.splits))
+        return [shard.address for shard in index.splits[split]]
     root = path.rstrip("/")
-    if (index := _index(root)) is not None:
-        _check_split(path, split, list(index))
-        return [f"{root}/{shard['file']}" for shard in index[split]["shards"]]
     patterns = [f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
     patterns.append(f"{split}.parquet")
 
@@ -165,8 +171,6 @@ def shard_addresses(path: str, split: str) -> list[str]:
 def _splits_at(path: str) -> list[str]:
     """The splits of a folder of any file system, in the patterns of `shard_addresses`."""
     root = path.rstrip("/")
-    if (index := _index(root)) is not None:
-        return list(index)
 
     def found() -> list[str]:
         file_system, folder = fsspec.core.url_to_fs(root)
@@ -185,16 +189,65 @@ def _splits_at(path: str) -> list[str]:
     raise UserError(f"data.path: {path} holds no Parquet files.")
 
 
-def _index(root: str) -> dict[str, Any] | None:
-    """The splits in a pack's index, if there is one."""
+@dataclass(frozen=True)
+class Index:
+    """What `finetune pack` says of what it wrote."""
+
+    splits: dict[str, list[Shard]]
+    labels: dict[str, Any]
+    """A `labels:` block."""
+
+
+def read_index(path: str) -> Index | None:
+    """The index of a pack, here or elsewhere; None if it is none.
+
+    Raises:
+        UserError: The pack is not finished, its index is damaged, or a file is not as indexed.
+    """
+    is_here = "://" not in path
+    root = str(Path(path).expanduser().absolute()) if is_here else path.rstrip("/")
+    if is_here and not Path(root).is_dir():
+        return None
     try:
         with fsspec.open(f"{root}/index.json", "rt", encoding="utf-8") as file:
             content = json.load(file)
-        return dict(content["splits"]) if "finetune" in content else None
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, NotADirectoryError):
+        if is_here and (Path(root) / ".pack.json").is_file():
+            raise UserError(
+                f"data.path: {path} is a pack that was not finished. Run `finetune pack` again."
+            ) from None
+        return None
+    except json.JSONDecodeError:
         return None
     except Exception as error:  # each file system raises its own
         raise _not_opened(root, error) from error
+    if not isinstance(content, dict) or "finetune" not in content:
+        return None
+    try:
+        index = Index(
+            {
+                str(split): [_indexed(root, shard, is_here) for shard in entry["shards"]]
+                for split, entry in content["splits"].items()
+            },
+            dict(content["labels"]),
+        )
+        Labels.build(**index.labels)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{root}/index.json: is damaged ({error!r}). Pack again.") from error
+    return index
+
+
+def _indexed(root: str, entry: dict[str, Any], is_here: bool) -> Shard:
+    name = str(entry["file"])
+    if name.startswith(("/", ".")) or ".." in name.split("/") or "://" in name or "\\" in name:
+        raise UserError(f"{root}/index.json: {name!r} lies outside its folder.")
+    if is_here:
+        file = Path(root) / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise UserError(f"{file}: is not as {root}/index.json says. Run `finetune pack` again.")
+    return Shard(f"{root}/{name}", tuple(int(rows) for rows in entry["row_groups"]))
 
 
 def _data_files(path: str, revision: str | None, subset: str | None) -> dict[str, list[str]]:
@@ -222,6 +275,9 @@ def _not_opened(path: str, error: Exception) -> UserError:
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
     hint = ""
+    if "Config name is missing" in reason:
+        names = " ".join(lines[1:])
+        return UserError(f"data.subset: {path} holds several sets; name one. {names}")
     if "://" not in path and not Path(path).expanduser().exists():
         hint = " A Hub id is owner/name; private sets need `hf auth login`."
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):

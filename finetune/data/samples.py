@@ -81,9 +81,10 @@ def preflight(dataset: datasets.Dataset) -> None:
     Raises:
         UserError: The first thing wrong, in the order of the rows.
     """
-    first = dataset.with_format(None)[0]["image"]
-    if reader_of(dataset).pictures.files(first):  # in a table even a header costs the whole row
+    first, reader = dataset.with_format(None)[0]["image"], reader_of(dataset)
+    if reader.pictures.files(first):  # in a table even a header costs the whole row
         upright_sizes(dataset)
+    if reader.pictures.files(first) or reader.num_channels != 3:
         image_dtypes(dataset)
     spread = np.linspace(0, len(dataset) - 1, min(_NUM_DECODED, len(dataset)))
     for index in sorted({int(i) for i in spread}):

@@ -63,9 +63,7 @@ def read_footers(addresses: Sequence[str]) -> list[Shard]:
 
     def footer(address: str) -> Shard:
         with _Opened(address) as file:
-            groups = file.metadata
-            sizes = [groups.row_group(i).num_rows for i in range(groups.num_row_groups)]
-            return Shard(address, tuple(sizes))
+            return Shard(address, _row_groups(file))
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return list(pool.map(footer, addresses))
@@ -104,6 +102,8 @@ def _insistently(shard: Shard, columns: Sequence[str], first: int, last: int) ->
             for row in _rows_of(shard, columns, first, last):
                 first, failures = row.number + 1, 0
                 yield row
+        except _NotAsFoundError:
+            raise
         except UserError:
             failures += 1
             if "://" not in shard.address or failures == _NUM_TRIES:
@@ -113,6 +113,15 @@ def _insistently(shard: Shard, columns: Sequence[str], first: int, last: int) ->
 
 def _rows_of(shard: Shard, columns: Sequence[str], first: int, last: int) -> Iterator[Row]:
     with _Opened(shard.address) as file:
+        if _row_groups(file) != shard.row_groups:
+            raise _NotAsFoundError(
+                f"{shard.address}: holds other rows than when it was looked at first. Start again, "
+                "or bring it back as it was."
+            )
+        if missing := set(columns) - set(file.schema_arrow.names):
+            raise _NotAsFoundError(
+                f"{shard.address}: has no column {missing.pop()!r}, as other files of the set have."
+            )
         start = 0
         for group, size in enumerate(shard.row_groups):
             if first < start + size and start < last:
@@ -124,6 +133,14 @@ def _rows_of(shard: Shard, columns: Sequence[str], first: int, last: int) -> Ite
                             yield Row(shard, number + low + i, values)
                     number += len(batch)
             start += size
+
+
+def _row_groups(file: pq.ParquetFile) -> tuple[int, ...]:
+    return tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
+
+
+class _NotAsFoundError(UserError):
+    """A file that is there and whole: to ask again would not help."""
 
 
 class _Opened:

@@ -9,6 +9,8 @@ to go on in mid-epoch. What does not fill a last global batch is left out, at mo
 one sample, equally on every process, and other samples in each epoch.
 """
 
+import functools
+import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +21,15 @@ import numpy as np
 
 from finetune.data.files import Picture
 from finetune.data.labels import Labels
-from finetune.data.samples import ReadSamples
+from finetune.data.samples import ReadSamples, check_one_depth
 from finetune.data.shards import Row, Shard, read_features, read_rows
 from finetune.data.tables import Columns, mask_form, picture_of
 from finetune.errors import UserError
 
 BLOCK = 256
 """Samples that are permuted together."""
+_SHIFT = 2**32
+"""Tells the draw of the cut from those of blocks."""
 
 
 class Streamed:
@@ -62,6 +66,20 @@ class Streamed:
     def __len__(self) -> int:
         return self.num_samples
 
+    @property
+    def identity(self) -> int:
+        """48 bits of the files' names and rows: of what an order of samples is an order."""
+        content = repr([(shard.name, shard.row_groups) for shard in self.shards])
+        return int(hashlib.sha256(content.encode()).hexdigest()[:12], 16)
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """Of the images: RGB in bytes, or as the first one has it; the others must have it too."""
+        if self._reader.num_channels == 3:
+            return np.dtype(np.uint8)
+        row = next(read_rows(self.shards, self._names(), 0, 1))
+        return self._read(row)[0].dtype
+
     def check(self) -> None:
         """Reads the first sample and the last: each may cost a row group, over a network.
 
@@ -83,20 +101,28 @@ class Streamed:
         rng = np.random.default_rng([lane.seed, lane.epoch])
         shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
         begin = lane.first + start // BLOCK * BLOCK
-        rows = read_rows(shards, self._names(), begin, lane.last)
+        rows = read_rows(shards * 2, self._names(), begin, lane.last)  # a ring
         for first in range(begin, lane.last, BLOCK):
             block = list(itertools.islice(rows, BLOCK))
             order = np.random.default_rng([lane.seed, lane.epoch, first]).permutation(len(block))
             skipped = max(lane.first + start - first, 0)
             yield from (self._sample(block[i]) for i in order[skipped:])
 
-    def _sample(self, row: Row) -> dict[str, Any]:
+    def _read(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         columns = self.columns
         pictures = (
             picture_of(row.values[name], f"{row}, {name}") for name in (columns.image, columns.mask)
         )
-        image, mask = self._reader.read(*pictures)
-        name = row.values[columns.id] if columns.id else f"{row.shard.name}-{row.number}"
+        return self._reader.read(*pictures)
+
+    def _sample(self, row: Row) -> dict[str, Any]:
+        image, mask = self._read(row)
+        check_one_depth([self.dtype, image.dtype], ["the first image of the split", str(row)])
+        name = f"{row.shard.name}-{row.number}"
+        if self.columns.id is not None:
+            name = row.values[self.columns.id]
+            if name is None:
+                raise UserError(f"{row}, {self.columns.id}: is empty; a sample needs a name.")
         return {"image": image, "mask": mask, "id": str(name)}
 
     def _names(self) -> list[str]:
@@ -106,7 +132,7 @@ class Streamed:
 
 @dataclass(frozen=True)
 class Lane:
-    """A stretch of an epoch's sequence that one worker reads."""
+    """A stretch of an epoch's ring of samples that one worker reads."""
 
     seed: int
     epoch: int
@@ -167,9 +193,15 @@ class StreamOrder:
     def _lane(self, epoch: int, number: int, workers: int, per_epoch: int) -> Lane:
         """Lane `number` of this process: its micro-batches number, number + workers, ..."""
         turns = [len(range(i, per_epoch, workers)) for i in range(number + 1)]
-        first = self.rank * per_epoch + sum(turns[:-1])
-        last = first + turns[-1]
-        return Lane(self.seed, epoch, first * self.micro_batch, last * self.micro_batch)
+        first = (self.rank * per_epoch + sum(turns[:-1])) * self.micro_batch
+        last = first + turns[-1] * self.micro_batch
+        # The sequence is a ring, which is cut elsewhere in each epoch: so each sample is left out
+        # as often as any other, also where there is one file only.
+        shift = 0
+        if self.num_samples % self.global_batch:
+            rng = np.random.default_rng([self.seed, epoch, _SHIFT])
+            shift = int(rng.integers(self.num_samples))
+        return Lane(self.seed, epoch, first + shift, last + shift)
 
 
 class _Handed:

@@ -30,6 +30,10 @@ class Task(Protocol):
     def num_train_samples(self) -> int:
         """Images in an epoch."""
 
+    @property
+    def num_val_samples(self) -> int:
+        """Images of an evaluation."""
+
     def check(self) -> None:
         """Looks at the training and validation data, before anything is built."""
 
@@ -44,8 +48,8 @@ class Task(Protocol):
     def sampler_state(self, world_size: int) -> dict[str, int]:
         """What the order of samples depends on besides the recipe and the step."""
 
-    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> None:
-        """Looks at what was saved; a UserError if it cannot be gone on from at this step."""
+    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> str:
+        """Looks at what was saved: what to say of it, or a UserError if it cannot go on from it."""
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
         """The sum of the losses and the weight that it is to be divided by, two scalars."""

@@ -91,6 +91,11 @@ class SegmentationTask:
         count, batch = len(self.train_samples), self.recipe.train.global_batch
         return count // batch * batch if self.recipe.data.streaming else count
 
+    @property
+    def num_val_samples(self) -> int:
+        """Images of an evaluation."""
+        return len(self.val_samples)
+
     def check(self) -> None:
         """Reads every header and a few samples of both splits, and opens the cache of both.
 
@@ -173,32 +178,36 @@ class SegmentationTask:
 
     def sampler_state(self, world_size: int) -> dict[str, int]:
         """What the order of samples depends on besides the recipe and the step."""
-        state = {"num_samples": len(self.train_samples)}
-        if self.recipe.data.streaming:
+        samples = self.train_samples
+        state = {"num_samples": len(samples)}
+        if isinstance(samples, Streamed):
+            state["files"] = samples.identity
             state["world_size"] = world_size
             state["workers"] = self.recipe.data.workers
             state["micro_batch"] = self.recipe.batch_split(world_size)[0]
         return state
 
-    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> None:
+    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> str:
         """Refuses to go on in the middle of an epoch of a stream that is shared otherwise now."""
         now = self.sampler_state(world_size)
         if not saved or saved == now:
-            return
-        changed = ", ".join(f"{key} {saved.get(key)} -> {now.get(key)}" for key in now)
-        per_epoch = self.num_train_samples // self.recipe.train.global_batch
-        if self.recipe.data.streaming and step % per_epoch:
+            return ""
+        keys = [key for key in now if saved.get(key) != now[key]]
+        what = ", ".join(
+            "other files" if key == "files" else f"{key} {saved.get(key)} -> {now[key]}"
+            for key in keys
+        )
+        if not self.recipe.data.streaming:
+            return f"the training split has changed ({what}): samples come in another order"
+        batch = self.recipe.train.global_batch
+        per_epoch = {count // batch for count in (saved["num_samples"], now["num_samples"])}
+        if any(step % steps for steps in per_epoch):
             raise UserError(
-                f"data.streaming: step {step} is in the middle of an epoch ({per_epoch} steps), "
-                f"and what processes and workers read has changed: {changed}. Go on as it was, or "
-                "from a checkpoint at the end of an epoch (resume=...)."
+                f"data.streaming: step {step} is in the middle of an epoch ({max(per_epoch)} "
+                f"steps), and what processes and workers read has changed: {what}. Go on as it "
+                "was, or from a checkpoint at the end of an epoch (resume=...)."
             )
-        if saved.get("num_samples") != now["num_samples"]:
-            warnings.warn(
-                f"the training split has changed since the checkpoint ({changed}): samples come "
-                "in another order",
-                stacklevel=2,
-            )
+        return f"a new epoch begins, shared otherwise ({what}): the same samples in other batches"
 
     def _cached(self, *splits: datasets.Dataset | Streamed) -> list[Samples | Streamed]:
         """Splits as loaders read them: from the cache, about which the main process says a line."""
@@ -218,7 +227,7 @@ class SegmentationTask:
         if self.recipe.model.num_channels == 3:
             return np.dtype(np.uint8)
         if isinstance(split, Streamed):
-            return np.dtype(split[0]["image"].dtype)
+            return split.dtype
         return first_dtype(split)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -154,6 +155,43 @@ def test_what_does_not_fill_a_global_batch_is_left_out_on_every_process(streamed
     assert left_out[0] != left_out[1] != left_out[2]
 
 
+def test_what_is_left_out_changes_with_one_file_too(tmp_path):
+    """36 of 100 in each epoch: over 50 of them each sample comes about as often as any other."""
+    write_shards(tmp_path, "train", (100,))
+    one = Streamed(hub_shards(str(tmp_path), "train"), LABELS, COLUMNS)
+    found = Counter(names(served(one, micro_batch=64, last=50)))
+    assert sum(found.values()) == 64 * 50
+    assert len(found) == 100
+    assert min(found.values()) > 16  # of 32 expected
+
+
+def test_each_row_group_is_read_once_in_a_lane(streamed, monkeypatch):
+    """Of 90 rows in groups of 13: blocks end elsewhere."""
+    read = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def counted(self, *arguments, **options):
+        read.extend(options["row_groups"])
+        return iter_batches(self, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert len(names(served(streamed))) == COUNT
+    assert len(read) == sum(len(shard.row_groups) for shard in streamed.shards)
+
+
+def test_a_file_that_changes_in_between_is_named(tmp_path):
+    write_shards(tmp_path, "train", (30, 30))
+    samples = Streamed(hub_shards(str(tmp_path), "train"), LABELS, COLUMNS)
+    shorter = tmp_path / "train-00001-of-00002.parquet"
+    pq.write_table(pq.read_table(shorter).slice(0, 7), shorter)
+    with pytest.raises(UserError, match=r"train-00001.*holds other rows than when it was looked"):
+        list(samples.samples(samples.shards, 0, 60))
+    pq.write_table(pq.read_table(shorter).drop(["mask"]), shorter)
+    samples = Streamed(hub_shards(str(tmp_path), "train"), LABELS, COLUMNS)
+    with pytest.raises(UserError, match=r"train-00001.*has no column 'mask'"):
+        list(samples.samples(samples.shards, 0, 37))
+
+
 def test_gradient_accumulation_takes_the_same_epoch(streamed):
     ranks = served(streamed, world_size=2, micro_batch=4, accumulation=3)
     assert [len(batches) for batches in ranks] == [COUNT // 8] * 2
@@ -267,8 +305,15 @@ def test_a_stop_in_mid_epoch_is_not_gone_on_with_by_others(folder):
     task = SegmentationTask(recipe(folder))
     saved = task.sampler_state(2)
     assert task.num_train_samples == COUNT
-    task.load_sampler_state(saved, world_size=2, step=5)
-    task.load_sampler_state(saved, world_size=1, step=COUNT // 8)  # the end of an epoch
+    assert task.load_sampler_state(saved, world_size=2, step=5) == ""
+    end = task.load_sampler_state(saved, world_size=1, step=COUNT // 8)  # of an epoch
+    assert "the same samples in other batches" in end
+    others = {**saved, "files": saved["files"] + 1}
+    with pytest.raises(UserError, match=r"step 5 is in the middle .* has changed: other files"):
+        task.load_sampler_state(others, world_size=2, step=5)
+    longer = {**saved, "num_samples": COUNT + 8 * 5}  # whose epochs end elsewhere
+    with pytest.raises(UserError, match=r"step 48 is in the middle"):
+        task.load_sampler_state(longer, world_size=2, step=48)
     with pytest.raises(
         UserError, match=r"data\.streaming: step 5 .* \(48 steps\).*world_size 2 -> 1"
     ):

@@ -26,11 +26,13 @@ def recognise(root: Path) -> list[Layout]:
     """
     if not root.is_dir():
         raise UserError(f"{root}: is not a folder. Give the folder that holds images and masks.")
-    known = ultralytics(root) or official(root) or table_folder(root)
+    known = ultralytics(root) or official(root)
     if known is not None:
         return [known]
     tree = walk(root)
     layouts = [*coco_files(tree)] or pairs(tree)
+    if not layouts and (known := table_folder(root)) is not None:
+        return [known]
     if not layouts:
         raise UserError(
             f"{root}: no pairs of images and masks found. Looked for a data.yaml, for COCO's JSON, "

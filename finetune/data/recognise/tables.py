@@ -1,13 +1,13 @@
 """Tables: what `datasets` wrote, by its splits, its columns and some of its rows."""
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from finetune.data.files import Picture
-from finetune.data.hub import first_rows, hub, hub_shards, split_names
+from finetune.data.hub import first_rows, hub, hub_shards, read_index, split_names
 from finetune.data.labels import Labels
 from finetune.data.masks import IdMasks
 from finetune.data.recognise.layout import (
@@ -46,7 +46,7 @@ def table(path: str, revision: str | None = None) -> Layout:
     splits = split_names(path, revision=revision)
     train = next((name for name in TRAIN_NAMES if name in splits), splits[0])
     val = next((name for name in VAL_NAMES if name in splits and name != train), None)
-    index = _index(path)
+    index = read_index(path)
     is_here = Path(path).is_dir()
     features, rows = first_rows(path, train, 1 if is_here else NUM_ROWS, revision=revision)
     columns = guess_columns(features, path)
@@ -61,12 +61,20 @@ def table(path: str, revision: str | None = None) -> Layout:
     if val is None:
         data |= {"val_split": "held_back", "val_fraction": VAL_FRACTION}
         assumed.append(f"no split to evaluate on: {VAL_FRACTION:.0%} of {train} are held back")
+    pictures: list[tuple[Picture, Picture]] = []
     if is_here:
-        pictures = _spread(path, train, columns)
+        for name in filter(None, (train, val)):
+            pictures += _spread(path, name, columns)
     else:
-        pictures = [_pair(row, columns, f"{path} ({train}), row {i}") for i, row in enumerate(rows)]
+        for i, row in enumerate(rows):
+            with suppress(UserError):  # of an empty row, which the doctor names, and the training
+                pictures.append(_pair(row, columns, f"{path} ({train}), row {i}"))
         assumed.append(f"what masks hold is known from the first {len(rows)} rows of {train} alone")
-    seen = TableRows(tuple(pictures), _count(path, train, revision), is_here, index)
+    if not pictures:
+        raise UserError(f"{path}: not one of the rows that were looked at holds image and mask.")
+    seen = TableRows(
+        tuple(pictures), _count(path, train, revision), is_here, index.labels if index else None
+    )
     data = {key: value for key, value in data.items() if value is not None}
     return Layout("table", data, tuple(found), tuple(assumed), table=seen)
 
@@ -81,10 +89,11 @@ def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Pict
     reader = reader_of(samples)
     assert isinstance(reader.form, IdMasks)
     places = np.linspace(0, len(samples) - 1, min(NUM_ROWS, len(samples))).round().astype(int)
-    return [
-        (reader.pictures.open(str(place)), reader.form.pictures.open(str(place)))
-        for place in places
-    ]
+    found = []
+    for place in map(str, places):
+        with suppress(UserError):  # of an empty row, which the doctor names, and the training
+            found.append((reader.pictures.open(place), reader.form.pictures.open(place)))
+    return found
 
 
 def _count(path: str, split: str, revision: str | None) -> int | None:
@@ -93,16 +102,3 @@ def _count(path: str, split: str, revision: str | None) -> int | None:
         return sum(shard.num_rows for shard in hub_shards(path, split, revision=revision))
     except UserError:
         return None
-
-
-def _index(path: str) -> dict[str, Any] | None:
-    """The `labels:` block of what `finetune pack` wrote here."""
-    file = Path(path) / "index.json"
-    if not file.is_file():
-        return None
-    try:
-        labels = json.loads(file.read_text(encoding="utf-8"))["labels"]
-        Labels.build(**labels)
-    except (OSError, ValueError, KeyError, TypeError, UserError):  # of another program
-        return None
-    return dict(labels)
