@@ -2,10 +2,10 @@
 
 What happens to a sample is a function of the recipe's seed and the sample's position in the global
 sequence alone; the sequence is a function of the seed and the epoch. So neither the number of
-workers, nor that of processes, nor a resume changes what is trained on (what is streamed comes in an
-order of its own, see `finetune.data.stream`). Batches are bytes:
-`pixel_values` uint8 (B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64. Only
-images of 16 bit are int32: torch knows uint16 by name, and can do next to nothing with it.
+workers, nor that of processes, nor a resume changes what is trained on (what is streamed comes in
+an order of its own, see `finetune.data.stream`). Batches are bytes: `pixel_values` uint8
+(B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64. Only images of 16 bit are
+int32: torch knows uint16 by name, and can do next to nothing with it.
 """
 
 import functools
