@@ -57,6 +57,7 @@ RESERVE = 2**30
 _FORMAT = 3
 _SUFFIX = ".samples"
 _ALIGNMENT = 64  # of slots, in bytes
+_NUM_LOOKED_AT = 16  # rows of a table
 _NUM_THREADS = 8  # asking for the times of files waits for the disk
 _MAGIC = b"finetune decoded"
 _HEADER = struct.Struct("<16s32s16sQQI")  # magic, key, generation, slots, file size, checksum
@@ -330,6 +331,8 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
         slots = there()
     if slots is not None and not slots.is_outdated(files):
         return slots
+    if not files[0][0]:
+        _check_limit(folder, _estimate(samples), mode)
     # Without the lock: a large set on a slow disk takes minutes, in which nobody else shall wait.
     depths = [dtype.itemsize for dtype in image_dtypes(samples)]
     header, size = _layout(
@@ -425,17 +428,7 @@ def _make_room(path: Path, size: int, mode: Mode) -> None:
         _TooLargeError: It does not fit.
     """
     files = {file: file.stat() for file in path.parent.glob(f"*{_SUFFIX}")}
-    taken = sum(stat.st_blocks * 512 for stat in files.values())
-    free = shutil.disk_usage(path.parent).free + taken
-    need = f"the images decoded take {_gigabytes(size)}"
-    if mode == "disk":
-        limit, name = free - RESERVE, f"the free disk at {path.parent} less {_gigabytes(RESERVE)}"
-    else:
-        limit, name = free // 4, f"a quarter of the free disk at {path.parent}"
-        if size > (half := _memory() // 2):
-            raise _TooLargeError(f"{need}, more than half of the memory, {_gigabytes(half)}")
-    if size > limit:
-        raise _TooLargeError(f"{need}, more than {name}, {_gigabytes(max(limit, 0))}")
+    need, limit, name = _check_limit(path.parent, size, mode)
     others = sorted(files.keys() - {path}, key=lambda file: files[file].st_mtime_ns)
     promised = sum(files[file].st_size for file in others)
     for file in others:
@@ -448,6 +441,34 @@ def _make_room(path: Path, size: int, mode: Mode) -> None:
             f"{need}, and {_gigabytes(promised)} are kept for other runs that go on: more than "
             f"{name}, {_gigabytes(limit)}"
         )
+
+
+def _check_limit(folder: Path, size: int, mode: Mode) -> tuple[str, int, str]:
+    """What a set takes, what all may take, and what that is.
+
+    Raises:
+        _TooLargeError: The set alone is too large.
+    """
+    taken = sum(file.stat().st_blocks * 512 for file in folder.glob(f"*{_SUFFIX}"))
+    free = shutil.disk_usage(folder).free + taken
+    need = f"the images decoded take {_gigabytes(size)}"
+    if mode == "disk":
+        limit, name = free - RESERVE, f"the free disk at {folder} less {_gigabytes(RESERVE)}"
+    else:
+        limit, name = free // 4, f"a quarter of the free disk at {folder}"
+        if size > (half := _memory() // 2):
+            raise _TooLargeError(f"{need}, more than half of the memory, {_gigabytes(half)}")
+    if size > limit:
+        raise _TooLargeError(f"{need}, more than {name}, {_gigabytes(max(limit, 0))}")
+    return need, limit, name
+
+
+def _estimate(samples: datasets.Dataset) -> int:
+    """Bytes that a table takes decoded, by some of its rows: each header costs a whole row."""
+    spread = np.linspace(0, len(samples) - 1, min(_NUM_LOOKED_AT, len(samples)))
+    reader, some = reader_of(samples), samples.select(sorted({int(i) for i in spread}))
+    pixels = sum(height * width for height, width in upright_sizes(some))
+    return pixels * (reader.num_channels + 1) * len(samples) // len(some)
 
 
 def _removed(file: Path) -> bool:

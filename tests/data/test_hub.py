@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.data import cache
+from finetune.data.cache import CachedSamples
 from finetune.data.hub import first_rows, hub, hub_shards, split_names
 from finetune.data.labels import Labels
 from finetune.data.layouts import camvid
 from finetune.data.presets import PRESETS
 from finetune.data.samples import preflight
 from finetune.data.shards import read_footers, read_rows
-from finetune.data.tables import Columns, guess_columns
+from finetune.data.tables import Columns, TablePictures, guess_columns
 from finetune.errors import UserError
 
 CAMVID = PRESETS["camvid"]
@@ -183,6 +185,24 @@ def test_bad_rows_are_named(rows, tmp_path):
             found[index]
     with pytest.raises(UserError, match="row 0, image"):
         preflight(found)
+
+
+def test_a_table_too_large_to_be_kept_is_not_read_to_find_that_out(table, tmp_path, monkeypatch):
+    monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
+    as_parquet(table, tmp_path)
+    samples = hub(str(tmp_path), "train", LABELS, Columns())
+    whole = CachedSamples(samples, "auto")
+    assert whole.slots is not None
+    read = []
+    monkeypatch.setattr(cache, "_memory", lambda: 2**20)
+    monkeypatch.setattr(cache, "_NUM_LOOKED_AT", 2)
+    opened = TablePictures.open
+    monkeypatch.setattr(
+        TablePictures, "open", lambda own, row: read.append(row) or opened(own, row)
+    )
+    (next((tmp_path / "cache").glob("*.samples"))).unlink()
+    assert "more than half of the memory" in CachedSamples(samples, "auto").refusal
+    assert set(read) == {"0", str(COUNT - 1)}
 
 
 def test_what_is_no_data_set(tmp_path):
