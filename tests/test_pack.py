@@ -284,7 +284,7 @@ from finetune.recipe import load_recipe
 pack.SHARD, pack.ROW_GROUP = 5, 2
 encoded = pack._encoded
 def slowly(*arguments):
-    time.sleep(0.05)
+    time.sleep(0.2)
     return encoded(*arguments)
 pack._encoded = slowly
 pack.pack(load_recipe("camvid", [f"data.path={sys.argv[1]}"]), Path(sys.argv[2]), workers=1)

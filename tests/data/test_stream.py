@@ -252,7 +252,7 @@ def recipe(folder: Path, *more: str):
 
 SMALL = [
     *["model.depths=[1,1,1,1]", "model.hidden_sizes=[8,16,40,64]", "model.decoder_hidden_size=32"],
-    *["train.steps=24", "train.eval_every=24", "train.checkpoint_every=4", "train.log_every=1"],
+    *["train.steps=36", "train.eval_every=36", "train.checkpoint_every=4", "train.log_every=1"],
     *["train.threads=1"],
 ]
 
@@ -287,7 +287,7 @@ def test_killed_in_mid_epoch_it_goes_on_with_the_same_samples(folder, tmp_path):
     resumed = start(folder, output)
     said = resumed.communicate()[0]
     assert resumed.returncode == 0, said
-    assert re.search(r"resumed .*step-000000(08|12|16|20) ", said), said
+    assert 8 <= int(re.search(r"resumed .*step-0*(\d+) ", said)[1]) < 36, said
     one, other = (load_file(run / "last/model.safetensors") for run in (tmp_path / "whole", output))
     assert one.keys() == other.keys()
     for name, weight in one.items():
