@@ -81,11 +81,10 @@ sys.exit(status)
 """
 
 
-def report(what: str, seconds: float, memory: float) -> None:
-    speed = COUNT / seconds
-    print(
-        f"\n{what}: {COUNT} images, {seconds:.0f} s ({speed:.0f} a second), {memory / GIB:.2f} GiB"
-    )
+def report(what: str, seconds: float, memory: float, count: int = COUNT) -> None:
+    speed = count / seconds
+    line = f"{what}: {count} images, {seconds:.0f} s ({speed:.0f} a second)"
+    print(f"\n{line}, {memory / GIB:.2f} GiB")
 
 
 def test_doctor(data, tmp_path):
