@@ -19,7 +19,7 @@ from finetune.data.files import (
     MASK_SUFFIXES,
 )
 from finetune.data.labels import Labels
-from finetune.data.masks import ClassFiles, ColorMasks, IdMasks, MaskForm
+from finetune.data.masks import ClassFiles, MaskForm, picture_masks
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
 
@@ -66,7 +66,7 @@ def image_folder(
             f"data.path: images and masks are both looked for in {image_dir} under the same names. "
             f"Keep masks in a folder of their own, or end their names in a suffix such as _mask."
         )
-    form: MaskForm = IdMasks()
+    form: MaskForm = picture_masks(labels)
     if "{class}" in masks + mask_suffix:
         form = ClassFiles()
         found = _class_files(root, masks, mask_suffix, split, labels, faults)
@@ -78,11 +78,7 @@ def image_folder(
         }
     else:
         mask_dir = existing_folder(root, masks, split)
-        suffixes: tuple[str, ...] = MASK_SUFFIXES
-        if labels.kind == "colors":
-            suffixes = COLOR_MASK_SUFFIXES
-            colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
-            form = ColorMasks(colors, labels.tolerance)
+        suffixes = COLOR_MASK_SUFFIXES if labels.kind == "colors" else MASK_SUFFIXES
         files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
         taken = set(files.values()) if mask_suffix and image_dir == mask_dir else set()
         mask_files = {key: str(file) for key, file in files.items()}
@@ -222,8 +218,7 @@ def files_by_key(
                 continue
             if not path.stem.endswith(name_suffix) or (skip and path in skip):
                 continue
-            stem = path.stem.removesuffix(name_suffix)
-            key = path.relative_to(folder).with_name(stem or path.stem).as_posix()
+            key = _key(path, folder, name_suffix)
             if key in files:
                 if faults is None:
                     raise UserError(
@@ -261,10 +256,14 @@ def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob(f"*{glob.escape(name_suffix)}.*")):
         if path.suffix.lower() not in MASK_SUFFIXES and not path.name.startswith("."):
-            stem = path.stem.removesuffix(name_suffix)
-            key = path.relative_to(folder).with_name(stem or path.stem).as_posix()
-            found.setdefault(key, []).append(path)
+            found.setdefault(_key(path, folder, name_suffix), []).append(path)
     return found
+
+
+def _key(path: Path, folder: Path, name_suffix: str) -> str:
+    """What an image and its mask have in common: the relative path without type and suffix."""
+    stem = path.stem.removesuffix(name_suffix) or path.stem
+    return path.relative_to(folder).with_name(stem).as_posix()
 
 
 def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:

@@ -10,14 +10,14 @@ import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, ClassVar, Literal, NoReturn, Protocol
 
 import numpy as np
 
 from finetune.data.files import FILES, Pictures, mask_size, read_colors, read_mask
-from finetune.data.labels import NO_OBJECT, UNCOUNTED
+from finetune.data.labels import NO_OBJECT, UNCOUNTED, Labels
 from finetune.errors import UserError
 
 Overlap = Literal["area", "order"]
@@ -52,10 +52,12 @@ class MaskForm(Protocol):
 
 
 @dataclass(frozen=True)
-class IdMasks:
-    """One picture an image, whose pixels hold ids: grey, palette or 16 bit."""
+class _PictureMasks:
+    """One picture an image."""
 
-    pictures: Pictures = FILES
+    pictures: Pictures = field(default=FILES, kw_only=True)
+
+    _of_ids: ClassVar[bool]
 
     def name(self, reference: Any) -> str:
         """The picture's."""
@@ -67,7 +69,14 @@ class IdMasks:
 
     def size(self, reference: Any) -> Size | None:
         """The picture's."""
-        return mask_size(self.pictures.open(reference), of_ids=True)
+        return mask_size(self.pictures.open(reference), of_ids=self._of_ids)
+
+
+@dataclass(frozen=True)
+class IdMasks(_PictureMasks):
+    """One picture an image, whose pixels hold ids: grey, palette or 16 bit."""
+
+    _of_ids = True
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
         """The ids as stored; of a palette its indices."""
@@ -75,7 +84,7 @@ class IdMasks:
 
 
 @dataclass(frozen=True)
-class ColorMasks:
+class ColorMasks(_PictureMasks):
     """One picture an image, whose colours stand for classes."""
 
     colors: tuple[int, ...]
@@ -83,19 +92,8 @@ class ColorMasks:
     tolerance: int = 0
     """How far each channel may be off: JPEG damages colours. A pixel takes the nearest colour of
     the table (in the largest difference of a channel; the first, of several)."""
-    pictures: Pictures = FILES
 
-    def name(self, reference: Any) -> str:
-        """The picture's."""
-        return self.pictures.name(reference)
-
-    def files(self, reference: Any) -> list[Path]:
-        """The picture's."""
-        return self.pictures.files(reference)
-
-    def size(self, reference: Any) -> Size | None:
-        """The picture's."""
-        return mask_size(self.pictures.open(reference), of_ids=False)
+    _of_ids = False
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
         """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
@@ -138,6 +136,14 @@ def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarr
 
 def _channels(packed: np.ndarray) -> np.ndarray:
     return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)
+
+
+def picture_masks(labels: Labels, pictures: Pictures = FILES) -> IdMasks | ColorMasks:
+    """How masks of one picture an image are read for some labels: as ids, or as colours."""
+    if labels.kind == "ids":
+        return IdMasks(pictures=pictures)
+    colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
+    return ColorMasks(colors, labels.tolerance, pictures=pictures)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ import numpy as np
 
 from finetune.data.files import Picture
 from finetune.data.labels import Labels
+from finetune.data.masks import picture_masks
 from finetune.data.samples import ReadSamples, check_one_depth
 from finetune.data.shards import Row, Shard, read_features, read_rows
-from finetune.data.tables import Columns, mask_form, picture_of
+from finetune.data.tables import Columns, picture_of
 from finetune.errors import UserError
 
 BLOCK = 256
@@ -60,7 +61,7 @@ class Streamed:
             raise UserError(f"data.path: {len(self.shards)} Parquet files without a row.")
         columns.check(read_features(self.shards[0]), self.shards[0].address)
         pictures = _Handed()
-        form = mask_form(labels, pictures=pictures)
+        form = picture_masks(labels, pictures)
         self._reader = ReadSamples(labels, form, pictures, num_channels)
 
     def __len__(self) -> int:

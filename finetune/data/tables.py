@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from finetune.data.files import Encoded, Picture
 from finetune.data.labels import Labels
-from finetune.data.masks import ColorMasks, IdMasks, MaskForm
+from finetune.data.masks import picture_masks
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
 
@@ -109,14 +109,6 @@ def picture_of(value: Any, name: str) -> Picture:
     return Path(path)
 
 
-def mask_form(labels: Labels, **pictures: Any) -> MaskForm:
-    """How masks that are pictures are read for some labels: as ids, or as colours."""
-    if labels.kind == "ids":
-        return IdMasks(**pictures)
-    colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
-    return ColorMasks(colors, labels.tolerance, **pictures)
-
-
 @dataclass(frozen=True, repr=False)
 class TablePictures:
     """A column of a `datasets.Dataset`; references are the numbers of rows."""
@@ -165,7 +157,7 @@ def table_samples(
     rows = [str(i) for i in range(len(table))]
     pictures, masks = (TablePictures(table, name, where) for name in (columns.image, columns.mask))
     return as_samples(
-        rows, rows, _ids(table, columns, where), labels, mask_form(labels, pictures=masks), pictures
+        rows, rows, _ids(table, columns, where), labels, picture_masks(labels, masks), pictures
     )
 
 
