@@ -10,82 +10,8 @@ from rich.console import Console
 
 from finetune import report
 from finetune.errors import UserError
-from finetune.report import (
-    COLUMNS,
-    GAP,
-    IGNORED,
-    WRONG,
-    PanelRow,
-    as_rgb,
-    html_report,
-    iou_table,
-    panel,
-)
+from finetune.report import html_report, iou_table
 from finetune.tracking import MetricsLog
-
-COLORS = [(10, 20, 30), (200, 100, 0), (0, 160, 90)]
-
-
-def a_row(height=28, width=56, **changes):
-    """A picture whose size divides the panel's, so that each pixel becomes one square."""
-    generator = np.random.default_rng(0)
-    row = {
-        "id": "frankfurt_000001",
-        "image": generator.integers(0, 256, (height, width, 3), dtype=np.uint8),
-        "truth": generator.choice([0, 1, 255], (height, width)),
-        "prediction": generator.integers(0, 2, (height, width)),
-        "mean_iou": 0.5,
-    }
-    return PanelRow(**{**row, **changes})
-
-
-def cells_of(path, row):
-    """The four pictures cut out of the panel, one pixel per square."""
-    canvas = np.asarray(Image.open(path).convert("RGB"))
-    scale = report.ROW_HEIGHT // row.truth.shape[0]
-    assert row.truth.shape[1] * scale == report.MAX_WIDTH
-    top = report.MARGIN + report.LINE
-    cells = []
-    for index in range(len(COLUMNS)):
-        left = report.MARGIN + report.CAPTION_WIDTH + index * (report.MAX_WIDTH + GAP)
-        cell = canvas[top : top + report.ROW_HEIGHT, left : left + report.MAX_WIDTH]
-        small = cell[scale // 2 :: scale, scale // 2 :: scale]
-        np.testing.assert_array_equal(cell, small.repeat(scale, 0).repeat(scale, 1))
-        cells.append(small)
-    return cells
-
-
-def test_panel_shows_each_pixel_as_it_is(tmp_path):
-    row = a_row()
-    panel([row], ["sky", "road", "sea"], COLORS, 255, tmp_path / "panel.png")
-    image, truth, prediction, error = cells_of(tmp_path / "panel.png", row)
-    np.testing.assert_array_equal(image, row.image)
-    for label in (0, 1):
-        assert (truth[row.truth == label] == COLORS[label]).all()
-        assert (prediction[row.prediction == label] == COLORS[label]).all()
-    ignored = row.truth == 255
-    wrong = (row.prediction != row.truth) & ~ignored
-    assert (truth[ignored] == IGNORED).all()
-    np.testing.assert_array_equal((error == WRONG).all(-1), wrong)
-    np.testing.assert_array_equal((error == IGNORED).all(-1) & ~wrong, ignored)
-    right = error[~ignored & ~wrong]
-    assert (right == right[:, :1]).all()  # grey
-    assert right.max() < 170  # dimmed
-    assert wrong.any()
-    assert ignored.any()
-    assert [p.name for p in tmp_path.iterdir()] == ["panel.png"]
-
-
-def test_panel_takes_odd_sizes_and_names_only_what_occurs(tmp_path):
-    rows = [
-        a_row(300, 100, id="a/very/long/path/to/a/picture/with/a/name_000001_leftImg8bit.png"),
-        a_row(7, 900, mean_iou=float("nan")),
-        a_row(1, 1, truth=np.uint16([[65535]]), prediction=np.uint8([[2]])),
-    ]
-    panel(rows, ["sky", "road", "sea"], COLORS, 65535, tmp_path / "panel.png")
-    assert Image.open(tmp_path / "panel.png").width < 4 * (report.MAX_WIDTH + GAP) + 300
-    legend = dict(report._legend([rows[2]], ["sky", "road", "sea"], COLORS, 65535))
-    assert legend == {"sea": COLORS[2], "ignored": IGNORED, "wrong": WRONG}
 
 
 def result_of(scores):
@@ -138,7 +64,7 @@ def run(tmp_path):
             log.write({"step": step, "eval/mean_iou": step / 50, "eval/per_class_iou": scores})
     (run / "recipe.yaml").write_text("name: a < b\n")
     (run / "environment.json").write_text(json.dumps({"python": "3.11"}))
-    panel([a_row()], ["sky", "road", "sea"], COLORS, 255, run / "panel.png")
+    Image.new("RGB", (40, 30)).save(run / "panel.png")
     return run
 
 
@@ -183,19 +109,3 @@ def test_ticks_enclose_what_is_drawn(low, high):
     assert ticks[0] <= low + 1e-12
     assert ticks[-1] >= high - 1e-12
     np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
-
-
-@pytest.mark.parametrize(("channels", "dtype"), [(1, "u1"), (2, "u2"), (4, "u1"), (6, "u2")])
-def test_images_of_other_channels_are_shown(channels, dtype, tmp_path):
-    values = np.random.default_rng(0).integers(0, 255, (30, 40, channels)).astype(dtype)
-    shown = as_rgb(values)
-    assert shown.shape == (30, 40, 3)
-    first = values[..., :3] if channels > 2 else values[..., [0, 0, 0]]
-    if dtype == "u1":
-        assert np.array_equal(shown, first)
-    else:  # 255 of 65535 would be black
-        assert np.ptp(shown) == 255
-        assert np.corrcoef(shown.ravel(), first.ravel())[0, 1] > 0.99
-    truth = np.zeros((30, 40), np.uint8)
-    panel([PanelRow("x", values, truth, truth, 1.0)], ["a"], [(1, 2, 3)], 255, tmp_path / "p.png")
-    assert (tmp_path / "p.png").is_file()

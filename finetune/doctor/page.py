@@ -16,8 +16,9 @@ from finetune.data.labels import Labels
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.doctor.figures import Split
 from finetune.doctor.verdict import Expectations, Finding
+from finetune.drawing import IGNORED, as_rgb, overlay
 from finetune.errors import UserError
-from finetune.report import IGNORED, as_rgb, html_page, ticks
+from finetune.report import html_page, ticks
 
 NUM_PICTURES = 36
 """Samples of the contact sheet."""
@@ -375,10 +376,7 @@ def _picture(reader: ReadSamples, image: str, mask: str) -> str:
     except UserError:
         return _jpeg(np.hstack([small, np.full_like(small, 128)]), "its mask cannot be used")
     ids = cv2.resize(ids, size, interpolation=cv2.INTER_NEAREST)
-    colors = np.array([*reader.labels.colors, IGNORED], np.uint8)
-    painted = colors[np.minimum(ids, reader.labels.num_labels)]
-    overlay = cv2.addWeighted(small, 0.4, painted, 0.6, 0)
-    return _jpeg(np.hstack([small, overlay]), "image and overlay")
+    return _jpeg(np.hstack([small, overlay(small, ids, reader.labels.colors)]), "image and overlay")
 
 
 def _jpeg(pixels: np.ndarray, alt: str) -> str:

@@ -20,8 +20,8 @@ from finetune.data.labels import Labels
 from finetune.data.masks import ColorMasks, IdMasks, Size
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.threads import in_order
+from finetune.drawing import as_rgb
 from finetune.errors import UserError
-from finetune.report import as_rgb
 
 MAX_VALUES = 256
 """Of a mask with more values, those without a rule beyond the most frequent are only counted."""
