@@ -34,6 +34,7 @@ from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.sources import open_split
 from finetune.data.threads import in_order
 from finetune.errors import UserError
+from finetune.locks import alone_in
 from finetune.parallel import usable_cores
 from finetune.recipe import Recipe, to_yaml
 from finetune.tracking import progress_bar, write_whole
@@ -265,7 +266,7 @@ def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
     """
     marker, identity = output / _MARKER, _identity(recipe)
     _make(output)
-    with _alone(output):
+    with alone_in(output, f"{output}: another `finetune pack` is writing there."):
         others = [path.name for path in output.iterdir() if path.name != _MARKER]
         files: dict[str, Any] = {}
         if marker.is_file():
@@ -295,24 +296,6 @@ def _make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be made a folder ({error.strerror}).") from error
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Locks a folder until the end of the block, or of the process."""
-    if os.name != "posix":
-        yield
-        return
-    import fcntl
-
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(f"{folder}: another `finetune pack` is writing there.") from error
-    finally:
-        os.close(descriptor)
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

@@ -4,15 +4,13 @@ What lies in it is in the README, "What a run leaves".
 """
 
 import json
-import os
-import time
-import warnings
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from finetune import checkpoint
 from finetune.errors import UserError
+from finetune.locks import alone_in
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.tracking import environment, read, write_whole
 
@@ -50,22 +48,9 @@ def open_output(recipe: Recipe, world_size: int, cleanup: ExitStack) -> None:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
-    if os.name == "posix":
-        import fcntl
-
-        folder = os.open(output, os.O_RDONLY)
-        cleanup.callback(os.close, folder)  # which unlocks it, as the end of the process does
-        for patience in reversed(range(10)):  # a killed run's workers hold it a few seconds more
-            try:
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not patience:
-                    raise UserError(f"output={output}: another run is writing there") from None
-                time.sleep(1)
-            except OSError:
-                warnings.warn(f"{output}: its file system has no locks", stacklevel=2)
-                break
+    # A killed run's workers hold it a few seconds more.
+    message = f"output={output}: another run is writing there"
+    cleanup.enter_context(alone_in(output, message, patience=9))
     check_output(recipe)  # again: while this run waited, another may have made it its own
     for model in ("best", "last"):
         checkpoint.recover(output / model)
