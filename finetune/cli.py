@@ -296,7 +296,10 @@ def evaluate(
 
     quiet_libraries(main_process=True)
     loaded = load_recipe(recipe, overrides or [])
-    evaluation.show(evaluation.evaluate(model, loaded), model, loaded, as_json=as_json)
+    sections = [text.partition("=")[0].partition(".") for text in overrides or ()]
+    overridden = [key for section, _, key in sections if section == "evaluation"]
+    done = evaluation.evaluate(model, loaded, overridden)
+    evaluation.show(done, model, loaded, as_json=as_json)
 
 
 @app.command()

@@ -3,34 +3,62 @@
 import json
 import os
 import warnings
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from transformers import PreTrainedModel
 
 from finetune.errors import UserError
-from finetune.inference import load_config, load_model
+from finetune.inference.models import load_config, load_model, load_preprocessing
+from finetune.inference.preprocessing import Preprocessing
 from finetune.parallel import device, set_threads
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.trainers import Evaluation
-from finetune.trainers.segmentation import SegmentationTask
+from finetune.trainers.segmentation import SegmentationTask, protocol_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def evaluate(model: str, recipe: Recipe) -> Evaluation:
+def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Evaluation:
     """Evaluates a model folder (or Hub id) on a recipe's validation split.
 
-    In the precision and the protocol that the folder was trained with, if it says so in its own
-    `recipe.yaml`; else in the recipe's. Data, labels and batch size are the recipe's.
+    Images are shown to it as the folder says, in the precision of its own `recipe.yaml` if it has
+    one. A stock folder says only what stock can do, which is not what the published scores were
+    measured with: of it only mean and deviation are taken, the rest is the recipe's. Data, labels
+    and batch size are the recipe's.
+
+    Args:
+        model: the folder or id.
+        recipe: resolved.
+        overridden: keys of the recipe's `evaluation` that count whatever the folder says.
 
     Raises:
         UserError: the folder cannot be read, or its classes are not the recipe's.
     """
-    recipe = _with_protocol_of(model, recipe)
+    module, own = _load(model, recipe)
+    if getattr(module.config, "finetune_eval", None) is None:
+        protocol = protocol_of(recipe)
+    else:
+        names = {*overridden} - {"batch_size"}
+        names |= {"stride"} if "window" in names else set()
+        chosen = {name: getattr(recipe.evaluation, name) for name in names}
+        protocol = replace(own.protocol, **chosen)
+    preprocessing = replace(own, protocol=protocol)
+    recipe = _in_precision_of(model, recipe)
+    task = SegmentationTask(recipe, preprocessing)
+    data = recipe.data
+    wanted = protocol_of(recipe), tuple(data.image_mean), tuple(data.image_std)
+    if (protocol, own.image_mean, own.image_std) != wanted:
+        warnings.warn(
+            f"scored as the model's folder shows images ({protocol.describe()}; its mean and std), "
+            "not as the recipe says; name evaluation.KEY=VALUE to have it otherwise",
+            stacklevel=2,
+        )
     set_threads(recipe.train.threads)
-    module = _load(model, recipe).to(device())
-    task = SegmentationTask(recipe)
+    module.to(device())  # type: ignore[arg-type]
     task.check_split(task.val_samples)
     dtype = DTYPES.get(recipe.train.precision)
     with torch.autocast(device().type, dtype=dtype, enabled=dtype is not None):
@@ -49,30 +77,17 @@ def show(evaluation: Evaluation, model: str, recipe: Recipe, *, as_json: bool) -
     console.print(evaluation.table)
 
 
-def _with_protocol_of(model: str, recipe: Recipe) -> Recipe:
+def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
     path = Path(model) / "recipe.yaml"
     if not path.is_file():
         return recipe
-    own = recipe_from_yaml(path)
-    batch_size = {"batch_size": recipe.evaluation.batch_size}
-    data = {"image_mean": own.data.image_mean, "image_std": own.data.image_std}
-    updated = recipe.model_copy(
-        update={
-            "evaluation": own.evaluation.model_copy(update=batch_size),
-            "train": recipe.train.model_copy(update={"precision": own.train.precision}),
-            "data": recipe.data.model_copy(update=data),
-        }
+    precision = recipe_from_yaml(path).train.precision
+    return recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"precision": precision})}
     )
-    if updated != recipe:
-        warnings.warn(
-            f"scored as the model was trained to be shown images ({path}: evaluation, "
-            "train.precision, data.image_mean, data.image_std), not as the recipe says",
-            stacklevel=2,
-        )
-    return updated
 
 
-def _load(model: str, recipe: Recipe) -> torch.nn.Module:
+def _load(model: str, recipe: Recipe) -> tuple[PreTrainedModel, Preprocessing]:
     what = f"model {model}"
     if os.sep in model and not Path(model).is_dir():
         raise UserError(f"{what}: no such folder")
@@ -96,4 +111,4 @@ def _load(model: str, recipe: Recipe) -> torch.nn.Module:
             f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this is not a "
             "SegFormer for semantic segmentation"
         )
-    return module
+    return module, load_preprocessing(model, what, config)

@@ -11,20 +11,20 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from finetune.checkpoint import swap_folder
+from finetune.drawing import Color
 from finetune.errors import UserError
-from finetune.inference import Protocol
+from finetune.inference.preprocessing import Preprocessing
+from finetune.inference.protocol import Protocol
 
 
 def save_model_folder(
     folder: Path,
     model: PreTrainedModel,
     *,
-    protocol: Protocol,
-    image_mean: Sequence[float],
-    image_std: Sequence[float],
-    full: int = 255,
+    preprocessing: Preprocessing,
+    colors: Sequence[Color],
     card: ModelCard,
-    recipe: str,
+    recipe: str | None = None,
 ) -> None:
     """Writes a stock `segformer` folder, aside, and swaps it in by rename.
 
@@ -33,12 +33,11 @@ def save_model_folder(
     Args:
         folder: where it goes; an older one is replaced whole.
         model: with its labels in the config.
-        protocol: how images are to be shown to it; stands in config.json under `finetune_eval`.
-        image_mean: per channel, of values in 0..1.
-        image_std: likewise.
-        full: the value of a pixel that is 1 there: 255, or 65535 if images have 16 bit.
+        preprocessing: how images are to be shown to it; what stock's file cannot say stands in
+            config.json under `finetune_eval`.
+        colors: of the classes; in config.json under `finetune_colors`. Stock ignores both.
         card: README.md.
-        recipe: recipe.yaml, resolved.
+        recipe: recipe.yaml, resolved; None: there is none.
 
     Raises:
         UserError: the folder cannot be written.
@@ -47,13 +46,14 @@ def save_model_folder(
     try:
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
-        model.config.finetune_eval = protocol.to_dict()
+        model.config.finetune_eval = preprocessing.protocol.to_dict()
+        model.config.finetune_colors = [list(color) for color in colors]
         model.save_pretrained(temp)
-        values = preprocessor_config(protocol, image_mean, image_std, full)
-        processor = json.dumps(values, indent=2)
+        processor = json.dumps(preprocessing.to_stock(), indent=2)
         (temp / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
         (temp / "README.md").write_text(str(card), encoding="utf-8")
-        (temp / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        if recipe is not None:
+            (temp / "recipe.yaml").write_text(recipe, encoding="utf-8")
         swap_folder(temp, folder)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own
         shutil.rmtree(temp, ignore_errors=True)
@@ -62,35 +62,6 @@ def save_model_folder(
             f"cannot write the model folder {folder}: {reason}; free some space, or let `output` "
             "point elsewhere"
         ) from error
-
-
-def preprocessor_config(
-    protocol: Protocol, image_mean: Sequence[float], image_std: Sequence[float], full: int = 255
-) -> dict[str, Any]:
-    """The stock image processor's settings that come nearest to a protocol.
-
-    Rounding up to a multiple and sliding windows cannot be said there. Labels are translated
-    already, so stock must not reduce them. Arrays of any number of channels are normalised as here
-    (beyond 1, 3 and 4 if `input_data_format` is given); stock resizes only 8 bit of 1, 3 or 4, and
-    says so of others.
-    """
-    size: dict[str, int] = {"height": 512, "width": 512}  # stock's default, for do_resize: false
-    if protocol.shortest_edge is not None:
-        size = {"shortest_edge": protocol.shortest_edge}
-        if protocol.longest_edge is not None:
-            size["longest_edge"] = protocol.longest_edge
-    return {
-        "image_processor_type": "SegformerImageProcessor",
-        "do_resize": protocol.shortest_edge is not None,
-        "size": size,
-        "resample": 2,  # bilinear, PIL.Image.Resampling
-        "do_rescale": True,
-        "rescale_factor": 1 / full,
-        "do_normalize": True,
-        "image_mean": list(image_mean),
-        "image_std": list(image_std),
-        "do_reduce_labels": False,
-    }
 
 
 _PIPELINE = """\

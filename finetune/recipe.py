@@ -270,6 +270,9 @@ class TrainSection(Section):
 class EvaluationSection(Section):
     """The protocol: how an image becomes a mask of its own size."""
 
+    fixed_size: Size | None = Field(
+        None, description="resize to this height and width, whatever the ratio; null: keep it"
+    )
     shortest_edge: PositiveInt | None = Field(
         None, description="resize to this shorter edge, keeping the ratio; null: no resize"
     )
@@ -281,6 +284,10 @@ class EvaluationSection(Section):
     )
     window: Size | None = Field(None, description="sliding window; null: the whole image at once")
     stride: Size | None = Field(None, description="of the sliding window; null: 3/4 of it")
+    scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        (1.0,), min_length=1, description="sizes at which images are shown; the mean decides"
+    )
+    flip: bool = Field(False, description="show images mirrored as well, at each scale")
     batch_size: PositiveInt = Field(1, description="images of one size evaluated at once")
 
 
@@ -673,6 +680,8 @@ def _check(recipe: Recipe, path: Path) -> None:
             f"train.global_batch: {train.global_batch} is not a multiple of "
             f"train.micro_batch={train.micro_batch}"
         )
+    if evaluation.fixed_size and evaluation.shortest_edge:
+        problems.append("evaluation.fixed_size: does not go with evaluation.shortest_edge")
     if evaluation.shortest_edge is None:
         for key, default in (("longest_edge", None), ("size_divisor", 1)):
             if getattr(evaluation, key) != default:

@@ -113,7 +113,7 @@ def test_training_from_a_folder_to_the_saved_model(channels, dtype, tmp_path):
     task = SegmentationTask(recipe)
     pixels = torch.from_numpy(task.val_samples[0]["image"][None].astype(np.int32))
     pixels = pixels.to(torch.uint8) if dtype == np.uint8 else pixels
-    assert torch.allclose(task._normalised(pixels), inputs["pixel_values"], atol=1e-5)
+    assert torch.allclose(task.preprocessing.normalise(pixels), inputs["pixel_values"], atol=1e-5)
 
     again = evaluation.evaluate(str(last), recipe).metrics
     for key in ("eval/mean_iou", "eval/overall_accuracy", "eval/loss"):

@@ -21,8 +21,9 @@ LAYERS = {
         *["data.threads", "data.tiffs"],
     ],
     1: [
-        *["checkpoint", "tracking", "inference", "report", "publish", "data.cache"],
-        *["data.files", "data.masks", "data.samples", "data.folders", "data.layouts", "data.coco"],
+        *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish"],
+        *["data.arrays", "data.cache", "data.files", "data.masks"],
+        *["data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
         *["data.recognise", "data.recognise.annotated", "data.recognise.glances"],
         *["data.recognise.layout", "data.recognise.official", "data.recognise.pairs"],
@@ -31,9 +32,9 @@ LAYERS = {
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
     3: ["trainers", "data.guess"],
-    4: ["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor"],
+    4: ["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
 }
-FOLDERS = ("segformer", "trainers", "benchmark", "doctor")
+FOLDERS = ("segformer", "inference", "trainers", "benchmark", "doctor", "predict")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
 STARTERS = ("cli", "benchmark.training")  # programs that run other programs

@@ -10,8 +10,8 @@ import transformers
 import yaml
 
 from finetune.errors import UserError
-from finetune.inference import Protocol
-from finetune.publish import model_card, preprocessor_config, save_model_folder
+from finetune.inference import Preprocessing, Protocol
+from finetune.publish import model_card, save_model_folder
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
 
@@ -43,9 +43,8 @@ def save(folder, protocol=Protocol()):  # noqa: B008 - frozen
     save_model_folder(
         folder,
         model(),
-        protocol=protocol,
-        image_mean=[0.1, 0.2, 0.3],
-        image_std=[0.4, 0.5, 0.6],
+        preprocessing=Preprocessing(protocol, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)),
+        colors=[(1, 2, 3), (4, 5, 6)],
         card=card(),
         recipe="name: streets\n",
     )
@@ -77,7 +76,7 @@ def test_a_saved_folder_is_stock(tmp_path):
     ],
 )
 def test_stock_reads_the_preprocessor(protocol, shape, tmp_path):
-    values = preprocessor_config(protocol, [0.1, 0.2, 0.3], [0.4, 0.5, 0.6])
+    values = Preprocessing(protocol, (0.1, 0.2, 0.3), (0.4, 0.5, 0.6)).to_stock()
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     assert list(processor.image_mean) == [0.1, 0.2, 0.3]
@@ -110,7 +109,7 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_stock_normalises_any_number_of_channels(channels, full, tmp_path):
     mean, std = np.linspace(0.1, 0.6, channels), np.linspace(0.2, 0.3, channels)
-    values = preprocessor_config(Protocol(), mean.tolist(), std.tolist(), full)
+    values = Preprocessing(Protocol(), tuple(mean.tolist()), tuple(std.tolist()), full).to_stock()
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     dtype = np.uint8 if full == 255 else np.uint16

@@ -28,7 +28,7 @@ from finetune.data.labels import Labels
 from finetune.data.loader import Augmented, TrainSamples, batches_of
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
-from finetune.inference import normalise
+from finetune.inference.preprocessing import normalise
 
 PICTURES = 16
 """Drawn, or taken from a folder."""

@@ -5,7 +5,7 @@ by `UserError`.
 """
 
 import io
-import math
+import warnings
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -119,14 +119,29 @@ def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
         if _is_deep_png(image, num_channels):
             turned = image.getexif().get(ExifTags.Base.Orientation, 1)
             return _read_deep_png(picture, num_channels, turned)
-        upright = ImageOps.exif_transpose(image)
-        mode = _check_mode(picture, upright, num_channels)
-        if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
-            pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
-            return pixels if pixels.ndim == 3 else pixels[..., None]
-        grey = np.asarray(upright)  # convert() would clip these at 255
+        _check_still(picture, image)
+        return from_pillow(picture, image, num_channels)
+
+
+def from_pillow(name: object, image: Image.Image, num_channels: int = 3) -> np.ndarray:
+    """An image that Pillow holds as `read_image` gives it.
+
+    Args:
+        name: What messages call it.
+        image: Not turned yet, if its EXIF data says that it is to be.
+        num_channels: C.
+
+    Raises:
+        UserError: As `read_image`.
+    """
+    upright = ImageOps.exif_transpose(image)
+    mode = _check_mode(name, upright, num_channels)
+    if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
+        pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+    grey = np.asarray(upright)  # convert() would clip these at 255
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
-        raise _unknown_range(picture, f"a grey image with {grey.dtype} values")
+        raise _unknown_range(name, f"a grey image with {grey.dtype} values")
     if num_channels == 1:
         return grey.astype(np.uint16)[..., None]
     return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
@@ -275,8 +290,7 @@ def _decode_plain(picture: Picture) -> np.ndarray | None:
         data = _bytes(picture)
         is_png = data[:1] == b"\x89"
         size = _plain_png(data) if is_png else _plain_jpeg(data)
-        # Pillow warns of sizes beyond, and refuses twice that.
-        if size is None or size[0] * size[1] > (Image.MAX_IMAGE_PIXELS or math.inf):
+        if size is None or size[0] * size[1] > max_pixels():
             return None
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
         flags = cv2.IMREAD_UNCHANGED if is_png else flags
@@ -320,6 +334,28 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
     return size if ((after == 0) | ((after >= 0xD0) & (after <= 0xD7))).all() else None
 
 
+def max_pixels() -> int:
+    """What an image may have: 178,956,970, from which on Pillow refuses it, unless changed."""
+    return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 2**62
+
+
+@contextmanager
+def pixel_limit(limit: int | None) -> Iterator[None]:
+    """Inside, images of up to `limit` pixels are read, without a warning; None changes nothing.
+
+    The limit is Pillow's, and so one for all threads.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        try:
+            if limit is not None:
+                Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # it warns here, and refuses twice that
+            yield
+        finally:
+            Image.MAX_IMAGE_PIXELS = before
+
+
 @contextmanager
 def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
     """Opens one with Pillow; whatever goes wrong until the end of the block has its name."""
@@ -338,6 +374,8 @@ def _named(picture: Picture) -> Iterator[None]:
         yield
     except UserError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _too_large(picture, str(error).partition(" exceeds")[0].lower()) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
         if isinstance(picture, Encoded):
             size = len(picture.data)
@@ -349,6 +387,15 @@ def _named(picture: Picture) -> Iterator[None]:
             size, what = None, "the file is gone. Replace the file"
         kind = {None: "missing-file", 0: "empty-file"}.get(size, "unreadable-file")
         raise UserError(f"{picture}: {what}, or remove image and mask.", kind=kind) from error
+
+
+def _too_large(picture: Picture, what: str) -> UserError:
+    return UserError(
+        f"{picture}: {what}, more than the {max_pixels():,} that are read: such files are made to "
+        "fill the memory. If it is what it seems, cut it into tiles; `finetune predict` takes "
+        "--max-pixels.",
+        kind="too-large",
+    )
 
 
 def _check_png(picture: Picture, image: ImageFile.ImageFile) -> None:
@@ -390,6 +437,16 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
         )
 
 
+def _check_still(picture: Picture, image: ImageFile.ImageFile) -> None:
+    """Of an animation Pillow gives the first frame; the two pictures of an MPO are one."""
+    if image.format in ("GIF", "PNG", "WEBP") and (frames := getattr(image, "n_frames", 1)) > 1:
+        raise UserError(
+            f"{picture}: is an animation of {frames} frames, not an image. Save the frame that is "
+            "meant, or make it a video.",
+            kind="unreadable-file",
+        )
+
+
 def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
     """Of an animation, or a TIFF of several pages, Pillow gives the first without a word."""
     if (frames := getattr(mask, "n_frames", 1)) > 1:
@@ -409,7 +466,7 @@ _BITS, _SAMPLES, _PLANAR = 258, 277, 284  # tags of a TIFF
 _MODES = {2: ("LA",), 4: ("RGBA", "CMYK", "RGBX")}
 
 
-def _check_mode(picture: Picture, image: Image.Image, num_channels: int) -> str:
+def _check_mode(picture: object, image: Image.Image, num_channels: int) -> str:
     """The mode that a picture is to be converted to; a UserError if it has other channels."""
     if num_channels == 3:
         return "RGB"
@@ -425,14 +482,14 @@ def _check_mode(picture: Picture, image: Image.Image, num_channels: int) -> str:
     raise _other_channels(picture, has, num_channels)
 
 
-def _other_channels(picture: Picture, has: str, num_channels: int) -> UserError:
+def _other_channels(picture: object, has: str, num_channels: int) -> UserError:
     return UserError(
         f"{picture}: has {has}, but model.num_channels is {num_channels}. Set model.num_channels, "
         "data.image_mean and data.image_std to what the images have, or convert the images."
     )
 
 
-def _unknown_range(picture: Picture, what: str) -> UserError:
+def _unknown_range(picture: object, what: str) -> UserError:
     return UserError(f"{picture}: {what}, whose range cannot be known. Convert it to 8 or 16 bit.")
 
 
@@ -503,6 +560,8 @@ def _tiff(picture: Picture, num_channels: int) -> tiffs.TiffForm | None:
     if num_channels == 3 and is_readable and samples <= 4:
         return None
     tiff = _tiff_form(picture)
+    if tiff.size[0] * tiff.size[1] > max_pixels():
+        raise _too_large(picture, f"image size ({tiff.size[0] * tiff.size[1]} pixels)")
     if not tiff.is_plain:
         if is_readable:
             return None

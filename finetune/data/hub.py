@@ -44,24 +44,31 @@ def hub(
     Raises:
         UserError: There is no such data set, split or column.
     """
-    where = f"{path} ({split})"
+    table = open_table(path, split, revision=revision, subset=subset)
+    return table_samples(table, labels, columns, f"{path} ({split})")
+
+
+def open_table(
+    path: str, split: str, *, revision: str | None = None, subset: str | None = None
+) -> datasets.Dataset:
+    """A split as `datasets` opens it; arguments as of `hub`.
+
+    Raises:
+        UserError: There is no such data set or split.
+    """
     if (saved := _saved(path)) is not None:
-        return table_samples(_of_saved(saved, path, split), labels, columns, where)
+        return _of_saved(saved, path, split)
     if "://" in path or read_index(path) is not None:
         files: Any = {split: shard_addresses(path, split)}
-        table = _asked(
-            path, lambda: datasets.load_dataset("parquet", data_files=files, split=split)
-        )
-    else:
-        names = split_names(path, revision=revision, subset=subset)
-        _check_split(path, split, names)
-        table = _asked(
-            path,
-            lambda: datasets.load_dataset(
-                _local(path), subset, split=split, revision=revision, verification_mode="no_checks"
-            ),
-        )
-    return table_samples(table, labels, columns, where)
+        return _asked(path, lambda: datasets.load_dataset("parquet", data_files=files, split=split))
+    names = split_names(path, revision=revision, subset=subset)
+    _check_split(path, split, names)
+    return _asked(
+        path,
+        lambda: datasets.load_dataset(
+            _local(path), subset, split=split, revision=revision, verification_mode="no_checks"
+        ),
+    )
 
 
 def hub_shards(

@@ -30,20 +30,22 @@ from finetune.data.cache import CachedSamples
 from finetune.data.samples import check_one_depth
 from finetune.data.stream import Lane, Streamed, StreamOrder
 from finetune.errors import UserError
-from finetune.inference import Protocol
+from finetune.inference.protocol import Protocol
 from finetune.parallel import keep_freed_memory
 
 # What loaders read, by index.
 Samples: TypeAlias = datasets.Dataset | CachedSamples
 
-# Image, mask, id.
-_Arrays: TypeAlias = tuple[np.ndarray, np.ndarray, str]
+# Images (one, or one a scale), mask, id.
+_Arrays: TypeAlias = tuple[list[np.ndarray], np.ndarray, str]
 
 
 class Batch(TypedDict):
     """What a loader yields."""
 
     pixel_values: Tensor
+    other_scales: list[Tensor]
+    """In an evaluation at several scales, `pixel_values` of those after the first."""
     labels: Tensor
     ids: list[str]
 
@@ -119,7 +121,7 @@ class Augmented:
         # One number that no other (seed, position) gives; numpy and Python hash it into streams.
         seed = self.seed << 64 | position
         image, mask = self.transform(sample["image"], sample["mask"], seed)
-        return image, mask, sample["id"]
+        return [image], mask, sample["id"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Whole:
     protocol: Protocol
 
     def __call__(self, sample: dict[str, Any]) -> _Arrays:
-        """The resized image, the mask and the id."""
+        """The image, resized once a scale, the mask and the id."""
         return self.protocol.resize(sample["image"]), sample["mask"], sample["id"]
 
 
@@ -349,8 +351,8 @@ def _batches(samples: Iterable[_Arrays], count: int, *, one_size: bool) -> list[
         if one_size:
             return [_batch(samples, count)]
         groups: dict[tuple[Any, ...], list[_Arrays]] = {}
-        for image, mask, name in samples:
-            groups.setdefault((image.shape, mask.shape), []).append((image, mask, name))
+        for images, mask, name in samples:
+            groups.setdefault((images[0].shape, mask.shape), []).append((images, mask, name))
         return [_batch(group, len(group)) for group in groups.values()]
     except UserError as error:
         return error
@@ -363,19 +365,22 @@ def _batch(samples: Iterable[_Arrays], count: int) -> Batch:
     the time of stacking them at the end.
     """
     batch: Batch | None = None
-    for turn, (image, mask, name) in enumerate(samples):
+    for turn, (images, mask, name) in enumerate(samples):
         if batch is None:
             # torch can neither compare nor count uint16
-            depth, first = image.dtype, name
-            image_type = torch.uint8 if image.dtype == np.uint8 else torch.int32
+            depth, first = images[0].dtype, name
+            image_type = torch.uint8 if depth == np.uint8 else torch.int32
             label_type = torch.uint8 if mask.dtype == np.uint8 else torch.int64
+            views = [_empty((count, *image.shape), image_type) for image in images]
             batch = {
-                "pixel_values": _empty((count, *image.shape), image_type),
+                "pixel_values": views[0],
+                "other_scales": views[1:],
                 "labels": _empty((count, *mask.shape), label_type),
                 "ids": [],
             }
-        check_one_depth((depth, image.dtype), (first, name))
-        batch["pixel_values"].numpy()[turn] = image
+        check_one_depth((depth, images[0].dtype), (first, name))
+        for view, image in zip(views, images, strict=True):
+            view.numpy()[turn] = image
         batch["labels"].numpy()[turn] = mask
         batch["ids"].append(name)
     assert batch is not None, "a batch sampler gives no empty lists"

@@ -95,8 +95,10 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
         (B, H, W) int64.
     """
     num_labels, height, width = logits.shape[1:]
-    rows, columns = _Cells.of(height, size[0], logits), _Cells.of(width, size[1], logits)
     pixels = logits.permute(0, 2, 3, 1).contiguous()
+    if (height, width) == size:
+        return _classes(pixels)
+    rows, columns = _Cells.of(height, size[0], logits), _Cells.of(width, size[1], logits)
     (top, bottom), (left, right) = (_ends(edge, logits.device) for edge in (height, width))
     # Narrow, because what follows copies it.
     corner = _classes(pixels).to(torch.int16 if num_labels < 2**15 else torch.int64)

@@ -32,20 +32,18 @@ from finetune.data.samples import (
 )
 from finetune.data.sources import open_split, stream_split
 from finetune.data.stream import Streamed, StreamOrder
+from finetune.drawing import PanelRow, panel
 from finetune.errors import UserError
-from finetune.inference import (
-    Protocol,
-    load_config,
-    load_model,
-    normalise,
-    predict_mask,
-    predict_scores,
-)
+from finetune.inference import Segmenter
+from finetune.inference.models import load_config, load_model
+from finetune.inference.preprocessing import Preprocessing
+from finetune.inference.protocol import Protocol
+from finetune.inference.scores import score_bands
 from finetune.metrics import MeanIoU
 from finetune.parallel import agree, all_sum
 from finetune.publish import model_card, save_model_folder
 from finetune.recipe import Recipe
-from finetune.report import PanelRow, iou_table, panel
+from finetune.report import iou_table
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.segformer.functional import (
     CrossEntropySums,
@@ -63,10 +61,11 @@ class SegmentationTask:
 
     best_metric = "eval/mean_iou"
 
-    def __init__(self, recipe: Recipe):
+    def __init__(self, recipe: Recipe, preprocessing: Preprocessing | None = None):
+        """Of a recipe; an evaluation may show images in another way than it says."""
         self.recipe = recipe
         self.labels = recipe.labels.build()
-        self.protocol = Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
+        self._preprocessing = preprocessing
         self._stray: Tensor | int = 0
         self._caches: dict[int, CachedSamples] = {}  # by the identity of the split, which stays
 
@@ -84,6 +83,19 @@ class SegmentationTask:
         data, channels = self.recipe.data, self.recipe.model.num_channels
         open_it = stream_split if data.streaming else open_split
         return open_it(data, self.labels, split, num_channels=channels)
+
+    @functools.cached_property
+    def preprocessing(self) -> Preprocessing:
+        """How images are shown to the model in evaluations, and later."""
+        if self._preprocessing is not None:
+            return self._preprocessing
+        data = self.recipe.data
+        return Preprocessing(
+            protocol_of(self.recipe),
+            tuple(data.image_mean),
+            tuple(data.image_std),
+            int(np.iinfo(self._dtype(self.val_samples)).max),
+        )
 
     @property
     def num_train_samples(self) -> int:
@@ -258,7 +270,7 @@ class SegmentationTask:
         metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
         batches = eval_loader(
             self._cached(self.val_samples)[0],
-            self.protocol,
+            self.preprocessing.protocol,
             batch_size=recipe.evaluation.batch_size,
             rank=rank,
             world_size=world_size,
@@ -283,10 +295,13 @@ class SegmentationTask:
                     if stopped:
                         break
                     labels = batch["labels"].to(device, non_blocking=True)
-                    scores = predict_scores(model, self._pixel_values(batch, device), self.protocol)
+                    views = [batch["pixel_values"], *batch["other_scales"]]
                     size = (labels.shape[1], labels.shape[2])
-                    metric.add_batch(predictions=upsampled_argmax(scores, size), references=labels)
-                    sums += torch.stack(self._loss(scores, labels)[:2])
+                    for rows, scores in score_bands(model, views, self.preprocessing, size):
+                        truth = labels[:, rows]
+                        predicted = upsampled_argmax(scores, (truth.shape[1], truth.shape[2]))
+                        metric.add_batch(predictions=predicted, references=truth)
+                        sums += torch.stack(self._loss(scores, truth)[:2])
                     progress.update(len(batch["ids"]) * world_size)
             except UserError as error:  # a bad file in this process's share
                 problem = str(error)
@@ -313,7 +328,7 @@ class SegmentationTask:
             names=self.labels.names,
             results=results,
             per_class_iou=metrics["eval/per_class_iou"],
-            protocol=self.protocol,
+            protocol=self.preprocessing.protocol,
             num_channels=recipe.model.num_channels,
             facts={
                 "size": recipe.model.variant.upper(),
@@ -325,10 +340,8 @@ class SegmentationTask:
         save_model_folder(
             folder,
             model,
-            protocol=self.protocol,
-            image_mean=recipe.data.image_mean,
-            image_std=recipe.data.image_std,
-            full=np.iinfo(self._dtype(self.val_samples)).max,
+            preprocessing=self.preprocessing,
+            colors=self.labels.colors,
             card=card,
             recipe=recipe.to_yaml(),
         )
@@ -336,19 +349,20 @@ class SegmentationTask:
     @torch.no_grad()
     def examples(self, model: Any, path: Path) -> None:
         """Image, truth, prediction and error of a few validation images, evenly spread."""
-        device = next(model.parameters()).device
         was_training = model.training
-        model.eval()
+        segmenter = Segmenter(
+            model,
+            self.preprocessing,
+            names=self.labels.names,
+            device=next(model.parameters()).device,
+        )
         count = min(NUM_EXAMPLES, len(self.val_samples))
         rows = []
         for index in np.linspace(0, len(self.val_samples) - 1, count).astype(int):
             sample = self.val_samples[int(index)]
             truth = sample["mask"]
-            image = self.protocol.resize(sample["image"])[None]
-            image = image.astype(np.uint8 if image.dtype == np.uint8 else np.int32)  # as in batches
-            pixel_values = self._normalised(torch.from_numpy(image).to(device))
-            predicted = predict_mask(model, pixel_values, self.protocol, truth.shape)
-            prediction = predicted[0].cpu().numpy()
+            masks, _ = segmenter.masks(segmenter.views([sample["image"]]), truth.shape)
+            prediction = masks[0]
             metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
             metric.add_batch(predictions=prediction, references=truth)
             mean_iou = metric.compute()["mean_iou"]
@@ -361,12 +375,8 @@ class SegmentationTask:
         return cross_entropy_sums(logits, labels, ignore_index=self.labels.ignore_index)
 
     def _pixel_values(self, batch: Batch, device: torch.device) -> Tensor:
-        return self._normalised(batch["pixel_values"].to(device, non_blocking=True))
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        data = self.recipe.data
-        mean, std = (_constant(tuple(x), pixels.device) for x in (data.image_mean, data.image_std))
-        return normalise(pixels, mean, std)
+        pixels = batch["pixel_values"].to(device, non_blocking=True)
+        return self.preprocessing.normalise(pixels)
 
     def _evaluation(self, metric: MeanIoU, loss: float) -> Evaluation:
         result = metric.compute()
@@ -383,6 +393,11 @@ class SegmentationTask:
         }
         pixels = metric.confusion.sum(1).tolist()
         return Evaluation(row, iou_table(result, names, pixels))
+
+
+def protocol_of(recipe: Recipe) -> Protocol:
+    """How a recipe's evaluations show images."""
+    return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
 
 
 def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
@@ -416,12 +431,6 @@ def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
             )
         warnings.warn(f"{what}: {loaded}, new are {', '.join(fresh)}", stacklevel=3)
     return model
-
-
-@functools.cache
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A tensor, sent to its device once: sending waits until a GPU has done all it has to do."""
-    return torch.tensor(values, device=device)
 
 
 def _number(value: float) -> float | None:

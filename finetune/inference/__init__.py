@@ -1,0 +1,238 @@
+"""From a picture to its mask.
+
+    from finetune.inference import segment
+
+    found = segment("runs/camvid/best", "picture.jpg")
+    found.mask, found.areas(), found.overlay()
+
+`preprocessing` says what a picture goes through, `scores` shows it to the model, `models` reads
+folders.
+"""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from finetune.data.arrays import as_pixels
+from finetune.data.files import Encoded, pixel_limit, read_image
+from finetune.data.labels import default_colors
+from finetune.drawing import Color, as_rgb
+from finetune.errors import UserError
+from finetune.inference.models import load_config, load_model, load_preprocessing
+from finetune.inference.preprocessing import Preprocessing
+from finetune.inference.protocol import Protocol
+from finetune.inference.scores import predict_confident_masks, predict_masks
+from finetune.inference.segmentation import Segmentation
+from finetune.parallel import device as default_device
+
+__all__ = ["Preprocessing", "Protocol", "Segmentation", "Segmenter", "segment"]
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+AnyImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+
+def segment(
+    model: "str | Path | PreTrainedModel | Segmenter",
+    image: AnyImage,
+    *,
+    confidence: bool = True,
+    max_pixels: int | None = None,
+) -> Segmentation:
+    """The class of every pixel of a picture of any size.
+
+    Args:
+        model: a model folder or Hub id; or a `Segmenter`, which is a folder that stays loaded.
+        image: a file's path or its bytes; a PIL image; an array (H, W, C) or (H, W), uint8 or
+            uint16; or a tensor (C, H, W), uint8, or floating point of 0..1.
+        confidence: whether to work out how probable each pixel's class is.
+        max_pixels: of the image, beyond which it is refused; None: 178,956,970, Pillow's limit.
+
+    Raises:
+        UserError: the model or the image cannot be read; says why.
+    """
+    segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model)
+    return segmenter(image, confidence=confidence, max_pixels=max_pixels)
+
+
+class Segmenter:
+    """A model with all that there is to know about its use.
+
+    Args:
+        model: a SegFormer; goes to `device`, in eval mode.
+        preprocessing: how pictures are shown to it.
+        names: of its classes, by id.
+        colors: of its classes, by id; None: made up.
+        device: None: the GPU if there is one.
+        dtype: of its products: float32, bfloat16 or float16.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        preprocessing: Preprocessing,
+        *,
+        names: Sequence[str],
+        colors: Sequence[Color] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+    ):
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype}: is none of {', '.join(DTYPES)}")
+        self.device = _device(device)
+        self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
+        self.preprocessing = preprocessing
+        self.names = tuple(names)
+        self.colors: tuple[Color, ...] = tuple(colors or default_colors(len(self.names)))
+        self.dtype = DTYPES[dtype]
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | PreTrainedModel,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+        **protocol: Any,
+    ) -> "Segmenter":
+        """From a folder or a Hub id, or from a model that came from one.
+
+        Args:
+            model: the folder, the id or the model.
+            device: see the class.
+            dtype: see the class.
+            **protocol: fields of `Protocol` that are not to be as in the folder, such as
+                `flip=True` or `window=(1024, 1024)`.
+
+        Raises:
+            UserError: it cannot be read; names the file, and what is wrong with it.
+        """
+        where = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
+        what = f"model {where}"
+        if isinstance(model, PreTrainedModel):
+            config: Any = model.config
+        else:
+            if "/" in where and where.count("/") != 1 and not Path(where).is_dir():
+                raise UserError(f"{what}: no such folder")
+            config = load_config(where, what)
+        preprocessing = load_preprocessing(where, what, config)
+        if protocol:
+            preprocessing = replace(
+                preprocessing, protocol=_changed(preprocessing.protocol, protocol)
+            )
+        if not isinstance(model, PreTrainedModel):
+            model, missing = load_model(where, what, config)
+            if missing:
+                raise UserError(
+                    f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this "
+                    "is not a SegFormer for semantic segmentation"
+                )
+        names = [config.id2label[i] for i in range(config.num_labels)]
+        if len(names) == 1:  # stock's binary head
+            names = [f"not {names[0]}", *names]
+        colors = getattr(config, "finetune_colors", None)
+        if colors is not None and len(colors) != len(names):
+            colors = None
+        return cls(
+            model,
+            preprocessing,
+            names=names,
+            colors=colors and [tuple(color) for color in colors],
+            device=device,
+            dtype=dtype,
+        )
+
+    def read(self, image: AnyImage, *, max_pixels: int | None = None) -> np.ndarray:
+        """An image of any kind as the integers (H, W, C) that the model was trained on.
+
+        Raises:
+            UserError: it cannot be read, or has other channels; says why.
+        """
+        channels = self.preprocessing.num_channels
+        with pixel_limit(max_pixels):
+            if isinstance(image, bytes):
+                return read_image(Encoded("the image", image), channels)
+            if isinstance(image, str | Path):
+                return read_image(Path(image), channels)
+            return as_pixels(image, channels)
+
+    def __call__(
+        self, image: AnyImage, *, confidence: bool = True, max_pixels: int | None = None
+    ) -> Segmentation:
+        """As `segment`."""
+        pixels = self.read(image, max_pixels=max_pixels)
+        views = self.views([pixels])
+        size = pixels.shape[0], pixels.shape[1]
+        masks, chances = self.masks(views, size, confidence=confidence)
+        return Segmentation(
+            masks[0],
+            self.names,
+            self.colors,
+            chances[0] if chances is not None else None,
+            as_rgb(pixels),
+        )
+
+    def views(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """Images of one size as the model is shown them, a batch a scale."""
+        resized = [self.preprocessing.protocol.resize(image) for image in images]
+        return [_stacked(scale) for scale in zip(*resized, strict=True)]
+
+    def masks(
+        self, views: Sequence[Tensor], size: tuple[int, int], *, confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class ids (B, H, W) uint8 or uint16, and float16 probabilities if asked for.
+
+        Args:
+            views: from `views`.
+            size: of the images, (H, W).
+            confidence: whether probabilities are wanted.
+        """
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            if not confidence:
+                return _narrow(predict_masks(self.model, views, self.preprocessing, size)), None
+            masks, chances = predict_confident_masks(self.model, views, self.preprocessing, size)
+            return _narrow(masks), chances.numpy()
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        return default_device()
+    try:
+        found = torch.device(wanted)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
+    return found
+
+
+def _changed(protocol: Protocol, changes: dict[str, Any]) -> Protocol:
+    """A protocol with some fields replaced; a window without a stride moves by 3/4 of itself."""
+    if changes.get("window") is not None and changes.get("stride") is None:
+        height, width = changes["window"]
+        changes["stride"] = max(1, height * 3 // 4), max(1, width * 3 // 4)
+    return replace(protocol, **changes)
+
+
+def _stacked(images: Sequence[np.ndarray]) -> Tensor:
+    """A batch; torch can neither compare nor count uint16."""
+    batch = np.stack(images) if len(images) > 1 else images[0][None]
+    if batch.dtype != np.uint8:
+        batch = batch.astype(np.int32)
+    with warnings.catch_warnings():
+        # Arrays of Pillow's cannot be written to, and are not.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(batch)
+
+
+def _narrow(masks: Tensor) -> np.ndarray:
+    ids = masks.numpy()
+    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)

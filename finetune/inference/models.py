@@ -1,0 +1,99 @@
+"""Model folders and Hub ids: what they hold, read without running any of it."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+from transformers.utils import cached_file
+
+from finetune.errors import UserError
+from finetune.inference.preprocessing import Preprocessing
+from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+
+
+def load_config(model: str, what: str) -> SegformerConfig:
+    """The configuration of a SegFormer folder or Hub id.
+
+    Args:
+        model: the folder or id.
+        what: what to call it in messages, such as "model.init=...".
+
+    Raises:
+        UserError: there is none, or it is another kind of model's.
+    """
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # somebody else's files: their readers raise anything
+        raise UserError(f"{what}: not a model folder or Hub id ({_first_line(error)})") from error
+    if config.model_type != "segformer":
+        raise UserError(f"{what}: a {config.model_type}, not a segformer")
+    return config
+
+
+def load_model(
+    model: str, what: str, config: SegformerConfig
+) -> tuple[SegformerForSemanticSegmentation, list[str]]:
+    """A SegFormer with a head for `config`, in float32, and the names of the weights that are new.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    loaded: Any
+    info: dict[str, Any]
+    try:
+        loaded, info = SegformerForSemanticSegmentation.from_pretrained(  # type: ignore[misc]
+            model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{what}: its weights are a pickle of more than plain tensors, which is not opened: it "
+            "could run code. Ask for model.safetensors."
+        ) from error
+    except Exception as error:  # somebody else's files: their readers raise anything
+        raise UserError(f"{what}: its weights cannot be read ({_first_line(error)})") from error
+    if not all(tensor.isfinite().all() for tensor in loaded.state_dict().values()):
+        raise UserError(f"{what}: its weights are not finite (NaN or infinity); take another")
+    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
+    return loaded.float(), sorted(fresh)
+
+
+def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Preprocessing:
+    """How pictures are to be shown to the model of a folder or Hub id.
+
+    Args:
+        model: the folder or id.
+        what: what to call it in messages.
+        config: its own.
+
+    Raises:
+        UserError: it does not say so, or asks for what is not done here.
+    """
+    try:
+        path = cached_file(model, "preprocessor_config.json")
+        assert path is not None, "it raises instead"
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(values, dict):
+            raise ValueError("holds no object")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{what}: preprocessor_config.json cannot be read ({_first_line(error)}). It says how "
+            "pictures are resized and normalised, and stock transformers needs it too"
+        ) from error
+    try:
+        found = Preprocessing.from_stock(values, getattr(config, "finetune_eval", None))
+    except UserError as error:
+        raise UserError(f"{what}: preprocessor_config.json: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{what}: preprocessor_config.json makes no sense ({error})") from error
+    if found.num_channels != config.num_channels:
+        raise UserError(
+            f"{what}: reads {config.num_channels} channels, but preprocessor_config.json has "
+            f"{found.num_channels} values in image_mean"
+        )
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

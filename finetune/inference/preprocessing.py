@@ -1,0 +1,168 @@
+"""The one description of what a picture goes through before a model sees it.
+
+Orientation and colour are `finetune.data.files.read_image`'s, whatever the file holds; the size is
+the `Protocol`'s; the numbers are normalised on the model's device. Training's evaluation, `finetune
+eval`, `predict`, `segment` and the checks of an export all go this way, and a model folder says the
+same in stock's `preprocessor_config.json` as far as it can be said there. What cannot (rounding up
+to a multiple, windows, several scales) stands in `config.json` under `finetune_eval`.
+"""
+
+import functools
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.errors import UserError
+from finetune.inference.protocol import Protocol
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_FULL = (255, 65535)
+_BILINEAR = 2  # PIL.Image.Resampling
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From the pixels of a picture to `pixel_values`.
+
+    Attributes:
+        protocol: how it is resized and shown.
+        image_mean: per channel, of values in 0..1.
+        image_std: likewise.
+        full: the value of a pixel that is 1 there: 255, or 65535 if images have 16 bit.
+    """
+
+    protocol: Protocol = field(default_factory=Protocol)
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+    full: int = 255
+
+    @property
+    def num_channels(self) -> int:
+        """Of the images."""
+        return len(self.image_mean)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Pixels (B, H, W, C), integers on any device, to normalised float32 (B, C, H, W)."""
+        mean, std = (
+            _constant(values, pixels.device) for values in (self.image_mean, self.image_std)
+        )
+        return normalise(pixels, mean, std)
+
+    def to_stock(self) -> dict[str, Any]:
+        """`preprocessor_config.json`: the stock image processor's settings that come nearest.
+
+        Labels are translated already, so stock must not reduce them. Arrays of any number of
+        channels are normalised as here (beyond 1, 3 and 4 if `input_data_format` is given); stock
+        resizes only 8 bit of 1, 3 or 4, and says so of others.
+        """
+        protocol = self.protocol
+        size = {"height": 512, "width": 512}  # stock's default, for do_resize: false
+        if protocol.fixed_size is not None:
+            size = dict(zip(("height", "width"), protocol.fixed_size, strict=True))
+        elif protocol.shortest_edge is not None:
+            size = {"shortest_edge": protocol.shortest_edge}
+            if protocol.longest_edge is not None:
+                size["longest_edge"] = protocol.longest_edge
+        return {
+            "image_processor_type": "SegformerImageProcessor",
+            "do_resize": protocol.resizes,
+            "size": size,
+            "resample": _BILINEAR,
+            "do_rescale": True,
+            "rescale_factor": 1 / self.full,
+            "do_normalize": True,
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+            "do_reduce_labels": False,
+        }
+
+    @classmethod
+    def from_stock(
+        cls, values: Mapping[str, Any], exact: Mapping[str, Any] | None = None
+    ) -> "Preprocessing":
+        """What `preprocessor_config.json` says, and `config.json` more exactly.
+
+        Args:
+            values: the former; keys that are not there have stock's defaults.
+            exact: `finetune_eval` of the latter. If the two contradict each other, somebody has
+                changed the former, and it counts.
+
+        Raises:
+            UserError: it asks for something that is not done here; names the key.
+        """
+        if (resample := values.get("resample", _BILINEAR)) != _BILINEAR:
+            raise UserError(f"resample={resample}: only 2, bilinear, is known here")
+        full = 1
+        if values.get("do_rescale", True):
+            factor = values.get("rescale_factor", 1 / 255)
+            full = next((full for full in _FULL if abs(factor * full - 1) < 1e-6), 0)
+        if full not in _FULL:
+            raise UserError("do_rescale, rescale_factor: only 1/255 and 1/65535 are known here")
+        mean = tuple(map(float, values.get("image_mean", IMAGENET_MEAN)))
+        std = tuple(map(float, values.get("image_std", IMAGENET_STD)))
+        if not values.get("do_normalize", True):
+            mean, std = (0.0,) * len(mean), (1.0,) * len(mean)
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise UserError("image_mean, image_std: need a number a channel each, std above 0")
+        protocol = _protocol_of(values)
+        found = cls(protocol, mean, std, full)
+        if exact is not None:
+            exactly = cls(Protocol.from_dict(exact), mean, std, full)
+            if _sizes(exactly.to_stock()) == _sizes(found.to_stock()):
+                return exactly
+            warnings.warn(
+                "preprocessor_config.json asks for other sizes than finetune_eval in config.json "
+                f"({protocol.describe()}); it counts",
+                stacklevel=2,
+            )
+        return found
+
+
+def _sizes(values: Mapping[str, Any]) -> Any:
+    return values["do_resize"] and values["size"]
+
+
+def _protocol_of(values: Mapping[str, Any]) -> Protocol:
+    if not values.get("do_resize", True):
+        return Protocol()
+    size = values.get("size", {"height": 512, "width": 512})
+    if isinstance(size, int):  # as transformers 4 wrote it
+        size = {"height": size, "width": size}
+    if isinstance(size, dict) and all(type(side) is int and side > 0 for side in size.values()):
+        if size.keys() == {"height", "width"}:
+            return Protocol(fixed_size=(size["height"], size["width"]))
+        if size.keys() in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
+            return Protocol(**size)
+    raise UserError(
+        f"size={json.dumps(size)}: only height and width, or shortest_edge and longest_edge, are "
+        "known here"
+    )
+
+
+def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Pixels (B, H, W, C) to normalised float32 (B, C, H, W), a view in channels-last memory.
+
+    Args:
+        pixels: uint8, of which 255 is 1; or any other integers, of which 65535 is; on any device.
+        mean: (C,) of values in 0..1, on that device.
+        std: (C,), likewise.
+    """
+    batch, height, width, channels = pixels.shape
+    # By rows of width x channels: broadcast along an axis of three numbers, it takes 20 times as
+    # long on a CPU. In place, since new memory costs more than the arithmetic.
+    rows = pixels.reshape(batch, height, width * channels).to(torch.float32, copy=True)
+    full = 255 if pixels.dtype == torch.uint8 else 65535
+    rows = rows.div_(full).sub_(mean.repeat(width)).div_(std.repeat(width))
+    return rows.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+@functools.cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """A tensor, sent to its device once: sending waits until a GPU has done all it has to do."""
+    return torch.tensor(values, device=device)

@@ -1,0 +1,289 @@
+"""From normalised pixels to the scores of every pixel of a picture, in bands of rows.
+
+The scores of a whole picture are rarely there at once: 58 GB at 150 classes and 12,000 x 8,000. A
+`Band` says what they are for some rows, either as the model's small logits, which the consumers
+(`upsampled_argmax`, `cross_entropy_sums`) upsample as they go, or pixel by pixel.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from finetune.inference.preprocessing import Preprocessing
+from finetune.segformer.configuration import smallest_side
+from finetune.segformer.functional import upsampled_argmax
+
+MAX_WHOLE = 2**25
+"""Pixels beyond which a picture is always shown in windows: 33 million, as 8K video has them."""
+WINDOW, STRIDE = (1024, 1024), (768, 768)
+"""The windows of such a picture."""
+
+_BAND, _BAND_GPU = 2**24, 2**27  # scores of a band
+_TINY = 1e-30  # of a probability, before its logarithm
+
+
+class Band(NamedTuple):
+    """The scores of some rows of every picture of a batch."""
+
+    rows: slice
+    """Of the pictures."""
+    scores: Tensor
+    """(B, K, h, w) float32; upsampled to the rows and the pictures' width they are the pixels'."""
+
+
+@torch.no_grad()
+def score_bands(
+    model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
+) -> Iterator[Band]:
+    """The scores of pictures, from the top to the bottom.
+
+    Args:
+        model: a SegFormer in eval mode.
+        views: one a scale of the protocol, integer (B, h, w, C), on any device.
+        preprocessing: how they are normalised and shown.
+        size: the pictures' own (H, W).
+
+    Yields:
+        Bands that cover all rows. Scores are logits; of several scales, or mirrored, logarithms of
+        the mean of the probabilities, as mmsegmentation has it.
+    """
+    shown = [_show(model, view, preprocessing, size) for view in views]
+    if not preprocessing.protocol.flip and len(shown) == 1:
+        yield from shown[0].bands()
+        return
+    mirrored: list[_Shown] = []
+    if preprocessing.protocol.flip:
+        mirrored = [_show(model, view.flip(2), preprocessing, size) for view in views]
+    num_labels, device = model.config.num_labels, next(model.parameters()).device
+    for rows in _in_rows(len(views[0]), num_labels, size, device):
+        total = torch.zeros(
+            len(views[0]), num_labels, rows.stop - rows.start, size[1], device=device
+        )
+        for one in shown:
+            total += probabilities(one.rows(rows))
+        for one in mirrored:
+            total += probabilities(one.rows(rows)).flip(3)
+        total /= len(shown) + len(mirrored)
+        yield Band(rows, total.logit_(_TINY) if num_labels == 1 else total.clamp_(_TINY).log_())
+
+
+def predict_masks(
+    model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
+) -> Tensor:
+    """Class ids (B, H, W) of pictures; uint8 if there are few enough classes. As `score_bands`."""
+    masks = views[0].new_empty(len(views[0]), *size, dtype=_id_dtype(model), device="cpu")
+    for band in score_bands(model, views, preprocessing, size):
+        part = masks[:, band.rows]
+        part.copy_(upsampled_argmax(band.scores, (part.shape[1], part.shape[2])))
+    return masks
+
+
+def predict_confident_masks(
+    model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """`predict_masks`, and the probability of each pixel's class, (B, H, W) float16."""
+    masks = views[0].new_empty(len(views[0]), *size, dtype=_id_dtype(model), device="cpu")
+    confidence = masks.new_empty(masks.shape, dtype=torch.float16)
+    for band in score_bands(model, views, preprocessing, size):
+        part = masks[:, band.rows]
+        part.copy_(upsampled_argmax(band.scores, (part.shape[1], part.shape[2])))
+        own = part.shape[1], part.shape[2]
+        device = band.scores.device
+        for rows in _in_rows(len(part), band.scores.shape[1], own, device):
+            chance = probabilities(_upsampled(band.scores, own, rows))
+            best = (
+                chance.amax(1) if chance.shape[1] > 1 else torch.maximum(chance, 1 - chance)[:, 0]
+            )
+            start = band.rows.start
+            confidence[:, start + rows.start : start + rows.stop].copy_(best)
+    return masks, confidence
+
+
+def probabilities(scores: Tensor) -> Tensor:
+    """Scores (B, K, ...) as probabilities; with K = 1, stock's binary head, that of class 1."""
+    return scores.softmax(1) if scores.shape[1] > 1 else scores.sigmoid()
+
+
+def _id_dtype(model: Any) -> torch.dtype:
+    return torch.uint8 if model.config.num_labels <= 256 else torch.int64
+
+
+def _in_rows(
+    batch: int, num_labels: int, size: tuple[int, int], device: torch.device
+) -> Iterator[slice]:
+    limit = _BAND if device.type == "cpu" else _BAND_GPU
+    step = max(1, limit // (batch * num_labels * size[1]))
+    for first in range(0, size[0], step):
+        yield slice(first, min(first + step, size[0]))
+
+
+class _Shown(Interface):
+    """Pictures at one scale."""
+
+    def bands(self) -> Iterator[Band]:
+        """All rows."""
+
+    def rows(self, rows: slice) -> Tensor:
+        """(B, K, r, W); of rows further down than those asked for before."""
+
+
+def _show(model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[int, int]) -> _Shown:
+    protocol = preprocessing.protocol
+    window, stride = protocol.window, protocol.stride
+    if window is None and view.shape[1] * view.shape[2] > MAX_WHOLE:
+        window, stride = WINDOW, STRIDE
+    if window is None or stride is None:
+        return _Whole(_scores(model, view, preprocessing), size)
+    return _Windows(model, view, preprocessing, size, window, stride)
+
+
+class _Whole:
+    """Pictures that were shown as a whole."""
+
+    def __init__(self, scores: Tensor, size: tuple[int, int]):
+        self.scores, self.size = scores, size
+
+    def bands(self) -> Iterator[Band]:
+        yield Band(slice(0, self.size[0]), self.scores)
+
+    def rows(self, rows: slice) -> Tensor:
+        return _upsampled(self.scores, self.size, rows)
+
+
+class _Windows:
+    """Pictures shown window by window: the mean of the windows at the resolution of the view.
+
+    The logits of the rows of windows that a band touches are kept, 40 MB a window of 1024 x 1024
+    at 150 classes; those above are forgotten.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        view: Tensor,
+        preprocessing: Preprocessing,
+        size: tuple[int, int],
+        window: tuple[int, int],
+        stride: tuple[int, int],
+    ):
+        self.model, self.view, self.preprocessing, self.size = model, view, preprocessing, size
+        self.height, self.width = (min(w, n) for w, n in zip(window, view.shape[1:3], strict=True))
+        self.tops = _starts(view.shape[1], window[0], stride[0])
+        self.lefts = _starts(view.shape[2], window[1], stride[1])
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def bands(self) -> Iterator[Band]:
+        device = next(self.model.parameters()).device
+        for rows in _in_rows(len(self.view), self.model.config.num_labels, self.size, device):
+            yield Band(rows, self.rows(rows))
+
+    def rows(self, rows: slice) -> Tensor:
+        own = self.view.shape[1], self.view.shape[2]
+        if own == self.size:
+            return self._mean(rows)
+        above, below, _ = _between(own[0], self.size[0], rows)
+        first = int(above[0])
+        part = self._mean(slice(first, int(below[-1]) + 1))
+        return _upsampled(part, self.size, rows, first=first, height=own[0])
+
+    def _mean(self, rows: slice) -> Tensor:
+        """(B, K, r, w) of rows of the view."""
+        batch, width = len(self.view), self.view.shape[2]
+        shape = batch, self.model.config.num_labels, rows.stop - rows.start, width
+        total = torch.zeros(shape, device=next(self.model.parameters()).device)
+        count = total.new_zeros(shape[2:])
+        for top in [top for top in self.kept if top + self.height <= rows.start]:
+            del self.kept[top]
+        for top in self.tops:
+            first, last = max(top, rows.start), min(top + self.height, rows.stop)
+            if first >= last:
+                continue
+            target = slice(first - rows.start, last - rows.start)
+            for left, scores in zip(self.lefts, self._row(top), strict=True):
+                columns = slice(left, left + self.width)
+                part = _upsampled(scores, (self.height, self.width), slice(first - top, last - top))
+                total[:, :, target, columns] += part
+                count[target, columns] += 1
+        total /= count
+        return total
+
+    def _row(self, top: int) -> list[Tensor]:
+        """The scores of a row of windows."""
+        if top not in self.kept:
+            self.kept[top] = [
+                _scores(
+                    self.model,
+                    self.view[:, top : top + self.height, left : left + self.width],
+                    self.preprocessing,
+                )
+                for left in self.lefts
+            ]
+        return self.kept[top]
+
+
+def _scores(model: Any, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """(B, K, h, w) of integers (B, H, W, C): the logits as they are.
+
+    Images below the model's smallest side are padded right and bottom with zeros, the mean colour,
+    and give scores of their own size.
+    """
+    pixels = pixels.to(next(model.parameters()).device, non_blocking=True)
+    pixel_values = preprocessing.normalise(pixels).to(model.dtype)
+    height, width = pixel_values.shape[2:]
+    side = smallest_side(model.config)
+    if min(height, width) >= side:
+        return model(pixel_values).logits.float()
+    padding = (0, max(0, side - width), 0, max(0, side - height))
+    padded = F.pad(pixel_values, padding)
+    logits = model(padded).logits.float()
+    upsampled = F.interpolate(logits, size=padded.shape[2:], mode="bilinear", align_corners=False)
+    return upsampled[:, :, :height, :width]
+
+
+def _upsampled(
+    scores: Tensor,
+    size: tuple[int, int],
+    rows: slice,
+    *,
+    first: int = 0,
+    height: int | None = None,
+) -> Tensor:
+    """Some rows of what `F.interpolate(scores, size, mode="bilinear")` gives: (B, K, r, W).
+
+    Args:
+        scores: (B, K, h, w), rows `first` and on of `height` rows.
+        size: (H, W), that of all rows.
+        rows: Of these, the ones wanted.
+        first: See `scores`.
+        height: See `scores`; None: h.
+    """
+    own = scores.shape[2] if height is None else height
+    if own != size[0]:
+        above, below, share = _between(own, size[0], rows)
+        above, below = ((place - first).to(scores.device) for place in (above, below))
+        share = share[:, None].to(scores.device)
+        scores = torch.lerp(scores[:, :, above], scores[:, :, below], share)
+    else:
+        scores = scores[:, :, rows.start - first : rows.stop - first]
+    if scores.shape[3] == size[1]:
+        return scores
+    across = (scores.shape[2], size[1])
+    return F.interpolate(scores, size=across, mode="bilinear", align_corners=False)
+
+
+def _between(height: int, new: int, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+    """Between which rows of `height` the given ones of `new` lie, and how far from the upper."""
+    position = (torch.arange(rows.start, rows.stop) + 0.5) * (height / new) - 0.5
+    position = position.clamp_(min=0)
+    above = position.floor().long().clamp_(max=height - 1)
+    return above, (above + 1).clamp_(max=height - 1), position - above
+
+
+def _starts(length: int, window: int, stride: int) -> list[int]:
+    """Where windows begin along one axis; the last one ends at the edge."""
+    last = max(length - window, 0)
+    return [*range(0, last, stride), last]
