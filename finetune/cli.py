@@ -303,6 +303,50 @@ def evaluate(
 
 
 @app.command()
+def convert(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .pth or .safetensors file, a model folder or a Hub id."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write; new or empty.")
+    ],
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,N,N",
+            help="Heads of attention a stage, for files of sizes that were never published.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
+) -> None:
+    """Turn weights of others into a stock folder that gives the same logits.
+
+    Reads .pth of NVlabs (segmentors, and mit_b*: the encoder with ImageNet's classifier) and of
+    mmsegmentation (its encoder; its head only where stock's can express it, else this says why
+    not), and folders and files in transformers' layout. Nothing in a file is run. Says what it
+    assumed, and which licence it knows of.
+
+    Example: finetune convert segformer.b0.512x512.ade.160k.pth b0-ade20k
+
+    model.init in a recipe reads the same files.
+    """
+    from finetune import convert as program
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    numbers = None
+    if heads is not None:
+        if not all(text.strip().isdecimal() for text in heads.split(",")):
+            raise UserError(f"--heads {heads}: a number a stage is wanted, such as 1,2,5,8")
+        numbers = [int(text) for text in heads.split(",")]
+    done = program.convert(checkpoint, output, heads=numbers)
+    print(done.to_json() if as_json else done.to_text())
+
+
+@app.command()
 def benchmark(
     what: Annotated[
         list[str] | None,

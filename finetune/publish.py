@@ -99,6 +99,7 @@ def model_card(
     per_class_iou: Mapping[str, float | None],
     protocol: Protocol,
     num_channels: int = 3,
+    licence: str = "",
     facts: Mapping[str, Any],
 ) -> ModelCard:
     """A model card with what is known at the end of a run.
@@ -111,9 +112,11 @@ def model_card(
         per_class_iou: class -> IoU; None where the class does not occur.
         protocol: how it was evaluated.
         num_channels: of the images.
+        licence: what restricts the use of the weights that training started from, or empty.
         facts: further lines of the training section.
     """
     data = ModelCardData(
+        license="other" if licence else None,
         library_name="transformers",
         pipeline_tag="image-segmentation",
         tags=["segformer", "semantic-segmentation", "vision"],
@@ -139,12 +142,57 @@ def model_card(
         *(f"- {key}: {value}" for key, value in facts.items()),
         "- everything else: `recipe.yaml` beside this file",
         "",
+        *_licence(licence),
         "## Use",
         "",
         *_usage(num_channels),
         "",
     ]
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def conversion_card(
+    *,
+    name: str,
+    purpose: str,
+    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    licence: str = "",
+    protocol: Protocol | None = None,
+    num_channels: int = 3,
+) -> ModelCard:
+    """A model card of weights that were brought into this form and not changed.
+
+    Args:
+        name: of the folder.
+        purpose: what the model does, in a sentence.
+        facts: lines about where it comes from and what is assumed.
+        metadata: of the card, besides the library; None values are left out.
+        licence: what is known to restrict its use, or empty.
+        protocol: how images are shown to a segmentor; None: it is none.
+        num_channels: of the images.
+    """
+    data = ModelCardData(library_name="transformers", **metadata)
+    usage = ["## Use", "", *_usage(num_channels), ""] if protocol is not None else []
+    shown = [f"- images: {protocol.describe()}"] if protocol is not None else []
+    lines = [
+        f"# {name}",
+        "",
+        purpose,
+        "",
+        "## Origin",
+        "",
+        *(f"- {key}: {value}" for key, value in facts.items()),
+        *shown,
+        "",
+        *_licence(licence),
+        *usage,
+    ]
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
+
+
+def _licence(remark: str) -> list[str]:
+    return ["## Licence", "", remark, ""] if remark else []
 
 
 def _usage(num_channels: int) -> list[str]:

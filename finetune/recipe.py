@@ -55,7 +55,8 @@ class ModelSection(Section):
     )
     init: str | None = Field(
         None,
-        description="folder or Hub id of a SegFormer to start from (any head); null: from scratch",
+        description="folder or Hub id of a SegFormer to start from (any head), or a file of "
+        "weights: .safetensors, or .pth of NVlabs or mmsegmentation; null: from scratch",
     )
     num_channels: Annotated[int, Field(ge=1, le=128)] = Field(
         3, description="channels of the images; 3: RGB, 1: grey, 4: with alpha, any: TIFF"

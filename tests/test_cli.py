@@ -28,7 +28,9 @@ def invoke(*arguments: str):
 def test_help_is_complete():
     said = invoke("--help").output
     verbs = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
-    assert verbs == ["train", "recipes", "show", "init", "doctor", "pack", "eval", "benchmark"]
+    assert verbs == [
+        *["train", "recipes", "show", "init", "doctor", "pack", "eval", "convert", "benchmark"]
+    ]
     for verb in verbs:
         assert verb in said
         help_text = invoke(verb, "--help").output

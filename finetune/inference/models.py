@@ -2,15 +2,17 @@
 
 import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from finetune.errors import UserError
 from finetune.inference.preprocessing import Preprocessing
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+from finetune.weights import is_checkpoint_file, licence_of
 
 
 def load_config(model: str, what: str) -> SegformerConfig:
@@ -23,6 +25,11 @@ def load_config(model: str, what: str) -> SegformerConfig:
     Raises:
         UserError: there is none, or it is another kind of model's.
     """
+    if is_checkpoint_file(model):
+        raise UserError(
+            f"{what}: a file of weights, where a model folder or Hub id is wanted; "
+            f"`finetune convert {model} OUT` makes a folder of it"
+        )
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # somebody else's files: their readers raise anything
@@ -37,13 +44,29 @@ def load_model(
 ) -> tuple[SegformerForSemanticSegmentation, list[str]]:
     """A SegFormer with a head for `config`, in float32, and the names of the weights that are new.
 
+    Warns of a licence that is known to restrict their use.
+
+    Raises:
+        UserError: the weights cannot be read.
+    """
+    loaded, fresh = read_model(model, what, config, SegformerForSemanticSegmentation)
+    if licence := licence_of(model):
+        warnings.warn(f"{what}: {licence}", stacklevel=2)
+    return loaded, fresh  # type: ignore[return-value]
+
+
+def read_model(
+    model: str, what: str, config: SegformerConfig, architecture: type[PreTrainedModel]
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model of a folder or Hub id, in float32, and the names of the weights that are new.
+
     Raises:
         UserError: the weights cannot be read.
     """
     loaded: Any
     info: dict[str, Any]
     try:
-        loaded, info = SegformerForSemanticSegmentation.from_pretrained(  # type: ignore[misc]
+        loaded, info = architecture.from_pretrained(  # type: ignore[misc]
             model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
         )
     except pickle.UnpicklingError as error:

@@ -52,6 +52,7 @@ from finetune.segformer.functional import (
 )
 from finetune.tracking import progress_bar
 from finetune.trainers import Evaluation
+from finetune.weights import is_checkpoint_file, licence_of, read_weights, variant_of
 
 NUM_EXAMPLES = 4
 
@@ -67,6 +68,7 @@ class SegmentationTask:
         self.labels = recipe.labels.build()
         self._preprocessing = preprocessing
         self._stray: Tensor | int = 0
+        self._licence = ""  # of the weights that training starts from
         self._caches: dict[int, CachedSamples] = {}  # by the identity of the split, which stays
 
     @functools.cached_property
@@ -150,7 +152,9 @@ class SegmentationTask:
         init = self.recipe.model.init
         if init is None:
             return SegformerForSemanticSegmentation(SegformerConfig(**arguments))
-        return _load(init, arguments)
+        load = _load_file if is_checkpoint_file(init) else _load
+        model, self._licence = load(init, arguments)
+        return model
 
     def train_batches(
         self, *, rank: int, world_size: int, first_step: int, pin_memory: bool
@@ -324,7 +328,8 @@ class SegmentationTask:
         }
         card = model_card(
             name=recipe.name,
-            base_model=recipe.model.init,
+            base_model=_hub_name(recipe.model.init),
+            licence=self._licence,
             names=self.labels.names,
             results=results,
             per_class_iou=metrics["eval/per_class_iou"],
@@ -400,37 +405,91 @@ def protocol_of(recipe: Recipe) -> Protocol:
     return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
 
 
-def _load(init: str, arguments: dict[str, Any]) -> PreTrainedModel:
-    """Starts from a checkpoint; a head for other labels is drawn anew, and said so."""
+_FIRST = "segformer.encoder.patch_embeddings.0.proj.weight"
+
+
+def _hub_name(init: str | None) -> str | None:
+    """What a card may link to as its base: no file."""
+    return None if init is None or is_checkpoint_file(init) else init
+
+
+def _load(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
+    """Starts from a folder or Hub id; a head for other labels is drawn anew, and said so.
+
+    Returns:
+        The model, and what is known about the licence.
+    """
     what = f"model.init={init}"
     found = load_config(init, what)
-    for key in ("depths", "hidden_sizes", "num_attention_heads"):
-        if list(getattr(found, key)) != list(arguments[key]):
-            raise UserError(
-                f"{what}: {key} are {list(getattr(found, key))}, but the recipe says "
-                f"{list(arguments[key])}. Set model.variant to the size of the checkpoint."
-            )
+    _check_size(found.to_dict(), arguments, what, ("num_attention_heads",))
     config = SegformerConfig(**{**found.to_dict(), **arguments})
     model, fresh = load_model(init, what, config)
-    first = "segformer.encoder.patch_embeddings.0.proj.weight"
     is_other_image = found.num_channels != config.num_channels
     lost = [key for key in fresh if key.startswith("segformer.")]
-    if is_other_image and first in lost:
-        lost.remove(first)
+    if is_other_image and _FIRST in lost:
+        lost.remove(_FIRST)
     if lost:
         raise UserError(
             f"{what}: {len(lost)} weights of the encoder are missing, {lost[0]} among them. This "
             "is not a SegFormer checkpoint."
         )
     if fresh:
-        loaded = "the encoder is loaded"
-        if is_other_image:
-            loaded += (
-                f" but for its first convolution, which reads {config.num_channels} channels here "
-                f"and {found.num_channels} there"
-            )
+        loaded = _but_for_channels("the encoder is loaded", found.num_channels, config)
         warnings.warn(f"{what}: {loaded}, new are {', '.join(fresh)}", stacklevel=3)
-    return model
+    return model, licence_of(init)
+
+
+def _load_file(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
+    """As `_load`, from a file of weights; always says what it took of it."""
+    what = f"model.init={init}"
+    weights = read_weights(Path(init), what, heads=arguments["num_attention_heads"])
+    _check_size(weights.arguments, arguments, what)
+    shapes = {key: value for key, value in weights.arguments.items() if key != "num_labels"}
+    config = SegformerConfig(**{**shapes, **arguments})
+    model = SegformerForSemanticSegmentation(config)
+    own = model.state_dict()
+    taken = {
+        name: tensor
+        for name, tensor in weights.state.items()
+        if name in own and own[name].shape == tensor.shape
+    }
+    model.load_state_dict(taken, strict=False)
+    fresh = sorted(own.keys() - taken.keys())
+    has_head = any(name.startswith("decode_head.") for name in taken)
+    loaded = "the encoder and the head are" if has_head and not fresh else "the encoder is"
+    said = f"{weights.describe()}: {loaded} loaded"
+    said = _but_for_channels(said, weights.arguments["num_channels"], config)
+    if fresh:
+        said += f", new are {', '.join(fresh)}"
+    if weights.lost_head:
+        said += f" ({weights.lost_head})"
+    warnings.warn(f"{what}: {said}", stacklevel=3)
+    if weights.licence:
+        warnings.warn(f"{what}: {weights.licence}", stacklevel=3)
+    return model, weights.licence
+
+
+def _check_size(
+    found: dict[str, Any], wanted: dict[str, Any], what: str, more: tuple[str, ...] = ()
+) -> None:
+    """A checkpoint's encoder is of the size that the recipe says."""
+    for key in ("depths", "hidden_sizes", *more):
+        if list(found[key]) != list(wanted[key]):
+            size = variant_of(found["depths"], found["hidden_sizes"])
+            remedy = f"model.variant={size}" if size else "model.variant to the checkpoint's size"
+            raise UserError(
+                f"{what}: {key} are {list(found[key])}, but the recipe says {list(wanted[key])}. "
+                f"Set {remedy}."
+            )
+
+
+def _but_for_channels(loaded: str, channels: int, config: SegformerConfig) -> str:
+    if channels == config.num_channels:
+        return loaded
+    return (
+        f"{loaded} but for its first convolution, which reads {config.num_channels} channels here "
+        f"and {channels} there"
+    )
 
 
 def _number(value: float) -> float | None:

@@ -1,0 +1,101 @@
+"""Files of weights, opened by readers that make tensors and plain containers and run nothing."""
+
+import re
+import warnings
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from finetune.errors import UserError
+
+
+def opened(path: Path, what: str) -> Any:
+    """What a file holds, by readers that make tensors and plain containers and run nothing."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(64)
+    except OSError as error:
+        raise UserError(f"{what}: cannot be read ({error.strerror})") from error
+    if not start:
+        raise UserError(f"{what}: an empty file; fetch it again")
+    if start.startswith(b"version https://git-lfs"):
+        raise UserError(f"{what}: a pointer of Git LFS, not the file; `git lfs pull` fetches it")
+    try:
+        if path.suffix.lower() == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # What is mapped stays on the disk until it is wanted: an optimizer's state never is.
+        mapped = zipfile.is_zipfile(path)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except Exception as error:  # somebody else's files: readers raise anything, KeyError too
+        said = str(error)
+        wanted = re.search(r"GLOBAL ([\w.]+)", said)
+        pickled = start[:1] == b"\x80" and "Unsupported operand" in said
+        if wanted or pickled or "TorchScript" in said:
+            thing = wanted[1] if wanted else "a pickle or script that torch.save did not write"
+            raise UserError(
+                f"{what}: holds more than plain tensors and text ({thing}), which could run code. "
+                "It is not opened, and nothing was run. If you trust it, open it where it was "
+                "made and save its tensors alone: "
+                "torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')"
+            ) from error
+        raise UserError(
+            f"{what}: damaged, cut off, or not a file of weights. Fetch it again, and compare its "
+            "size or checksum with the source's"
+        ) from error
+
+
+def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
+    """The tensors by name, out of whatever they are wrapped in."""
+    for wrapper in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
+            content = content[wrapper]
+    if not isinstance(content, Mapping) or not content:
+        raise UserError(f"{what}: holds no state_dict, but {_article(content)}")
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if others or not all(isinstance(name, str) for name in content):
+        raise UserError(
+            f"{what}: holds no state_dict that is known here. Its first names are "
+            f"{', '.join(map(str, list(content)[:4]))}"
+        )
+    tensors = dict(content)
+    while all(name.startswith("module.") for name in tensors):  # DataParallel's
+        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def classes_of(content: Any, count: int) -> tuple[Any, Any]:
+    """Names and colours of the classes, if there are as many as the head has."""
+    meta = content.get("meta") if isinstance(content, Mapping) else None
+    if not isinstance(meta, Mapping):
+        return None, None
+    newer = meta.get("dataset_meta")
+    newer = newer if isinstance(newer, Mapping) else {}
+    names = meta.get("CLASSES") or newer.get("classes")
+    palette = meta.get("PALETTE") or newer.get("palette")
+    if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
+        return None, None
+    names = tuple(name.strip() for name in names)
+    if len(names) != count or len({*names}) != count or not all(names):
+        return None, None
+    return names, _as_colors(palette, count)
+
+
+def _as_colors(palette: Any, count: int) -> tuple[tuple[int, ...], ...] | None:
+    if not isinstance(palette, list | tuple) or len(palette) != count:
+        return None
+    if not all(isinstance(color, list | tuple) and len(color) == 3 for color in palette):
+        return None
+    if not all(type(v) is int and 0 <= v <= 255 for color in palette for v in color):
+        return None
+    return tuple(tuple(color) for color in palette)
+
+
+def _article(content: Any) -> str:
+    return "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"

@@ -1,0 +1,96 @@
+"""The heads of others as stock's, where that is possible."""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from finetune.errors import UserError
+from finetune.weights.layouts import ENCODER, HEAD, HEADS, layout_of, renamed
+from finetune.weights.shapes import shape_of
+
+BATCH_NORM_EPS = 1e-5  # PyTorch's default, which all of them leave in place
+_TELLING = {
+    "NVlabs": "linear_fuse.conv.weight",
+    "mmsegmentation": "fusion_conv.conv.weight",
+    "transformers": "linear_fuse.weight",
+}
+
+
+def stock_head(
+    tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str
+) -> tuple[dict[str, Tensor], str, list[str]]:
+    """Stock's head of theirs; or why there is none; and the names that are not needed."""
+    layout = layout_of(tensors, HEADS)
+    if layout is None or _TELLING[layout] not in tensors:
+        return {}, f"its head is another than SegFormer's ({', '.join(list(tensors)[:3])})", []
+    found, unknown = renamed(tensors, layout, HEADS, what)
+    # NVlabs' head inherits a classifier that it does not use.
+    unused = [name for name in unknown if layout == "NVlabs" and name.startswith("conv_seg.")]
+    strange = [name for name in unknown if name not in unused]
+    if strange:
+        return {}, f"its head has what SegFormer's has not ({HEAD}{strange[0]})", []
+    lost = ""
+    if layout == "mmsegmentation":
+        found, lost = _without_relu(found, state, what)
+    for name, tensor in found.items():
+        if name.startswith("linear_c.") and tensor.ndim == 4 and tensor.shape[2:] == (1, 1):
+            found[name] = tensor.flatten(1)
+    return found, lost, [HEAD + name for name in unused]
+
+
+def _without_relu(
+    head: dict[str, Tensor], state: Mapping[str, Tensor], what: str
+) -> tuple[dict[str, Tensor], str]:
+    """The head of mmsegmentation as stock's, where that is possible, or why it is not.
+
+    There a stage's map goes through ReLU(BN(conv(x))) before it is upsampled and fused; in stock's
+    head through a linear layer alone. Batch norm is affine and folds into the layer. A ReLU is not:
+    it can go only where it never acts, or always. That can be told without data: what comes in is
+    a layer norm's output, gamma z + beta with z of mean 0 and at most sqrt(C) long, so the channel
+    a x + b lies within a beta + b +- sqrt(C) |a gamma - mean(a gamma)|.
+
+    Args:
+        head: tensors in the names of `HEADS`.
+        state: of the encoder, for the norms of its stages.
+        what: what to call the file in messages.
+    """
+    found = {name: tensor for name, tensor in head.items() if not name.startswith("convs.")}
+    stages = sum(bool(re.fullmatch(r"convs\.\d+\.conv\.weight", name)) for name in head)
+    acting = channels = 0
+    for stage in range(stages):
+        conv, norm = f"convs.{stage}.conv.", f"convs.{stage}.bn."
+        needed = [f"{conv}weight"]
+        needed += [f"{norm}{name}" for name in ("weight", "bias", "running_mean", "running_var")]
+        for name in needed:
+            shape_of(head, name, what)
+        weight, scale, shift, mean, variance = (head[name].double() for name in needed)
+        scale = scale / (variance + BATCH_NORM_EPS).sqrt()
+        weight = scale[:, None] * weight.flatten(1)  # (width, C)
+        bias = shift - scale * mean
+        if f"{conv}bias" in head:
+            bias = bias + scale * head[f"{conv}bias"].double()
+        gamma = state[f"{ENCODER}layer_norm.{stage}.weight"].double()
+        beta = state[f"{ENCODER}layer_norm.{stage}.bias"].double()
+        if len(gamma) != weight.shape[1]:
+            raise UserError(f"{what}: {conv}weight reads {weight.shape[1]} channels, not its stage")
+        spread = weight * gamma
+        reach = (spread - spread.mean(1, keepdim=True)).norm(dim=1) * len(gamma) ** 0.5
+        middle = weight @ beta + bias
+        is_off = middle + reach <= 0
+        acting += int((~is_off & (middle < reach)).sum())
+        channels += len(middle)
+        found[f"linear_c.{stage}.proj.weight"] = (weight * ~is_off[:, None]).float()
+        found[f"linear_c.{stage}.proj.bias"] = (bias * ~is_off).float()
+    if acting:
+        return {}, (
+            "its head, mmsegmentation's, has a ReLU between each stage's projection and the "
+            f"fusion, which may act on {acting} of {channels} channels here. Stock's head has none "
+            "there and cannot give these logits"
+        )
+    # There the finest map comes first, here the coarsest.
+    fused = found.get("linear_fuse.weight")
+    if fused is not None and fused.ndim == 4 and stages and not fused.shape[1] % stages:
+        found["linear_fuse.weight"] = torch.cat(fused.chunk(stages, dim=1)[::-1], dim=1)
+    return found, ""

@@ -1,0 +1,136 @@
+"""The names that others give to SegFormer's tensors, and ours for them."""
+
+import functools
+import re
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from finetune.errors import UserError
+
+# Names of modules, theirs -> ours; {s} is a stage, {b} a block. Several of ours: theirs is packed
+# along the first axis.
+_BLOCK = "block.{s}.{b}."
+ENCODERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "NVlabs": {
+        "patch_embed{s}.proj": ("patch_embeddings.{s}.proj",),
+        "patch_embed{s}.norm": ("patch_embeddings.{s}.layer_norm",),
+        "block{s}.{b}.norm1": (_BLOCK + "layer_norm_1",),
+        "block{s}.{b}.attn.q": (_BLOCK + "attention.self.query",),
+        "block{s}.{b}.attn.kv": (_BLOCK + "attention.self.key", _BLOCK + "attention.self.value"),
+        "block{s}.{b}.attn.sr": (_BLOCK + "attention.self.sr",),
+        "block{s}.{b}.attn.norm": (_BLOCK + "attention.self.layer_norm",),
+        "block{s}.{b}.attn.proj": (_BLOCK + "attention.output.dense",),
+        "block{s}.{b}.norm2": (_BLOCK + "layer_norm_2",),
+        "block{s}.{b}.mlp.fc1": (_BLOCK + "mlp.dense1",),
+        "block{s}.{b}.mlp.dwconv.dwconv": (_BLOCK + "mlp.dwconv.dwconv",),
+        "block{s}.{b}.mlp.fc2": (_BLOCK + "mlp.dense2",),
+        "norm{s}": ("layer_norm.{s}",),
+    },
+    "mmsegmentation": {
+        "layers.{s}.0.projection": ("patch_embeddings.{s}.proj",),
+        "layers.{s}.0.norm": ("patch_embeddings.{s}.layer_norm",),
+        "layers.{s}.1.{b}.norm1": (_BLOCK + "layer_norm_1",),
+        "layers.{s}.1.{b}.attn.attn.in_proj": (
+            _BLOCK + "attention.self.query",
+            _BLOCK + "attention.self.key",
+            _BLOCK + "attention.self.value",
+        ),
+        "layers.{s}.1.{b}.attn.sr": (_BLOCK + "attention.self.sr",),
+        "layers.{s}.1.{b}.attn.norm": (_BLOCK + "attention.self.layer_norm",),
+        "layers.{s}.1.{b}.attn.attn.out_proj": (_BLOCK + "attention.output.dense",),
+        "layers.{s}.1.{b}.norm2": (_BLOCK + "layer_norm_2",),
+        "layers.{s}.1.{b}.ffn.layers.0": (_BLOCK + "mlp.dense1",),
+        "layers.{s}.1.{b}.ffn.layers.1": (_BLOCK + "mlp.dwconv.dwconv",),
+        "layers.{s}.1.{b}.ffn.layers.4": (_BLOCK + "mlp.dense2",),
+        "layers.{s}.2": ("layer_norm.{s}",),
+    },
+}
+ENCODERS["transformers"] = {
+    f"encoder.{name}": (name,) for names in ENCODERS["NVlabs"].values() for name in names
+}
+HEADS: dict[str, dict[str, tuple[str, ...]]] = {
+    "NVlabs": {
+        "linear_c{s}.proj": ("linear_c.{s}.proj",),
+        "linear_fuse.conv": ("linear_fuse",),
+        "linear_fuse.bn": ("batch_norm",),
+        "linear_pred": ("classifier",),
+    },
+    "mmsegmentation": {  # not ours yet: see _without_relu
+        "convs.{s}.conv": ("convs.{s}.conv",),
+        "convs.{s}.bn": ("convs.{s}.bn",),
+        "fusion_conv.conv": ("linear_fuse",),
+        "fusion_conv.bn": ("batch_norm",),
+        "conv_seg": ("classifier",),
+    },
+    "transformers": {
+        name: (name,) for name in ("linear_c.{s}.proj", "linear_fuse", "batch_norm", "classifier")
+    },
+}
+_FIRST_STAGE = {"NVlabs": 1}  # the others count from 0
+_LEAVES = "weight|bias|running_mean|running_var|num_batches_tracked"
+HEAD, ENCODER = "decode_head.", "segformer.encoder."
+
+
+def layout_of(
+    tensors: Mapping[str, Tensor], layouts: Mapping[str, Mapping[str, tuple[str, ...]]]
+) -> str | None:
+    """The layout that knows most of the names."""
+    counts = {
+        layout: sum(_targets(name, layout, table) is not None for name in tensors)
+        for layout, table in layouts.items()
+    }
+    best = max(counts, key=lambda layout: counts[layout])
+    return best if counts[best] else None
+
+
+def _targets(
+    name: str, layout: str, table: Mapping[str, tuple[str, ...]]
+) -> tuple[list[str], str] | None:
+    """Our modules for one of their tensors, and the tensor's name in each."""
+    match = re.fullmatch(rf"(.+?)[._]({_LEAVES})", name)
+    if match is None:
+        return None
+    module, leaf = match.groups()
+    for theirs, ours in table.items():
+        found = _pattern(theirs).fullmatch(module)
+        if found is not None:
+            values = {key: int(value) for key, value in found.groupdict().items()}
+            if "s" in values:
+                values["s"] -= _FIRST_STAGE.get(layout, 0)
+            return [target.format(**values) for target in ours], leaf
+    return None
+
+
+@functools.cache
+def _pattern(theirs: str) -> re.Pattern[str]:
+    escaped = re.escape(theirs)
+    return re.compile(
+        escaped.replace(r"\{s\}", r"(?P<s>\d{1,4})").replace(r"\{b\}", r"(?P<b>\d{1,4})")
+    )
+
+
+def renamed(
+    tensors: Mapping[str, Tensor],
+    layout: str,
+    layouts: Mapping[str, Mapping[str, tuple[str, ...]]],
+    what: str,
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Tensors in our names, and those that the layout does not know in theirs."""
+    state, unknown = {}, {}
+    for name, tensor in tensors.items():
+        found = _targets(name, layout, layouts[layout])
+        if found is None:
+            unknown[name] = tensor
+            continue
+        targets, leaf = found
+        parts: tuple[Tensor, ...] = (tensor,)
+        if len(targets) > 1:
+            if not tensor.ndim or not len(tensor) or len(tensor) % len(targets):
+                raise UserError(f"{what}: {name} does not pack {len(targets)} tensors of a length")
+            parts = tensor.chunk(len(targets))
+        for target, part in zip(targets, parts, strict=True):
+            if part.ndim == 4 and part.shape[2:] == (1, 1) and ".mlp.dense" in target:
+                part = part.flatten(1)  # a 1x1 convolution there, a linear layer here
+            state[f"{target}.{leaf}"] = part
+    return state, unknown

@@ -1,0 +1,154 @@
+"""What model tensors are of, as far as their shapes say, and whether they are all of it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from finetune.errors import UserError
+from finetune.segformer import (
+    VARIANTS,
+    SegformerConfig,
+    SegformerForImageClassification,
+    SegformerForSemanticSegmentation,
+    SegformerModel,
+)
+from finetune.weights.layouts import ENCODER, HEAD
+
+Kind = Literal["segmentation", "classification", "encoder"]
+ARCHITECTURES: dict[Kind, type] = {
+    "segmentation": SegformerForSemanticSegmentation,
+    "classification": SegformerForImageClassification,
+    "encoder": SegformerModel,
+}
+
+
+def variant_of(depths: Sequence[int], hidden_sizes: Sequence[int]) -> str | None:
+    """The published size of an encoder, such as "b0", or None."""
+    sizes = list(depths), list(hidden_sizes)
+    found = [k for k, v in VARIANTS.items() if (v["depths"], v["hidden_sizes"]) == sizes]
+    return found[0] if found else None
+
+
+def shape_of(state: Mapping[str, Tensor], name: str, what: str, ndim: int | None = None) -> Any:
+    """The shape of a tensor that must be there, with as many axes as it must have."""
+    if name not in state:
+        raise UserError(f"{what}: {name} is missing; the file is not whole")
+    shape = state[name].shape
+    if (ndim is not None and len(shape) != ndim) or 0 in shape or not shape:
+        raise UserError(f"{what}: {name} has the shape {tuple(shape)}, which is not SegFormer's")
+    return shape
+
+
+def encoder_arguments(
+    state: Mapping[str, Tensor], what: str, heads: Sequence[int] | None
+) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Keyword arguments of the configuration, as the encoder's shapes have them."""
+    found = [re.match(rf"{ENCODER}block\.(\d+)\.(\d+)\.", name) for name in state]
+    blocks = sorted({(int(match[1]), int(match[2])) for match in found if match})
+    stages = 1 + max((stage for stage, _ in blocks), default=-1)
+    depths = [sum(stage == wanted for stage, _ in blocks) for wanted in range(min(stages, 64))]
+    if not blocks or blocks != [
+        (stage, block) for stage, depth in enumerate(depths) for block in range(depth)
+    ]:
+        raise UserError(f"{what}: blocks are missing; {depths} a stage are not all of them")
+    patches = [
+        shape_of(state, f"{ENCODER}patch_embeddings.{stage}.proj.weight", what, 4)
+        for stage in range(stages)
+    ]
+    hidden_sizes = [shape[0] for shape in patches]
+    reductions, ratios = [], []
+    for stage in range(stages):
+        block = f"{ENCODER}block.{stage}.0."
+        reduce = f"{block}attention.self.sr.weight"
+        reductions.append(shape_of(state, reduce, what, 4)[2] if reduce in state else 1)
+        expanded = shape_of(state, f"{block}mlp.dense1.weight", what, 2)[0]
+        ratio = expanded / hidden_sizes[stage]
+        ratios.append(int(ratio) if ratio.is_integer() else ratio)
+    numbers, assumed = _num_heads(depths, hidden_sizes, what, heads)
+    arguments = {
+        "num_channels": patches[0][1],
+        "num_encoder_blocks": stages,
+        "depths": depths,
+        "hidden_sizes": hidden_sizes,
+        "num_attention_heads": numbers,
+        "sr_ratios": reductions,
+        "mlp_ratios": ratios,
+        "patch_sizes": [shape[2] for shape in patches],
+        "strides": [4, *[2] * (stages - 1)],
+    }
+    return arguments, assumed
+
+
+def _num_heads(
+    depths: list[int], hidden_sizes: list[int], what: str, heads: Sequence[int] | None
+) -> tuple[list[int], tuple[str, ...]]:
+    """Heads of attention a stage, which no shape says, and what is assumed about them."""
+    if heads is not None:
+        if len(heads) != len(hidden_sizes) or not all(
+            n > 0 and size % n == 0 for n, size in zip(heads, hidden_sizes, strict=True)
+        ):
+            raise UserError(
+                f"{what}: {list(heads)} heads do not divide the widths of its stages, "
+                f"{hidden_sizes}"
+            )
+        return list(heads), ()
+    published = SegformerConfig().num_attention_heads
+    if variant_of(depths, hidden_sizes):
+        return list(published), ()
+    # Both originals make the width of a stage its heads times that of the first, of one head.
+    numbers = [size // hidden_sizes[0] for size in hidden_sizes]
+    if any(size % hidden_sizes[0] for size in hidden_sizes):
+        numbers = list(published)
+        fits = len(numbers) == len(hidden_sizes)
+        if not fits or any(size % n for n, size in zip(numbers, hidden_sizes, strict=True)):
+            raise UserError(
+                f"{what}: how many heads of attention its stages of {hidden_sizes} channels have "
+                "cannot be known from a file; say so with --heads"
+            )
+    said = f"{' '.join(map(str, numbers))} heads of attention a stage (--heads says otherwise)"
+    return numbers, (said,)
+
+
+def checked(
+    state: Mapping[str, Tensor], arguments: dict[str, Any], kind: Kind, what: str
+) -> dict[str, Tensor]:
+    """The state in float32, its names and shapes compared with the model's, its numbers finite."""
+    try:
+        with torch.device("meta"):
+            model = ARCHITECTURES[kind](SegformerConfig(**arguments))
+    except ValueError as error:
+        raise UserError(f"{what}: its shapes make no SegFormer ({error})") from error
+    # An encoder alone stands under `segformer.` here, as in every model with a head.
+    prefix = "segformer." if kind == "encoder" else ""
+    expected = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    counter = f"{HEAD}batch_norm.num_batches_tracked"  # which nothing depends on
+    if counter in expected:
+        state = {counter: torch.tensor(0), **state}
+    missing = [name for name in expected if name not in state]
+    if missing:
+        raise UserError(
+            f"{what}: {len(missing)} tensors are missing, {missing[0]} among them; the file is not "
+            "whole"
+        )
+    surplus = [name for name in state if name not in expected]
+    if surplus:
+        raise UserError(
+            f"{what}: {len(surplus)} tensors are too many, {surplus[0]} among them; another model"
+        )
+    checked = {}
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape:
+            raise UserError(
+                f"{what}: {name} has the shape {tuple(tensor.shape)}, not "
+                f"{tuple(expected[name].shape)}, which the others make it"
+            )
+        if name != counter and not tensor.is_floating_point():
+            raise UserError(f"{what}: {name} holds {tensor.dtype}, not real numbers")
+        # A copy: what is mapped from a file changes with it.
+        checked[name] = tensor.to(tensor.dtype if name == counter else torch.float32, copy=True)
+        if not checked[name].isfinite().all():
+            raise UserError(f"{what}: {name} is not finite (NaN or infinity); take another")
+    return checked
