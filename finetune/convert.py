@@ -134,7 +134,7 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
         raise UserError(f"--heads: {checkpoint} has a config.json, which says how many")
     else:
         source = _open_folder(checkpoint)
-    config = source.model.config
+    config: Any = source.model.config
     labels = config.id2label or {}
     names = tuple(labels[i] for i in range(len(labels))) if source.kind != "encoder" else ()
     is_shown = source.kind == "segmentation"

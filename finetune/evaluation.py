@@ -89,7 +89,7 @@ def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
 
 def _load(model: str, recipe: Recipe) -> tuple[PreTrainedModel, Preprocessing]:
     what = f"model {model}"
-    if os.sep in model and not Path(model).is_dir():
+    if os.sep in model and not Path(model).exists():
         raise UserError(f"{what}: no such folder")
     config = load_config(model, what)
     channels = recipe.model.num_channels

@@ -130,14 +130,14 @@ def test_mmsegmentation_s_encoder_alone(tmp_path):
 
 
 def test_the_original_s_epsilon_hardly_matters(tmp_path):
-    """They use 1e-6 where stock has 1e-5; on these weights far less than a thousandth."""
+    """They use 1e-6 where stock has 1e-5: to be seen, and small on weights of this scale."""
     original = originals.nvlabs(originals.B0, 150, eps=1e-6)
     convert(saved(tmp_path, original), tmp_path / "out")
     stock = transformers.SegformerForSemanticSegmentation.from_pretrained(tmp_path / "out").eval()
     image = torch.randn(1, 3, 128, 128)
     with torch.no_grad():
         expected, found = original(image), stock(image).logits
-    assert (found - expected).abs().max() <= 1e-3 * expected.abs().max()
+    assert 0 < (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 @pytest.mark.parametrize(

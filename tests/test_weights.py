@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from finetune.errors import UserError
 from finetune.recipe import load_recipe
-from finetune.segformer import VARIANTS
+from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
 from finetune.train import fit
 from finetune.trainers.segmentation import SegmentationTask
 from finetune.weights import licence_of, read_weights
@@ -155,6 +155,21 @@ def test_an_encoder_alone(tmp_path):
         assert "num_labels" not in weights.arguments
     assert all(torch.equal(tensor, found.state[name]) for name, tensor in bare.state.items())
     assert all(name.startswith("segformer.encoder.") for name in found.state)
+
+
+def test_a_fork_s_mixture_of_both(tmp_path):
+    encoder = originals.mmseg(originals.SMALL, 2).backbone
+    head = originals.nvlabs(originals.SMALL, 2).decode_head
+    original = originals.Segmentor(encoder, head).eval()
+    path = saved(tmp_path, dict(original.named_parameters()) | dict(original.named_buffers()))
+    found = read_weights(path, "file")
+    assert found.kind == "segmentation"
+    ours = SegformerForSemanticSegmentation(SegformerConfig(**found.arguments))
+    ours.load_state_dict(found.state)
+    image = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        expected = original(image)
+        assert (ours.eval()(image).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 def test_auxiliary_heads_are_left_out_and_counted(tmp_path):
@@ -331,6 +346,20 @@ def test_tensors_that_make_no_model(change, message, tmp_path):
     change(state)
     path = saved(tmp_path, {"state_dict": state})
     with pytest.raises(UserError, match=message):
+        read_weights(path, str(path))
+
+
+@pytest.mark.parametrize("kind", ["expanded", "meta", "sparse"])
+def test_tensors_that_are_no_plain_ones(kind, tmp_path):
+    state = dict(originals.mit(originals.SMALL, 2).state_dict())
+    if kind == "expanded":  # four bytes that would fill the memory
+        state["head.weight"] = torch.zeros(1).expand(1 << 20, 1 << 20)
+    elif kind == "meta":
+        state["head.weight"] = torch.zeros(2, 64, device="meta")
+    else:
+        state["head.weight"] = torch.zeros(2, 64).to_sparse()
+    path = saved(tmp_path, state)
+    with pytest.raises(UserError, match=r"head\.weight is no plain tensor"):
         read_weights(path, str(path))
 
 

@@ -120,7 +120,7 @@ class Segmenter:
         if isinstance(model, PreTrainedModel):
             config: Any = model.config
         else:
-            if "/" in where and where.count("/") != 1 and not Path(where).is_dir():
+            if "/" in where and where.count("/") != 1 and not Path(where).exists():
                 raise UserError(f"{what}: no such folder")
             config = load_config(where, what)
         preprocessing = load_preprocessing(where, what, config)

@@ -64,7 +64,12 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
             f"{what}: holds no state_dict that is known here. Its first names are "
             f"{', '.join(map(str, list(content)[:4]))}"
         )
-    tensors = dict(content)
+    for name, tensor in content.items():
+        # A few bytes may claim to be any number of numbers, by strides of zero.
+        plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+        if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
+            raise UserError(f"{what}: {name} is no plain tensor, with a place for each number")
+    tensors = {name: tensor.detach() for name, tensor in content.items()}
     while all(name.startswith("module.") for name in tensors):  # DataParallel's
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
