@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import originals
@@ -268,6 +269,17 @@ def test_files_that_are_cut_off(kind, share, tmp_path):
         read_weights(path, str(path))
 
 
+def test_one_bit_that_flipped(tmp_path):
+    state = originals.mit(originals.SMALL, 2).state_dict()
+    path = saved(tmp_path, state)
+    content = bytearray(path.read_bytes())
+    place = bytes(content).index(state["norm4.bias"].numpy().tobytes())
+    content[place + 9] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="damaged, cut off"):
+        read_weights(path, str(path))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -320,6 +332,10 @@ def not_finite(tensor):
         ),
         (without("backbone.block1.0.attn.sr.weight"), "tensors are too many"),
         (
+            with_value("backbone.block1.0.mlp.fc1.weight", lambda t: t[1:]),
+            "widens 8 channels to 31",
+        ),
+        (
             without("backbone.patch_embed3.proj.weight"),
             r"patch_embeddings.2.proj.weight is missing",
         ),
@@ -347,6 +363,28 @@ def test_tensors_that_make_no_model(change, message, tmp_path):
     path = saved(tmp_path, {"state_dict": state})
     with pytest.raises(UserError, match=message):
         read_weights(path, str(path))
+
+
+@pytest.mark.parametrize("make", [originals.nvlabs, originals.mmseg, originals.mit])
+def test_whatever_is_wrong_with_a_tensor_is_a_message(make, tmp_path):
+    """Each tensor of the head and of a block in turn, in every way that a shape can be wrong."""
+    whole = make(originals.SMALL, 2).state_dict()
+    names = [name for name in whole if re.search("head|block1|layers.0|norm|embed1", name)]
+    names = [name for name in names if "num_batches_tracked" not in name]  # nothing depends on it
+    assert len(names) > 20
+    for number, name in enumerate(names):
+        tensor = whole[name]
+        changes = [tensor[None]]
+        if tensor.ndim:
+            changes += [tensor.flatten()[:-1], torch.zeros(()), tensor[..., :0]]
+        path = saved(tmp_path, {**whole, name: changes[number % len(changes)]})
+        what_head = "conv_seg" in name or re.search(r"decode_head\.(fusion|linear_fuse)", name)
+        if make is originals.mit or not what_head:
+            with pytest.raises(UserError, match="file: "):
+                read_weights(path, "file")
+        else:  # NVlabs' own conv_seg is not used, and without the fusion it is another head
+            with suppress(UserError):
+                read_weights(path, "file")
 
 
 @pytest.mark.parametrize("kind", ["expanded", "meta", "sparse"])

@@ -30,6 +30,10 @@ def opened(path: Path, what: str) -> Any:
             return safetensors.torch.load_file(path)
         # What is mapped stays on the disk until it is wanted: an optimizer's state never is.
         mapped = zipfile.is_zipfile(path)
+        if mapped:
+            with zipfile.ZipFile(path) as archive:  # torch compares no checksums
+                if (damaged := archive.testzip()) is not None:
+                    raise ValueError(f"wrong checksum of {damaged}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
@@ -57,7 +61,8 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
     if not isinstance(content, Mapping) or not content:
-        raise UserError(f"{what}: holds no state_dict, but {_article(content)}")
+        found = "nothing" if isinstance(content, Mapping) else type(content).__name__
+        raise UserError(f"{what}: holds no state_dict, but {found}")
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others or not all(isinstance(name, str) for name in content):
         raise UserError(
@@ -100,7 +105,3 @@ def _as_colors(palette: Any, count: int) -> tuple[tuple[int, ...], ...] | None:
     if not all(type(v) is int and 0 <= v <= 255 for color in palette for v in color):
         return None
     return tuple(tuple(color) for color in palette)
-
-
-def _article(content: Any) -> str:
-    return "nothing" if isinstance(content, Mapping) else f"a {type(content).__name__}"

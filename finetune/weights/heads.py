@@ -61,20 +61,30 @@ def _without_relu(
     acting = channels = 0
     for stage in range(stages):
         conv, norm = f"convs.{stage}.conv.", f"convs.{stage}.bn."
-        needed = [f"{conv}weight"]
-        needed += [f"{norm}{name}" for name in ("weight", "bias", "running_mean", "running_var")]
-        for name in needed:
-            shape_of(head, name, what)
+        gamma_name = f"{ENCODER}layer_norm.{stage}.weight"
+        width, inputs = shape_of(head, f"{conv}weight", what, 4)[:2]
+        wanted: dict[str, tuple[int, ...]] = {f"{conv}weight": (width, inputs, 1, 1)}
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            wanted[f"{norm}{name}"] = (width,)
+        if f"{conv}bias" in head:
+            wanted[f"{conv}bias"] = (width,)
+        for name, shape in wanted.items():
+            if shape_of(head, name, what) != shape:
+                raise UserError(
+                    f"{what}: {HEAD}{name} has the shape {tuple(head[name].shape)}, not {shape}"
+                )
+        for name in (gamma_name, gamma_name.replace("weight", "bias")):
+            if shape_of(state, name, what) != (inputs,):
+                raise UserError(f"{what}: {HEAD}{conv}weight and {name} do not fit each other")
+        needed = list(wanted)[:5]
         weight, scale, shift, mean, variance = (head[name].double() for name in needed)
         scale = scale / (variance + BATCH_NORM_EPS).sqrt()
         weight = scale[:, None] * weight.flatten(1)  # (width, C)
         bias = shift - scale * mean
         if f"{conv}bias" in head:
             bias = bias + scale * head[f"{conv}bias"].double()
-        gamma = state[f"{ENCODER}layer_norm.{stage}.weight"].double()
-        beta = state[f"{ENCODER}layer_norm.{stage}.bias"].double()
-        if len(gamma) != weight.shape[1]:
-            raise UserError(f"{what}: {conv}weight reads {weight.shape[1]} channels, not its stage")
+        gamma = state[gamma_name].double()
+        beta = state[gamma_name.replace("weight", "bias")].double()
         spread = weight * gamma
         reach = (spread - spread.mean(1, keepdim=True)).norm(dim=1) * len(gamma) ** 0.5
         middle = weight @ beta + bias

@@ -65,8 +65,12 @@ def encoder_arguments(
         reduce = f"{block}attention.self.sr.weight"
         reductions.append(shape_of(state, reduce, what, 4)[2] if reduce in state else 1)
         expanded = shape_of(state, f"{block}mlp.dense1.weight", what, 2)[0]
-        ratio = expanded / hidden_sizes[stage]
-        ratios.append(int(ratio) if ratio.is_integer() else ratio)
+        if expanded % hidden_sizes[stage]:
+            raise UserError(
+                f"{what}: {block}mlp.dense1.weight widens {hidden_sizes[stage]} channels to "
+                f"{expanded}; stock takes whole multiples only"
+            )
+        ratios.append(expanded // hidden_sizes[stage])
     numbers, assumed = _num_heads(depths, hidden_sizes, what, heads)
     arguments = {
         "num_channels": patches[0][1],
