@@ -1,5 +1,6 @@
 """The `finetune` command: one thin function a verb."""
 
+import json
 import os
 import signal
 import socket
@@ -303,6 +304,144 @@ def evaluate(
 
 
 @app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, videos, folders, globs, data sets as hub:OWNER/NAME[@REVISION].",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A new folder, or one to go on in.")
+    ],
+    write: Annotated[
+        str,
+        typer.Option(
+            help="What to write beside the class ids, separated by commas: overlay, palette, "
+            "confidence, coco, areas; or none."
+        ),
+    ] = "overlay,areas",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of one size at once. Default: 1 on a CPU, 8 on a GPU."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that decode and write. Default: one a core, at most 8."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: this process's GPU, or cpu.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16, by autocast.")
+    ] = "float32",
+    window: Annotated[
+        str | None,
+        typer.Option(help="Sliding window, as 1024 or 512x1024. Default: as the model's folder."),
+    ] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="Of the window. Default: three quarters of it.")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Several scales, such as 0.75,1,1.25: slower, better.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option(help="Show images mirrored as well. Default: as the folder.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of a data set. Default: known by its name.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images with more are refused. Default: 178,956,970."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no bar.")] = False,
+) -> None:
+    """Predict masks for images, videos and data sets. Goes on where an earlier call stopped.
+
+    Example: finetune predict runs/camvid/best photos clip.mp4 -o out
+
+    Example: accelerate launch --num_processes 2 -m finetune.cli predict MODEL photos -o out
+
+    OUT/ids holds PNGs of class ids; overlay, palette and confidence pictures; areas.csv and
+    areas.json pixels and share of each class; coco.json COCO's RLE; video overlay videos;
+    predict.json what was done.
+
+    Exit status: 0 done, 2 if an image cannot be read (it is named, the rest is done) or after a
+    mistake, 130 stopped by Ctrl-C; what is done is whole, and the same command goes on.
+    """
+    import torch
+
+    from finetune import predict as program
+    from finetune.inference import Segmenter
+    from finetune.parallel import keep_freed_memory, set_threads
+    from finetune.train import quiet_libraries
+
+    rank = int(os.environ.get("RANK", "0"))
+    quiet_libraries(main_process=rank == 0)
+    set_threads(None)
+    keep_freed_memory()
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    protocol = {
+        "window": window and _sides("--window", window),
+        "stride": stride and _sides("--stride", stride),
+        "scales": scales and _factors(scales),
+        "flip": flip,
+    }
+    changes = {key: value for key, value in protocol.items() if value is not None}
+    segmenter = Segmenter.load(model, device=device, dtype=dtype, **changes)
+    begun = time.monotonic()
+    try:
+        done = program.predict(
+            segmenter,
+            inputs,
+            output,
+            model=model,
+            writes=[] if write == "none" else [part.strip() for part in write.split(",")],
+            batch_size=batch_size or (1 if segmenter.device.type == "cpu" else 8),
+            workers=workers,
+            split=split,
+            image_column=image_column,
+            max_pixels=max_pixels,
+            show_progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is whole, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    seconds = max(time.monotonic() - begun, 1e-9)
+    if as_json:
+        facts = {"output": str(output), **vars(done), "seconds": seconds}
+        print(json.dumps(facts))
+    elif rank == 0:
+        program.show(done, output, seconds)
+    raise typer.Exit(2 if done.failed else 0)
+
+
+def _sides(option: str, text: str) -> tuple[int, int]:
+    """Height and width, from "512" or "512x1024"."""
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise UserError(
+            f"{option} {text}: must be a size such as 1024, or height x width: 512x1024"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < factor <= 8 for factor in found):
+        raise UserError(f"--scales {text}: must be factors such as 0.75,1,1.25")
+    return found
+
+
+@app.command()
 def convert(
     checkpoint: Annotated[
         str,
@@ -352,8 +491,8 @@ def benchmark(
         list[str] | None,
         typer.Argument(
             metavar="[WHAT|key=value]...",
-            help="forward, train-step, eval-image, loss, metric, loader or training; default: all "
-            "but training. key=value overrides the recipe of training.",
+            help="forward, train-step, eval-image, loss, metric, loader, predict or training; "
+            "default: all but the last two. key=value overrides the recipe of training.",
         ),
     ] = None,
     variant: Annotated[
@@ -392,7 +531,11 @@ def benchmark(
         bool, typer.Option(help="Let glibc keep freed memory, as training does; on both sides.")
     ] = False,
     data: Annotated[
-        Path | None, typer.Option(help="loader: a folder of images. Default: drawn ones.")
+        Path | None,
+        typer.Option(help="loader, predict: a folder of images. Default of loader: drawn ones."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="predict: a model folder, on both sides.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="training: the recipe, on both sides.")] = None,
     minutes: Annotated[
@@ -435,6 +578,7 @@ def benchmark(
         memory=memory,
         keep_freed_memory=keep_freed_memory,
         data=data,
+        model=model,
     )
     train_both = "training" in names
     if train_both != (recipe is not None) or (overrides and not train_both):

@@ -315,6 +315,8 @@ def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerCon
     preset = _PRESET_OF.get(len(names))
     if kind == "segmentation" and preset and names == tuple(PRESETS[preset]["names"]):
         return f"finetune eval {output} --recipe {preset} data.path={_DATA_OF[preset]}"
+    if kind == "segmentation":
+        return f"finetune predict {output} PICTURE -o masks"
     variant = variant_of(config.depths, config.hidden_sizes)
     size = f"model.variant={variant}"
     if variant is None:

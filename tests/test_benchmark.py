@@ -16,8 +16,10 @@ from finetune.benchmark import cases, meters, pictures
 from finetune.benchmark import table as tables
 from finetune.benchmark.training import StockTask
 from finetune.errors import UserError
+from finetune.inference import Preprocessing
 from finetune.metrics import MeanIoU
 from finetune.recipe import load_recipe
+from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.trainers.segmentation import SegmentationTask
 
 TINY = ["--size", "64", "--num-labels", "7", "--rounds", "2", "--threads", "2", "--device", "cpu"]
@@ -283,3 +285,28 @@ def test_training_for_equal_minutes(tmp_path):
     mine, theirs = (load_recipe(output / side / "recipe.yaml") for side in ("ours", "stock"))
     differing = {line.split(":")[0] for line in mine.differences(theirs)}
     assert differing <= {"output", "train.steps", "train.warmup_steps"}, differing
+
+
+def test_predict_compares_masks_and_counts_pictures(tmp_path):
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(3):
+        coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), np.uint8))
+        coarse.resize((72, 64)).save(tmp_path / f"photos/{index}.png")
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 40, 64], decoder_hidden_size=32, num_labels=5
+    )
+    model = SegformerForSemanticSegmentation(config)
+    model.save_pretrained(tmp_path / "model")
+    values = Preprocessing().to_stock()
+    (tmp_path / "model/preprocessor_config.json").write_text(json.dumps(values))
+    arguments = ["predict", "--model", str(tmp_path / "model"), "--data", str(tmp_path / "photos")]
+    (row,) = run(*arguments, "--rounds", "1")
+    assert row["what"] == "predict"
+    assert row["size"] == [64, 72]
+    assert row["difference"]["classes"] <= 0.001
+    assert row["ratio"]["ours"] == pytest.approx(row["seconds"]["stock"] / row["seconds"]["ours"])
+    assert row["images_per_second"]["ours"] == pytest.approx(1 / row["seconds"]["ours"])
+    done = CliRunner().invoke(cli.app, ["benchmark", "predict", "--data", str(tmp_path)])
+    assert "needs --model" in str(done.exception)

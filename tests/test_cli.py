@@ -29,7 +29,8 @@ def test_help_is_complete():
     said = invoke("--help").output
     verbs = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     assert verbs == [
-        *["train", "recipes", "show", "init", "doctor", "pack", "eval", "convert", "benchmark"]
+        *["train", "recipes", "show", "init", "doctor", "pack", "eval", "predict", "convert"],
+        "benchmark",
     ]
     for verb in verbs:
         assert verb in said

@@ -38,7 +38,7 @@ LAYERS = {
 FOLDERS = ("segformer", "weights", "inference", "trainers", "benchmark", "doctor", "predict")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
-STARTERS = ("cli", "benchmark.training")  # programs that run other programs
+STARTERS = ("cli", "benchmark.training", "benchmark.predicting")  # programs that run other programs
 
 
 def name_of(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Twenty thousand images: memory and time of what reads a whole set.
+"""Twenty thousand images, and a huge one: memory and time of what reads them.
 
     pytest -m scale -s                 # seven minutes on two cores, 7 GB of disk
     SCALE_IMAGES=2000 pytest -m scale -s
@@ -140,3 +140,32 @@ def proportional_memory() -> int:
         rollup = Path(f"/proc/{process}/smaps_rollup").read_text()
         total += int(rollup.partition("\nPss:")[2].split()[0]) * 1024
     return total
+
+
+HUGE = """
+import resource, sys, time
+import torch
+from finetune.inference import Preprocessing, Segmenter
+from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
+
+torch.manual_seed(0)
+model = SegformerForSemanticSegmentation(SegformerConfig(**VARIANTS["b0"], num_labels=150))
+segmenter = Segmenter(model, Preprocessing(), names=[str(i) for i in range(150)])
+begun = time.monotonic()
+found = segmenter(sys.argv[1])
+assert found.mask.shape == found.confidence.shape == (8000, 12000)
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+print(time.monotonic() - begun, peak)
+"""
+
+
+def test_huge_picture(tmp_path):
+    """12,000 x 8,000 pixels, 150 classes, the confidence too: less than 3 GiB."""
+    coarse = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    large = cv2.resize(coarse, (12_000, 8_000), interpolation=cv2.INTER_CUBIC)
+    cv2.imwrite(str(tmp_path / "huge.jpg"), large)
+    command = [sys.executable, "-c", HUGE, str(tmp_path / "huge.jpg")]
+    out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    seconds, peak = map(float, out.split())
+    print(f"\nhuge picture: {seconds:.0f} s, {peak / GIB:.2f} GiB")
+    assert peak < 3 * GIB

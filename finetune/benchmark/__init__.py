@@ -27,6 +27,7 @@ from finetune.benchmark.meters import (
     peak_flop_per_second,
     take_turns,
 )
+from finetune.data.files import image_size
 from finetune.errors import UserError
 from finetune.parallel import device, keep_freed_memory, set_threads
 from finetune.segformer import VARIANTS, SegformerConfig
@@ -35,6 +36,8 @@ from finetune.segformer.configuration import smallest_side
 TABLE = (*BENCHMARKS, "loader")
 """What is measured unless told otherwise; `training` takes its minutes twice."""
 LOADER_ROUNDS = 9
+PREDICT_ROUNDS = 5
+PER_PICTURE = ("loader", "predict")
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class Options:
     memory: bool = True
     keep_freed_memory: bool = False
     data: Path | None = None
+    model: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Result:
     rounds: int
     machine: dict[str, Any]
     seconds: dict[str, float]
-    """Median of a run (of a picture, for `loader`)."""
+    """Median of a run (of a picture, for `loader` and `predict`)."""
     ratio: dict[str, float]
     """Stock's seconds over those of each side of ours."""
     difference: dict[str, float]
@@ -77,7 +81,7 @@ class Result:
     def to_dict(self) -> dict[str, Any]:
         """Plain and flat, for JSON."""
         values = {**vars(self.case), **self.machine, **vars(self)}
-        if self.case.what == "loader":
+        if self.case.what in PER_PICTURE:
             values["images_per_second"] = {side: 1 / value for side, value in self.seconds.items()}
         return {key: value for key, value in values.items() if key not in ("case", "machine")}
 
@@ -100,11 +104,20 @@ def plan(what: Iterable[str], options: Options) -> list[Case]:
         raise UserError(f"--data {options.data}: no such folder")
     cases = []
     for name in what:
-        _check_choice("WHAT", name, TABLE)
+        _check_choice("WHAT", name, (*TABLE, "predict"))
         common = {"what": name, "num_labels": options.num_labels}
         if name == "loader":
             shape = {"size": size or (512, 512), "batch": 1, "dtype": "float32", "device": "cpu"}
             cases.append(Case(variant=None, **common, **shape))  # type: ignore[arg-type]
+            continue
+        if name == "predict":
+            if options.data is None or options.model is None:
+                raise UserError("predict: needs --model and --data, a folder of images")
+            from finetune.benchmark.predicting import picture_files  # here, as the loader's
+
+            size = image_size(picture_files(options.data)[0])
+            shape = {"size": size, "batch": options.batch or 1, "dtype": options.dtype}
+            cases.append(Case(variant=None, device=where, **common, **shape))  # type: ignore[arg-type]
             continue
         benchmark = BENCHMARKS[name]
         shape = {
@@ -132,6 +145,8 @@ def measure(case: Case, options: Options) -> Result:
         keep_freed_memory()
     if case.what == "loader":
         return _measure_loader(case, options)
+    if case.what == "predict":
+        return _measure_predict(case, options)
     try:
         return _measure(case, options)
     except (torch.OutOfMemoryError, RuntimeError) as error:
@@ -201,6 +216,23 @@ def _measure_loader(case: Case, options: Options) -> Result:
         facts = machine("cpu", keeps_memory=options.keep_freed_memory)
     seconds = {side: value / (BATCH * BATCHES) for side, value in seconds.items()}
     return Result(case, rounds, facts, seconds, _ratios(seconds), {})
+
+
+def _measure_predict(case: Case, options: Options) -> Result:
+    from finetune.benchmark.predicting import predicting  # here, as above
+
+    model, data = options.model, options.data
+    assert model is not None, "plan() asks for it"
+    assert data is not None, "and for this"
+    rounds = options.rounds or PREDICT_ROUNDS
+    with predicting(case, model, data) as (works, count):
+        if options.vs == "none":
+            del works["stock"]
+        difference = _differences(works, ())
+        seconds = take_turns(works, (), rounds=rounds, device=case.device)
+        facts = machine(case.device, keeps_memory=options.keep_freed_memory)
+    seconds = {side: value / count for side, value in seconds.items()}
+    return Result(case, rounds, facts, seconds, _ratios(seconds), difference)
 
 
 def _differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, float]:

@@ -5,6 +5,7 @@ by `UserError`.
 """
 
 import io
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -377,12 +378,14 @@ def _named(picture: Picture) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise _too_large(picture, str(error).partition(" exceeds")[0].lower()) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
+        # Pillow names what it read from, which is said already, or says nothing.
+        reason = re.sub(r" <_io\.BytesIO [^>]*>", "", str(error)).replace(f" {str(picture)!r}", "")
         if isinstance(picture, Encoded):
             size = len(picture.data)
-            what = f"cannot be read ({size} bytes): {error}. Replace it"
+            what = f"cannot be read ({size} bytes): {reason}. Replace it"
         elif picture.is_file():
             size = picture.stat().st_size
-            what = f"cannot be read ({size} bytes): {error}. Replace the file"
+            what = f"cannot be read ({size} bytes): {reason}. Replace the file"
         else:
             size, what = None, "the file is gone. Replace the file"
         kind = {None: "missing-file", 0: "empty-file"}.get(size, "unreadable-file")

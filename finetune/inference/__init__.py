@@ -22,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.data.arrays import as_pixels
-from finetune.data.files import Encoded, pixel_limit, read_image
+from finetune.data.files import Encoded, Picture, pixel_limit, read_image
 from finetune.data.labels import default_colors
 from finetune.drawing import Color, as_rgb
 from finetune.errors import UserError
@@ -32,6 +32,7 @@ from finetune.inference.protocol import Protocol
 from finetune.inference.scores import predict_confident_masks, predict_masks
 from finetune.inference.segmentation import Segmentation
 from finetune.parallel import device as default_device
+from finetune.segformer.configuration import SegformerConfig, smallest_side
 
 __all__ = ["Preprocessing", "Protocol", "Segmentation", "Segmenter", "segment"]
 
@@ -126,7 +127,7 @@ class Segmenter:
         preprocessing = load_preprocessing(where, what, config)
         if protocol:
             preprocessing = replace(
-                preprocessing, protocol=_changed(preprocessing.protocol, protocol)
+                preprocessing, protocol=_changed(preprocessing.protocol, protocol, config)
             )
         if not isinstance(model, PreTrainedModel):
             model, missing = load_model(where, what, config)
@@ -156,13 +157,16 @@ class Segmenter:
         Raises:
             UserError: it cannot be read, or has other channels; says why.
         """
-        channels = self.preprocessing.num_channels
         with pixel_limit(max_pixels):
             if isinstance(image, bytes):
-                return read_image(Encoded("the image", image), channels)
+                return self.read_picture(Encoded("the image", image))
             if isinstance(image, str | Path):
-                return read_image(Path(image), channels)
-            return as_pixels(image, channels)
+                return self.read_picture(Path(image).expanduser())
+            return as_pixels(image, self.preprocessing.num_channels)
+
+    def read_picture(self, picture: Picture) -> np.ndarray:
+        """`read`, of a file or of encoded bytes that have a name."""
+        return read_image(picture, self.preprocessing.num_channels)
 
     def __call__(
         self, image: AnyImage, *, confidence: bool = True, max_pixels: int | None = None
@@ -182,7 +186,10 @@ class Segmenter:
 
     def views(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """Images of one size as the model is shown them, a batch a scale."""
-        resized = [self.preprocessing.protocol.resize(image) for image in images]
+        return self.stacked([self.preprocessing.protocol.resize(image) for image in images])
+
+    def stacked(self, resized: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """What `Protocol.resize` gives of several images of one size, a batch a scale."""
         return [_stacked(scale) for scale in zip(*resized, strict=True)]
 
     def masks(
@@ -214,12 +221,25 @@ def _device(wanted: str | torch.device | None) -> torch.device:
     return found
 
 
-def _changed(protocol: Protocol, changes: dict[str, Any]) -> Protocol:
-    """A protocol with some fields replaced; a window without a stride moves by 3/4 of itself."""
-    if changes.get("window") is not None and changes.get("stride") is None:
-        height, width = changes["window"]
-        changes["stride"] = max(1, height * 3 // 4), max(1, width * 3 // 4)
-    return replace(protocol, **changes)
+def _changed(protocol: Protocol, changes: dict[str, Any], config: SegformerConfig) -> Protocol:
+    """A protocol with some fields replaced; a window without a stride moves by 3/4 of itself.
+
+    Raises:
+        UserError: The window is too small, or its steps leave gaps.
+    """
+    changed = replace(protocol, **changes)
+    window, stride = changed.window, changed.stride
+    if window is None:
+        if changes.get("stride") is not None:
+            raise UserError("stride: needs a window")
+        return changed
+    if stride is None or ("window" in changes and "stride" not in changes):
+        stride = max(1, window[0] * 3 // 4), max(1, window[1] * 3 // 4)
+    if stride[0] > window[0] or stride[1] > window[1]:
+        raise UserError(f"stride {stride}: larger than the window {window}, which leaves gaps")
+    if min(window) < (side := smallest_side(config)):
+        raise UserError(f"window {window}: smaller than the {side} pixels that the model needs")
+    return replace(changed, stride=stride)
 
 
 def _stacked(images: Sequence[np.ndarray]) -> Tensor:

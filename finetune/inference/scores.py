@@ -5,6 +5,7 @@ The scores of a whole picture are rarely there at once: 58 GB at 150 classes and
 (`upsampled_argmax`, `cross_entropy_sums`) upsample as they go, or pixel by pixel.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 from typing import Protocol as Interface
@@ -20,9 +21,9 @@ from finetune.segformer.functional import upsampled_argmax
 MAX_WHOLE = 2**25
 """Pixels beyond which a picture is always shown in windows: 33 million, as 8K video has them."""
 WINDOW, STRIDE = (1024, 1024), (768, 768)
-"""The windows of such a picture."""
+"""The windows of such a picture; as many as with this stride, evenly spread."""
 
-_BAND, _BAND_GPU = 2**24, 2**27  # scores of a band
+_BAND, _BAND_GPU = 2**23, 2**27  # scores of a band
 _TINY = 1e-30  # of a probability, before its logarithm
 
 
@@ -135,7 +136,8 @@ def _show(model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[in
     protocol = preprocessing.protocol
     window, stride = protocol.window, protocol.stride
     if window is None and view.shape[1] * view.shape[2] > MAX_WHOLE:
-        window, stride = WINDOW, STRIDE
+        window = WINDOW
+        stride = _evenly(view.shape[1], 0), _evenly(view.shape[2], 1)
     if window is None or stride is None:
         return _Whole(_scores(model, view, preprocessing), size)
     return _Windows(model, view, preprocessing, size, window, stride)
@@ -158,7 +160,7 @@ class _Windows:
     """Pictures shown window by window: the mean of the windows at the resolution of the view.
 
     The logits of the rows of windows that a band touches are kept, 40 MB a window of 1024 x 1024
-    at 150 classes; those above are forgotten.
+    at 150 classes; what lies above is forgotten before the next row of windows is shown.
     """
 
     def __init__(
@@ -174,7 +176,8 @@ class _Windows:
         self.height, self.width = (min(w, n) for w, n in zip(window, view.shape[1:3], strict=True))
         self.tops = _starts(view.shape[1], window[0], stride[0])
         self.lefts = _starts(view.shape[2], window[1], stride[1])
-        self.kept: dict[int, list[Tensor]] = {}
+        self.num_rows = 0  # of the scores of a window
+        self.kept: dict[int, tuple[int, list[Tensor]]] = {}  # by top: the first row kept
 
     def bands(self) -> Iterator[Band]:
         device = next(self.model.parameters()).device
@@ -196,33 +199,47 @@ class _Windows:
         shape = batch, self.model.config.num_labels, rows.stop - rows.start, width
         total = torch.zeros(shape, device=next(self.model.parameters()).device)
         count = total.new_zeros(shape[2:])
-        for top in [top for top in self.kept if top + self.height <= rows.start]:
-            del self.kept[top]
         for top in self.tops:
             first, last = max(top, rows.start), min(top + self.height, rows.stop)
             if first >= last:
                 continue
-            target = slice(first - rows.start, last - rows.start)
-            for left, scores in zip(self.lefts, self._row(top), strict=True):
+            if top not in self.kept:
+                self._forget(rows.start)
+                self._show(top)
+            cut, row = self.kept[top]
+            source, target = (slice(first - at, last - at) for at in (top, rows.start))
+            for left, scores in zip(self.lefts, row, strict=True):
                 columns = slice(left, left + self.width)
-                part = _upsampled(scores, (self.height, self.width), slice(first - top, last - top))
+                size = self.height, self.width
+                part = _upsampled(scores, size, source, first=cut, height=self.num_rows)
                 total[:, :, target, columns] += part
                 count[target, columns] += 1
         total /= count
         return total
 
-    def _row(self, top: int) -> list[Tensor]:
-        """The scores of a row of windows."""
-        if top not in self.kept:
-            self.kept[top] = [
-                _scores(
-                    self.model,
-                    self.view[:, top : top + self.height, left : left + self.width],
-                    self.preprocessing,
-                )
-                for left in self.lefts
-            ]
-        return self.kept[top]
+    def _show(self, top: int) -> None:
+        """Shows a row of windows to the model."""
+        row = [
+            _scores(
+                self.model,
+                self.view[:, top : top + self.height, left : left + self.width],
+                self.preprocessing,
+            )
+            for left in self.lefts
+        ]
+        self.num_rows = row[0].shape[2]
+        self.kept[top] = 0, row
+
+    def _forget(self, start: int) -> None:
+        """Drops what no row of the view from `start` on needs."""
+        for top, (cut, row) in list(self.kept.items()):
+            if top + self.height <= start:
+                del self.kept[top]
+                continue
+            first = max(start - top, 0)
+            if self.num_rows != self.height:
+                first = int(_between(self.num_rows, self.height, slice(first, first + 1))[0])
+            self.kept[top] = first, [scores[:, :, first - cut :].clone() for scores in row]
 
 
 def _scores(model: Any, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
@@ -281,6 +298,12 @@ def _between(height: int, new: int, rows: slice) -> tuple[Tensor, Tensor, Tensor
     position = position.clamp_(min=0)
     above = position.floor().long().clamp_(max=height - 1)
     return above, (above + 1).clamp_(max=height - 1), position - above
+
+
+def _evenly(length: int, axis: int) -> int:
+    """The stride that spreads the windows of a huge picture evenly: fewer are there at once."""
+    steps = max(1, math.ceil((length - WINDOW[axis]) / STRIDE[axis]))
+    return max(1, math.ceil((length - WINDOW[axis]) / steps))
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:

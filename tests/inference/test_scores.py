@@ -169,7 +169,8 @@ def test_huge_pictures_are_shown_in_windows(model, monkeypatch):
     monkeypatch.setattr("finetune.inference.scores.WINDOW", (48, 64))
     monkeypatch.setattr("finetune.inference.scores.STRIDE", (32, 40))
     pixels = pictures(1, 75, 110)
-    expected = windows_by_hand(model, pixels, (48, 32), (64, 40))
+    # One step of 27 (of 32 at most) down, two of 23 (of 40 at most) across.
+    expected = windows_by_hand(model, pixels, (48, 27), (64, 23))
     found = scores_of(model, [pixels], Protocol(), (75, 110))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 

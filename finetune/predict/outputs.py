@@ -1,0 +1,472 @@
+"""What is written for each picture, and the journal that says which are done.
+
+    OUT/ids/NAME.png           class ids, 8 bit, or 16 from 257 classes on: always, and last
+    OUT/overlay/NAME.jpg       picture, mask and legend
+    OUT/palette/NAME.png       the ids with a palette: the classes' colours in any viewer
+    OUT/confidence/NAME.png    the probability of each pixel's class, 255 is 1
+    OUT/predict.json           the model, how pictures were shown, counts, what failed
+    OUT/areas.csv, areas.json  pixels and share per picture and class
+    OUT/coco.json              COCO's RLE, one annotation a class and picture
+
+Every file is written aside and renamed, `ids/NAME.png` after the others of its picture: where it
+is, nothing is done again, whatever killed the program. The tables at the end are put together from
+the journals, one a process, in `OUT/.predict`.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from finetune.data.files import read_mask
+from finetune.drawing import Color, overlay, with_legend
+from finetune.errors import UserError
+from finetune.locks import alone_in
+from finetune.predict.inputs import Item
+from finetune.tracking import write_whole
+
+WRITES = ("overlay", "palette", "confidence", "coco", "areas")
+"""What can be asked for beside the ids."""
+_FOLDERS = {"ids": ".png", "overlay": ".jpg", "palette": ".png", "confidence": ".png"}
+_QUALITY = 90  # of JPEG
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture, predicted."""
+
+    item: Item
+    mask: np.ndarray
+    """(H, W) uint8 or uint16."""
+    confidence: np.ndarray | None
+    """(H, W) float16."""
+    shown: np.ndarray | None
+    """uint8 (H, W, 3), what an overlay is drawn on."""
+
+
+class Outputs:
+    """A folder of predictions of one model.
+
+    Args:
+        folder: New, empty, or of an earlier call for the same model.
+        model: What predict.json calls it.
+        identity: What the results depend on, for JSON.
+        writes: Some of `WRITES`.
+        names: Of the classes.
+        colors: Of the classes.
+        rank: Of this process.
+
+    Raises:
+        UserError: The folder holds something else, or cannot be written; or another process of
+            this rank is writing there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        identity: Mapping[str, Any],
+        writes: Sequence[str],
+        names: Sequence[str],
+        colors: Sequence[Color],
+        *,
+        rank: int,
+    ):
+        if "palette" in writes and len(names) > 256:
+            raise UserError(f"--write palette: {len(names)} classes, but a palette has 256 colours")
+        self.folder, self.model, self.writes = folder, model, tuple(writes)
+        self.names, self.colors = tuple(names), tuple(colors)
+        self.identity = {**identity, "names": list(names), "write": sorted(writes)}
+        self._hidden = folder / ".predict"
+        self._journal = self._hidden / f"rank-{rank}.jsonl"
+        self._own = self._hidden / f"rank-{rank}"
+        self._cleanup = ExitStack()
+        self._palette = b"".join(bytes(color) for color in self.colors[:256])
+
+    def __enter__(self) -> "Outputs":
+        try:
+            self._open()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        self._end_line()
+        self._sources: dict[str, str] = {}
+        self._done: set[str] = set()
+        for row in self._lines():
+            self._sources[row["name"]] = row["source"]
+            if "pixels" in row:
+                self._done.add(row["name"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def is_done(self, item: Item) -> bool:
+        """Whether its results are there; enters them if only that is missing.
+
+        Raises:
+            UserError: They are there, but of another picture of this name.
+        """
+        name = item.name
+        path = self.video_path(name) if item.picture is None else self._path("ids", name)
+        if not path.is_file() or name not in self._sources:
+            return False
+        if self._sources[name] != item.source:
+            raise UserError(
+                f"{path}: is of {self._sources[name]}, not of {item.source}. Choose another folder."
+            )
+        if name not in self._done:  # killed between the last file of a picture and its line
+            if item.picture is None:
+                return False
+            self.enter(item, read_mask(path))
+        return True
+
+    def begin(self, item: Item) -> None:
+        """The files of a picture will be there."""
+        self._append({"name": item.name, "source": item.source})
+        self._sources[item.name] = item.source
+
+    def write(self, prediction: Prediction) -> None:
+        """Writes the files of a picture; `enter` is to follow.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        name, mask = prediction.item.name, prediction.mask
+        if "confidence" in self.writes:
+            assert prediction.confidence is not None
+            grey = (prediction.confidence.astype(np.float32) * 255 + 0.5).astype(np.uint8)
+            self._write("confidence", name, _png(grey))
+        if "palette" in self.writes:
+            image = Image.fromarray(mask, "P")
+            image.putpalette(self._palette)
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", compress_level=1)
+            self._write("palette", name, buffer.getvalue())
+        if "overlay" in self.writes:
+            assert prediction.shown is not None
+            drawn = self.draw(prediction.shown, mask)
+            self._write("overlay", name, _jpeg(np.asarray(drawn)))
+        self._write("ids", name, _png(mask))
+
+    def draw(self, shown: np.ndarray, mask: np.ndarray) -> Image.Image:
+        """An overlay with its legend."""
+        drawn = overlay(shown, mask, self.colors)
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=len(self.names)))
+        return with_legend(drawn, [(self.names[i], self.colors[i]) for i in present])
+
+    def enter(self, item: Item, mask: np.ndarray) -> None:
+        """A picture's files are there."""
+        row: dict[str, Any] = {
+            "name": item.name,
+            "source": item.source,
+            "image": item.where,
+            "size": [int(side) for side in mask.shape],
+            "pixels": _pixels(mask),
+        }
+        if "coco" in self.writes:
+            row["rle"] = {label: _rle(mask == int(label)) for label in row["pixels"]}
+        self._append(row)
+
+    def enter_video(
+        self, item: Item, counts: np.ndarray, size: tuple[int, int], frames: int
+    ) -> None:
+        """A video's files are there; counts are pixels of all frames by class."""
+        row = {
+            "name": item.name,
+            "source": item.source,
+            "image": item.where,
+            "size": list(size),
+            "frames": frames,
+            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
+        }
+        self._append(row)
+
+    def fail(self, item: Item, reason: str) -> None:
+        """A picture cannot be predicted; it is tried again by the next call."""
+        self._append(
+            {"name": item.name, "source": item.source, "image": item.where, "error": reason}
+        )
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with open(self._journal, "a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise _not_written(self._journal, error) from error
+
+    def video_path(self, name: str) -> Path:
+        """Where a video's overlay goes; its folder is made."""
+        path = self.folder / "video" / f"{name}.mp4"
+        _make(path.parent)
+        return path
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Of each picture the last line of all journals that says how it went."""
+        last = {row["name"]: number for number, row in enumerate(self._lines()) if "image" in row}
+        for number, row in enumerate(self._lines()):
+            if last.get(row["name"]) == number:
+                yield row
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for path in sorted(self._hidden.glob("rank-*.jsonl")):
+            with open(path, encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    try:
+                        row = json.loads(line)
+                    except ValueError:  # what a kill left
+                        continue
+                    if isinstance(row, dict) and row.keys() >= {"name", "source"}:
+                        yield row
+
+    def summarise(self, wanted: set[str]) -> dict[str, Any]:
+        """Writes the tables from what is done, by all processes; returns what predict.json holds.
+
+        Args:
+            wanted: Names of all pictures of this call.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        done = 0
+        failed: dict[str, str] = {}
+        with ExitStack() as stack:
+            stack.enter_context(alone_in(self._hidden, "unreachable", patience=600))
+            tables = [_Csv(self), _Json(self)] if "areas" in self.writes else []
+            tables += [_Coco(self)] if "coco" in self.writes else []
+            for table in tables:
+                stack.enter_context(table)
+            for row in self._rows():
+                if row["name"] not in wanted:
+                    continue
+                if "error" in row:
+                    failed[row["name"]] = f"{row['image']}: {row['error']}"
+                    continue
+                done += 1
+                for table in tables:
+                    table.add(row)
+            content = {
+                "model": self.model,
+                **self.identity,
+                "done": done,
+                "missing": len(wanted) - done - len(failed),
+                "failed": failed,
+            }
+            for table in tables:
+                table.finish()
+            write_whole(self.folder / "predict.json", json.dumps(content, indent=1) + "\n")
+        return content
+
+    def _open(self) -> None:
+        _make(self._hidden)
+        _make(self._own)
+        message = f"{self.folder}: another `finetune predict` is writing there"
+        self._cleanup.enter_context(alone_in(self._own, message))
+        marker = self._hidden / "identity.json"
+        try:
+            with alone_in(self._hidden, message, patience=60):
+                others = [path.name for path in self.folder.iterdir() if path != self._hidden]
+                if not marker.exists():
+                    if others:
+                        raise UserError(
+                            f"{self.folder}: holds other files ({others[0]}). Choose a new folder."
+                        )
+                    write_whole(marker, json.dumps(self.identity))
+                earlier = json.loads(marker.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{marker}: cannot be read ({error}). Remove {self.folder}, or choose another."
+            ) from error
+        now = json.loads(json.dumps(self.identity))
+        if changed := [key for key in now if earlier.get(key) != now[key]]:
+            raise UserError(
+                f"{self.folder}: holds other predictions ({', '.join(changed)} differs). Choose "
+                "another folder."
+            )
+
+    def _end_line(self) -> None:
+        """Ends a line that a kill cut off, so that the next one is a line of its own."""
+        try:
+            with open(self._journal, "ab+") as file:
+                if file.tell():
+                    file.seek(-1, 2)
+                    if file.read() != b"\n":
+                        file.write(b"\n")
+        except OSError as error:
+            raise _not_written(self._journal, error) from error
+
+    def _path(self, folder: str, name: str) -> Path:
+        return self.folder / folder / f"{name}{_FOLDERS[folder]}"
+
+    def _write(self, folder: str, name: str, content: bytes) -> None:
+        path = self._path(folder, name)
+        _make(path.parent)
+        write_whole(path, content)
+
+
+class _Table:
+    """A file that is written line by line, aside, and renamed at the end."""
+
+    def __init__(self, outputs: Outputs, name: str):
+        self.outputs = outputs
+        self.path = outputs.folder / name
+        self.temp = self.path.with_name(f".{name}.new")
+
+    def __enter__(self) -> "_Table":
+        try:
+            self.file = open(self.temp, "w", encoding="utf-8", newline="")
+        except OSError as error:
+            raise _not_written(self.path, error) from error
+        self.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.file.close()
+        self.temp.unlink(missing_ok=True)
+
+    def begin(self) -> None:
+        """Writes what comes first."""
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Writes what a picture adds."""
+
+    def end(self) -> None:
+        """Writes what comes last."""
+
+    def finish(self) -> None:
+        """Puts the file into place."""
+        try:
+            self.end()
+            self.file.close()
+            self.temp.replace(self.path)
+        except OSError as error:
+            raise _not_written(self.path, error) from error
+
+
+class _Csv(_Table):
+    """A line a class that occurs in a picture."""
+
+    def __init__(self, outputs: Outputs):
+        super().__init__(outputs, "areas.csv")
+
+    def begin(self) -> None:
+        self.rows = csv.writer(self.file)
+        self.rows.writerow(["name", "image", "class_id", "class", "pixels", "share"])
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        total = sum(row["pixels"].values())
+        for label, pixels in row["pixels"].items():
+            known = self.outputs.names[int(label)]
+            share = f"{pixels / total:.6f}"
+            self.rows.writerow([row["name"], row["image"], label, known, pixels, share])
+
+
+class _Json(_Table):
+    """{picture: {class: {pixels, share}}}."""
+
+    def __init__(self, outputs: Outputs):
+        super().__init__(outputs, "areas.json")
+        self.separator = "\n"
+
+    def begin(self) -> None:
+        self.file.write("{")
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        total = sum(row["pixels"].values())
+        areas = {
+            self.outputs.names[int(label)]: {"pixels": pixels, "share": round(pixels / total, 6)}
+            for label, pixels in row["pixels"].items()
+        }
+        self.file.write(f"{self.separator}{json.dumps(row['name'])}: {json.dumps(areas)}")
+        self.separator = ",\n"
+
+    def end(self) -> None:
+        self.file.write("\n}\n")
+
+
+class _Coco(_Table):
+    """One annotation a class and picture, numbered from 1 as COCO's are."""
+
+    def __init__(self, outputs: Outputs):
+        super().__init__(outputs, "coco.json")
+        self.images: list[dict[str, Any]] = []
+        self.annotations = 0
+
+    def begin(self) -> None:
+        self.file.write('{"annotations": [')
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        if "rle" not in row:  # a video
+            return
+        height, width = row["size"]
+        number = len(self.images) + 1
+        image = {"id": number, "file_name": row["image"], "height": height, "width": width}
+        self.images.append(image)
+        for label, rle in row["rle"].items():
+            self.file.write(",\n" if self.annotations else "\n")
+            self.annotations += 1
+            annotation = {
+                "id": self.annotations,
+                "image_id": number,
+                "category_id": int(label),
+                "segmentation": {"size": [height, width], "counts": rle["counts"]},
+                "area": row["pixels"][label],
+                "bbox": rle["bbox"],
+                "iscrowd": 0,
+            }
+            self.file.write(json.dumps(annotation))
+
+    def end(self) -> None:
+        categories = [{"id": i, "name": name} for i, name in enumerate(self.outputs.names)]
+        self.file.write(f'\n], "images": {json.dumps(self.images)}, ')
+        self.file.write(f'"categories": {json.dumps(categories)}}}\n')
+
+
+def _pixels(mask: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(mask.ravel())
+    return {str(label): int(counts[label]) for label in np.flatnonzero(counts)}
+
+
+def _rle(binary: np.ndarray) -> dict[str, Any]:
+    from pycocotools import mask as coco  # compiled; only some predictions need it
+
+    rle = coco.encode(np.asfortranarray(binary, np.uint8))
+    box = [float(value) for value in coco.toBbox(rle)]
+    return {"counts": rle["counts"].decode("ascii"), "bbox": box}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    # Level 1: masks are runs of equal bytes, which it packs as well as others and in a third of
+    # the time.
+    written, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert written, "masks are 8 or 16 bit, which PNG holds"
+    return data.tobytes()
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
+    written, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    assert written, "overlays are RGB"
+    return data.tobytes()
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from error
+
+
+def _not_written(path: Path, error: OSError) -> UserError:
+    return UserError(
+        f"{path}: cannot be written ({error.strerror or error}). What is done stays; make room, "
+        "and the same command goes on"
+    )
