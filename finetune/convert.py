@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from finetune.data.labels import default_colors
-from finetune.data.presets import PRESETS
+from finetune.data.presets import PRESETS, SYNONYMS
 from finetune.drawing import Color
 from finetune.errors import UserError
 from finetune.inference.models import load_config, load_preprocessing, read_model
@@ -313,7 +313,8 @@ def _card_of(folder: Path) -> dict[str, Any]:
 
 def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerConfig) -> str:
     preset = _PRESET_OF.get(len(names))
-    if kind == "segmentation" and preset and names == tuple(PRESETS[preset]["names"]):
+    official = [SYNONYMS.get(name, name) for name in names]
+    if kind == "segmentation" and preset and official == PRESETS[preset]["names"]:
         return f"finetune eval {output} --recipe {preset} data.path={_DATA_OF[preset]}"
     if kind == "segmentation":
         return f"finetune predict {output} PICTURE -o masks"

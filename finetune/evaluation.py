@@ -11,6 +11,7 @@ import torch
 from rich.console import Console
 from transformers import PreTrainedModel
 
+from finetune.data.presets import SYNONYMS
 from finetune.errors import UserError
 from finetune.inference.models import load_config, load_model, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
@@ -100,7 +101,7 @@ def _load(model: str, recipe: Recipe) -> tuple[PreTrainedModel, Preprocessing]:
         )
     names = list((config.id2label or {}).values())
     wanted = recipe.labels.names
-    if names != list(wanted):
+    if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
         raise UserError(
             f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
             f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"

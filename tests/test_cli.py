@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import finetune
 from finetune import cli
+from finetune.data import presets
 from finetune.errors import UserError
 from finetune.recipe import load_recipe
 from finetune.train import fit
@@ -109,6 +110,32 @@ def test_eval_prints_the_table_and_json(model):
     values = json.loads(invoke(*arguments, "--json").stdout)
     assert values["eval/mean_iou"] == row["eval/mean_iou"]
     assert values["eval/per_class_iou"] == row["eval/per_class_iou"]
+
+
+def test_eval_shows_images_as_the_folder_says_unless_told_otherwise(model, tmp_path):
+    arguments = ["eval", model / "last", "--recipe", model / "recipe.yaml", "--json"]
+    values = json.loads(invoke(*arguments).stdout)
+    again = json.loads(invoke(*arguments, "evaluation.flip=true").stdout)
+    assert again["eval/loss"] != values["eval/loss"]
+    folder = shutil.copytree(model / "last", tmp_path / "other")
+    config = json.loads((folder / "config.json").read_text())
+    config["finetune_eval"]["flip"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    arguments[1] = folder
+    assert json.loads(invoke(*arguments).stdout)["eval/loss"] == again["eval/loss"]
+    plain = json.loads(invoke(*arguments, "evaluation.flip=false").stdout)
+    assert plain["eval/loss"] == values["eval/loss"]
+
+
+def test_eval_knows_classes_by_their_published_names(model, tmp_path, monkeypatch):
+    folder = shutil.copytree(model / "last", tmp_path / "renamed")
+    text = (folder / "config.json").read_text().replace('"triangle"', '"three corners"')
+    (folder / "config.json").write_text(text)
+    arguments = ("eval", folder, "--recipe", model / "recipe.yaml")
+    with pytest.raises(UserError, match="are not the"):
+        raise invoke(*arguments).exception
+    monkeypatch.setitem(presets.SYNONYMS, "three corners", "triangle")
+    assert "triangle" in invoke(*arguments).stdout
 
 
 def test_eval_refuses_what_is_not_a_whole_segmentation_model(model, tmp_path):

@@ -18,6 +18,10 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.replace("\n", " ").split(",")]
 
 
+SYNONYMS = {"television receiver": "television"}
+"""Names of classes in published models -> those of the official lists, which presets have."""
+
+
 def _colors(text: str) -> list[RGB]:
     """Splits a block of hexadecimal RGB colours."""
     return [(c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split())]
