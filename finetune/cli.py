@@ -413,7 +413,7 @@ def predict(
         print("\nstopped; what is done is whole, and the same command goes on", file=sys.stderr)
         raise typer.Exit(130) from None
     seconds = max(time.monotonic() - begun, 1e-9)
-    if as_json:
+    if rank == 0 and as_json:
         facts = {"output": str(output), **vars(done), "seconds": seconds}
         print(json.dumps(facts))
     elif rank == 0:

@@ -1,21 +1,18 @@
 """Scores a saved model folder: the table that training printed, from the folder alone."""
 
 import json
-import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
-from transformers import PreTrainedModel
 
 from finetune.data.presets import SYNONYMS
 from finetune.errors import UserError
-from finetune.inference.models import load_config, load_model, load_preprocessing
-from finetune.inference.preprocessing import Preprocessing
-from finetune.parallel import device, set_threads
+from finetune.inference import Protocol, Segmenter
+from finetune.parallel import set_threads
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.trainers import Evaluation
 from finetune.trainers.segmentation import SegmentationTask, protocol_of
@@ -34,19 +31,21 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
     Args:
         model: the folder or id.
         recipe: resolved.
-        overridden: keys of the recipe's `evaluation` that count whatever the folder says.
+        overridden: keys of the recipe's `evaluation` that count whatever the folder says; with ""
+            all of them.
 
     Raises:
         UserError: the folder cannot be read, or its classes are not the recipe's.
     """
-    module, own = _load(model, recipe)
-    if getattr(module.config, "finetune_eval", None) is None:
+    segmenter = _load(model, recipe)
+    own = segmenter.preprocessing
+    if getattr(segmenter.model.config, "finetune_eval", None) is None:
         protocol = protocol_of(recipe)
     else:
-        names = {*overridden} - {"batch_size"}
-        names |= {"stride"} if "window" in names else set()
+        keys = {field.name for field in fields(Protocol)}
+        names = keys if "" in overridden else keys & {*overridden}
         chosen = {name: getattr(recipe.evaluation, name) for name in names}
-        protocol = replace(own.protocol, **chosen)
+        protocol = protocol_of(recipe) if names == keys else own.protocol.replaced(**chosen)
     preprocessing = replace(own, protocol=protocol)
     recipe = _in_precision_of(model, recipe)
     task = SegmentationTask(recipe, preprocessing)
@@ -59,11 +58,10 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
             stacklevel=2,
         )
     set_threads(recipe.train.threads)
-    module.to(device())  # type: ignore[arg-type]
     task.check_split(task.val_samples)
     dtype = DTYPES.get(recipe.train.precision)
-    with torch.autocast(device().type, dtype=dtype, enabled=dtype is not None):
-        evaluation = task.evaluate(module, rank=0, world_size=1, stop=lambda: False)
+    with torch.autocast(segmenter.device.type, dtype=dtype, enabled=dtype is not None):
+        evaluation = task.evaluate(segmenter.model, rank=0, world_size=1, stop=lambda: False)
     assert evaluation is not None, "nobody can stop it"
     return evaluation
 
@@ -88,28 +86,20 @@ def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
     )
 
 
-def _load(model: str, recipe: Recipe) -> tuple[PreTrainedModel, Preprocessing]:
+def _load(model: str, recipe: Recipe) -> Segmenter:
+    """The model, which must be of the recipe's classes and channels."""
     what = f"model {model}"
-    if os.sep in model and not Path(model).exists():
-        raise UserError(f"{what}: no such folder")
-    config = load_config(model, what)
+    segmenter = Segmenter.load(model)
     channels = recipe.model.num_channels
-    if config.num_channels != channels:
+    if segmenter.preprocessing.num_channels != channels:
         raise UserError(
-            f"{what}: reads images of {config.num_channels} channels, but the recipe's "
-            f"model.num_channels is {channels}"
+            f"{what}: reads images of {segmenter.preprocessing.num_channels} channels, but the "
+            f"recipe's model.num_channels is {channels}"
         )
-    names = list((config.id2label or {}).values())
-    wanted = recipe.labels.names
+    names, wanted = segmenter.names, recipe.labels.names
     if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
         raise UserError(
             f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
             f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"
         )
-    module, missing = load_model(model, what, config)
-    if missing:
-        raise UserError(
-            f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this is not a "
-            "SegFormer for semantic segmentation"
-        )
-    return module, load_preprocessing(model, what, config)
+    return segmenter

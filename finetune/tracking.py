@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -89,7 +90,10 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def write_whole(path: Path, content: str | bytes) -> None:
     """Write a small file aside and rename it into place: readers see the old one or the new."""
-    temp = path.with_name(f".{path.name}.tmp")
+    name = path.name
+    if len(os.fsencode(name)) > 240:  # of 255 that a name may have
+        name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+    temp = path.with_name(f".{name}.tmp")
     try:
         temp.write_bytes(content.encode() if isinstance(content, str) else content)
         temp.replace(path)

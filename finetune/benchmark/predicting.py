@@ -34,7 +34,7 @@ def picture_files(folder: Path) -> list[Path]:
     Raises:
         UserError: There are none.
     """
-    found = (path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    found = (path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not (files := sorted(found)[:PICTURES]):
         raise UserError(f"--data {folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files

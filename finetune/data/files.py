@@ -6,7 +6,7 @@ by `UserError`.
 
 import io
 import re
-import warnings
+import threading
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,6 +73,9 @@ class Files:
 
 
 FILES = Files()
+
+MAX_PIXELS = 178_956_970
+"""Of an image, unless told otherwise: as Pillow has it."""
 
 # Pillow spreads the grey levels of 2 and 4 bit files over 0..255, which multiplies class ids.
 _SPREAD_GREY = {"L;2": 85, "L;4": 17}
@@ -336,25 +339,50 @@ def _plain_jpeg(data: bytes) -> tuple[int, int] | None:
 
 
 def max_pixels() -> int:
-    """What an image may have: 178,956,970, from which on Pillow refuses it, unless changed."""
+    """What an image may have outside of `pixel_limit`: Pillow refuses twice what it warns of."""
     return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 2**62
+
+
+class _Limits:
+    """Pillow has one limit for all threads: the largest that any of them asks for."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.asked: list[int] = []
+        self.before: int | None = None
+
+
+_LIMITS = _Limits()
 
 
 @contextmanager
 def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Inside, images of up to `limit` pixels are read, without a warning; None changes nothing.
+    """Inside, Pillow opens images of up to `limit` pixels, without a warning; None: of its own.
 
-    The limit is Pillow's, and so one for all threads.
+    Other threads' may be larger meanwhile: `check_pixels` says which are too large.
     """
-    before = Image.MAX_IMAGE_PIXELS
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        try:
-            if limit is not None:
-                Image.MAX_IMAGE_PIXELS = -(-limit // 2)  # it warns here, and refuses twice that
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = before
+    own = MAX_PIXELS if limit is None else limit
+    with _LIMITS.lock:
+        if not _LIMITS.asked:
+            _LIMITS.before = Image.MAX_IMAGE_PIXELS
+        _LIMITS.asked.append(own)
+        Image.MAX_IMAGE_PIXELS = max(_LIMITS.asked)  # beyond it warns, and refuses twice that
+    try:
+        yield
+    finally:
+        with _LIMITS.lock:
+            _LIMITS.asked.remove(own)
+            Image.MAX_IMAGE_PIXELS = max(_LIMITS.asked, default=_LIMITS.before)
+
+
+def check_pixels(what: object, size: tuple[int, int], limit: int | None) -> None:
+    """Raises a UserError if an image of this height and width has more pixels than `limit`.
+
+    None: `MAX_PIXELS`.
+    """
+    own = MAX_PIXELS if limit is None else limit
+    if size[0] * size[1] > own:
+        raise _too_large(what, f"{size[1]} x {size[0]} pixels", own)
 
 
 @contextmanager
@@ -376,7 +404,8 @@ def _named(picture: Picture) -> Iterator[None]:
     except UserError:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large(picture, str(error).partition(" exceeds")[0].lower()) from error
+        what = str(error).partition(" exceeds")[0].lower()
+        raise _too_large(picture, what, max(_LIMITS.asked, default=max_pixels())) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
         # Pillow names what it read from, which is said already, or says nothing.
         reason = re.sub(r" <_io\.BytesIO [^>]*>", "", str(error)).replace(f" {str(picture)!r}", "")
@@ -392,10 +421,10 @@ def _named(picture: Picture) -> Iterator[None]:
         raise UserError(f"{picture}: {what}, or remove image and mask.", kind=kind) from error
 
 
-def _too_large(picture: Picture, what: str) -> UserError:
+def _too_large(picture: object, what: str, limit: int) -> UserError:
     return UserError(
-        f"{picture}: {what}, more than the {max_pixels():,} that are read: such files are made to "
-        "fill the memory. If it is what it seems, cut it into tiles; `finetune predict` takes "
+        f"{picture}: {what}, more than the {limit:,} that are read: such files are made to fill "
+        "the memory. If it is what it seems, cut it into tiles; `finetune predict` takes "
         "--max-pixels.",
         kind="too-large",
     )
@@ -442,7 +471,8 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
 
 def _check_still(picture: Picture, image: ImageFile.ImageFile) -> None:
     """Of an animation Pillow gives the first frame; the two pictures of an MPO are one."""
-    if image.format in ("GIF", "PNG", "WEBP") and (frames := getattr(image, "n_frames", 1)) > 1:
+    frames = getattr(image, "n_frames", 1) if image.format in _MOVING else 1
+    if frames > 1:
         raise UserError(
             f"{picture}: is an animation of {frames} frames, not an image. Save the frame that is "
             "meant, or make it a video.",
@@ -464,6 +494,8 @@ def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
 
 
 _BITS, _SAMPLES, _PLANAR = 258, 277, 284  # tags of a TIFF
+
+_MOVING = ("AVIF", "GIF", "PNG", "WEBP")  # formats whose frames are an animation
 
 # What Pillow calls pictures of so many channels.
 _MODES = {2: ("LA",), 4: ("RGBA", "CMYK", "RGBX")}
@@ -564,7 +596,8 @@ def _tiff(picture: Picture, num_channels: int) -> tiffs.TiffForm | None:
         return None
     tiff = _tiff_form(picture)
     if tiff.size[0] * tiff.size[1] > max_pixels():
-        raise _too_large(picture, f"image size ({tiff.size[0] * tiff.size[1]} pixels)")
+        what = f"{tiff.size[1]} x {tiff.size[0]} pixels"
+        raise _too_large(picture, what, max_pixels())
     if not tiff.is_plain:
         if is_readable:
             return None

@@ -9,6 +9,7 @@
 folders.
 """
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,14 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.data.arrays import as_pixels
-from finetune.data.files import Encoded, Picture, pixel_limit, read_image
+from finetune.data.files import (
+    Encoded,
+    Picture,
+    check_pixels,
+    image_size,
+    pixel_limit,
+    read_image,
+)
 from finetune.data.labels import default_colors
 from finetune.drawing import Color, as_rgb
 from finetune.errors import UserError
@@ -32,7 +40,7 @@ from finetune.inference.protocol import Protocol
 from finetune.inference.scores import predict_confident_masks, predict_masks
 from finetune.inference.segmentation import Segmentation
 from finetune.parallel import device as default_device
-from finetune.segformer.configuration import SegformerConfig, smallest_side
+from finetune.segformer.configuration import smallest_side
 
 __all__ = ["Preprocessing", "Protocol", "Segmentation", "Segmenter", "segment"]
 
@@ -60,8 +68,13 @@ def segment(
     Raises:
         UserError: the model or the image cannot be read; says why.
     """
+    was_training = isinstance(model, PreTrainedModel) and model.training
     segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model)
-    return segmenter(image, confidence=confidence, max_pixels=max_pixels)
+    try:
+        return segmenter(image, confidence=confidence, max_pixels=max_pixels)
+    finally:
+        if was_training:
+            segmenter.model.train()
 
 
 class Segmenter:
@@ -126,9 +139,11 @@ class Segmenter:
             config = load_config(where, what)
         preprocessing = load_preprocessing(where, what, config)
         if protocol:
-            preprocessing = replace(
-                preprocessing, protocol=_changed(preprocessing.protocol, protocol, config)
-            )
+            shown = preprocessing.protocol.replaced(**protocol)
+            side = smallest_side(config)
+            if shown.window is not None and min(shown.window) < side:
+                raise UserError(f"window {shown.window}: the model needs {side} pixels")
+            preprocessing = replace(preprocessing, protocol=shown)
         if not isinstance(model, PreTrainedModel):
             model, missing = load_model(where, what, config)
             if missing:
@@ -136,9 +151,7 @@ class Segmenter:
                     f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this "
                     "is not a SegFormer for semantic segmentation"
                 )
-        names = [config.id2label[i] for i in range(config.num_labels)]
-        if len(names) == 1:  # stock's binary head
-            names = [f"not {names[0]}", *names]
+        names = _names(config, what)
         colors = getattr(config, "finetune_colors", None)
         if colors is not None and len(colors) != len(names):
             colors = None
@@ -157,16 +170,39 @@ class Segmenter:
         Raises:
             UserError: it cannot be read, or has other channels; says why.
         """
-        with pixel_limit(max_pixels):
-            if isinstance(image, bytes):
-                return self.read_picture(Encoded("the image", image))
-            if isinstance(image, str | Path):
-                return self.read_picture(Path(image).expanduser())
-            return as_pixels(image, self.preprocessing.num_channels)
+        if isinstance(image, bytes):
+            return self.read_picture(Encoded("the image", image), max_pixels=max_pixels)
+        if isinstance(image, str | Path):
+            path = Path(os.path.expanduser(image))
+            if not path.is_file():
+                raise UserError(f"{path}: there is no such file")
+            return self.read_picture(path, max_pixels=max_pixels)
+        pixels = as_pixels(image, self.preprocessing.num_channels)
+        self._check(pixels, "the image", max_pixels)
+        return pixels
 
-    def read_picture(self, picture: Picture) -> np.ndarray:
+    def read_picture(self, picture: Picture, *, max_pixels: int | None = None) -> np.ndarray:
         """`read`, of a file or of encoded bytes that have a name."""
-        return read_image(picture, self.preprocessing.num_channels)
+        with pixel_limit(max_pixels):
+            check_pixels(picture, image_size(picture), max_pixels)
+            pixels = read_image(picture, self.preprocessing.num_channels)
+        self._check(pixels, picture, max_pixels)
+        return pixels
+
+    def _check(self, pixels: np.ndarray, what: object, max_pixels: int | None) -> None:
+        """Refuses what the model was not trained on, and what would not fit into memory."""
+        full = self.preprocessing.full
+        if self.preprocessing.num_channels != 3 and np.iinfo(pixels.dtype).max != full:
+            bits = 8 * pixels.dtype.itemsize
+            raise UserError(
+                f"{what}: has {bits} bit a channel, but rescale_factor in the model's "
+                f"preprocessor_config.json is that of images whose white is {full}"
+            )
+        size = pixels.shape[0], pixels.shape[1]
+        check_pixels(what, size, max_pixels)
+        for scale in self.preprocessing.protocol.scales:
+            resized = self.preprocessing.protocol.size(*size, scale)
+            check_pixels(f"{what}, resized", resized, max_pixels)
 
     def __call__(
         self, image: AnyImage, *, confidence: bool = True, max_pixels: int | None = None
@@ -214,32 +250,27 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         return default_device()
     try:
         found = torch.device(wanted)
-        torch.zeros(1, device=found)
+        torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
     return found
 
 
-def _changed(protocol: Protocol, changes: dict[str, Any], config: SegformerConfig) -> Protocol:
-    """A protocol with some fields replaced; a window without a stride moves by 3/4 of itself.
-
-    Raises:
-        UserError: The window is too small, or its steps leave gaps.
-    """
-    changed = replace(protocol, **changes)
-    window, stride = changed.window, changed.stride
-    if window is None:
-        if changes.get("stride") is not None:
-            raise UserError("stride: needs a window")
-        return changed
-    if stride is None or ("window" in changes and "stride" not in changes):
-        stride = max(1, window[0] * 3 // 4), max(1, window[1] * 3 // 4)
-    if stride[0] > window[0] or stride[1] > window[1]:
-        raise UserError(f"stride {stride}: larger than the window {window}, which leaves gaps")
-    if min(window) < (side := smallest_side(config)):
-        raise UserError(f"window {window}: smaller than the {side} pixels that the model needs")
-    return replace(changed, stride=stride)
+def _names(config: Any, what: str) -> list[str]:
+    """The classes' names by id, each once: areas are told by name."""
+    labels = config.id2label or {}
+    if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
+        raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")
+    names: list[str] = []
+    for name in (str(labels[i]) for i in range(config.num_labels)):
+        count = 1
+        unique = name
+        while unique in names:
+            count += 1
+            unique = f"{name} ({count})"
+        names.append(unique)
+    return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
 
 
 def _stacked(images: Sequence[np.ndarray]) -> Tensor:

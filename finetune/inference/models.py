@@ -12,6 +12,7 @@ from transformers.utils import cached_file
 from finetune.errors import UserError
 from finetune.inference.preprocessing import Preprocessing
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+from finetune.segformer.configuration import smallest_side
 from finetune.weights import is_checkpoint_file, licence_of
 
 
@@ -107,9 +108,12 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
     try:
         found = Preprocessing.from_stock(values, getattr(config, "finetune_eval", None))
     except UserError as error:
-        raise UserError(f"{what}: preprocessor_config.json: {error}") from error
+        raise UserError(f"{what}: how images are to be shown is not clear: {error}") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"{what}: preprocessor_config.json makes no sense ({error})") from error
+    window, side = found.protocol.window, smallest_side(config)
+    if window is not None and min(window) < side:
+        raise UserError(f"{what}: window {window}: the model needs {side} pixels")
     if found.num_channels != config.num_channels:
         raise UserError(
             f"{what}: reads {config.num_channels} channels, but preprocessor_config.json has "

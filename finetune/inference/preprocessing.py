@@ -113,7 +113,10 @@ class Preprocessing:
         protocol = _protocol_of(values)
         found = cls(protocol, mean, std, full)
         if exact is not None:
-            exactly = cls(Protocol.from_dict(exact), mean, std, full)
+            try:
+                exactly = cls(Protocol.from_dict(exact), mean, std, full)
+            except UserError as error:
+                raise UserError(f"finetune_eval in config.json: {error}") from error
             if _sizes(exactly.to_stock()) == _sizes(found.to_stock()):
                 return exactly
             warnings.warn(

@@ -1,7 +1,7 @@
 """How a picture is resized and shown to a model: the rule, without the numbers of its colours."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,39 @@ class Protocol:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
 
+    def __post_init__(self) -> None:
+        """Fills in the stride of a window, three quarters of it.
+
+        Raises:
+            UserError: A value makes no sense; names the field.
+        """
+        for key in ("fixed_size", "window", "stride"):
+            value = getattr(self, key)
+            if value is not None and not (
+                type(value) is tuple and len(value) == 2 and all(map(_is_count, value))
+            ):
+                raise UserError(f"{key} {value}: must be a height and a width, above 0")
+        for key in ("shortest_edge", "longest_edge", "size_divisor"):
+            value = getattr(self, key)
+            if not _is_count(value) and (value is not None or key == "size_divisor"):
+                raise UserError(f"{key} {value}: must be a whole number above 0")
+        is_sound = type(self.scales) is tuple and len(self.scales) > 0
+        if not is_sound or not all(type(s) in (int, float) and 0 < s <= 16 for s in self.scales):
+            raise UserError(f"scales {self.scales}: must be factors, such as 0.75, 1, 1.25")
+        if self.fixed_size is not None and self.shortest_edge is not None:
+            raise UserError("fixed_size: does not go with shortest_edge")
+        if self.window is None:
+            if self.stride is not None:
+                raise UserError("stride: needs a window")
+            return
+        if self.stride is None:
+            height, width = self.window
+            stride = max(1, height * 3 // 4), max(1, width * 3 // 4)
+            object.__setattr__(self, "stride", stride)
+        assert self.stride is not None, "it has just been set"
+        if self.stride[0] > self.window[0] or self.stride[1] > self.window[1]:
+            raise UserError(f"stride {self.stride}: larger than window {self.window} leaves gaps")
+
     @property
     def resizes(self) -> bool:
         """Whether images change their size (at the scale 1)."""
@@ -56,16 +89,26 @@ class Protocol:
         Raises:
             UserError: A key or a value is not known.
         """
-        pairs = ("fixed_size", "window", "stride", "scales")
-        try:
-            found: Any = {
-                k: tuple(v) if k in pairs and v is not None else v for k, v in values.items()
-            }
-            protocol = cls(**found)
-            protocol.size(64, 64)
-        except (TypeError, ValueError, ZeroDivisionError) as error:
-            raise UserError(f"finetune_eval in config.json makes no sense ({error})") from error
-        return protocol
+        keys = {field.name for field in fields(cls)}
+        if not isinstance(values, Mapping) or (unknown := values.keys() - keys):
+            what = ", ".join(sorted(unknown)) if isinstance(values, Mapping) else repr(values)
+            raise UserError(f"{what}: nothing that is known of how images are shown")
+        found: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**found)
+
+    def replaced(self, **changes: Any) -> "Protocol":
+        """Another one; a new window has a stride of its own, and a new size no other.
+
+        Raises:
+            UserError: A value makes no sense.
+        """
+        sizes = ("fixed_size", "shortest_edge", "longest_edge", "size_divisor")
+        values = vars(self).copy()
+        if "window" in changes:
+            values["stride"] = None
+        if changes.keys() & {"fixed_size", "shortest_edge"}:
+            values |= {field.name: field.default for field in fields(self) if field.name in sizes}
+        return Protocol(**{**values, **changes})
 
     def describe(self) -> str:
         """The protocol in one line."""
@@ -125,6 +168,10 @@ class Protocol:
         """
         height, width = image.shape[:2]
         return [_resized(image, self.size(height, width, scale)) for scale in self.scales]
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
 
 
 def _scaled(side: int, scale: float) -> int:

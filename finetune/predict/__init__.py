@@ -7,19 +7,22 @@ is done is seen by its files (`finetune.predict.outputs`), so that a call which 
 the machine, goes on where it was.
 """
 
+import errno
 import hashlib
 import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -37,6 +40,11 @@ from finetune.tracking import progress_bar
 LARGE = 2**25
 """Pixels from which on a picture is decoded when its turn has come, for the memory's sake."""
 MAX_WORKERS = 8
+
+_ODD_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ)
+"""Of errors that one picture's name makes, and not the disk."""
+
+_Writing: TypeAlias = "tuple[Item, Future[dict[str, Any]]]"
 
 
 @dataclass(frozen=True)
@@ -88,7 +96,7 @@ def predict(
     """Predicts everything that the inputs mean, or this process's share of it.
 
     Every process of a launch calls it; RANK and WORLD_SIZE, which launchers set, say which takes
-    what. They need not see each other.
+    what. Those of one launcher end together, and the first writes the tables.
 
     Args:
         segmenter: The model.
@@ -113,7 +121,7 @@ def predict(
     if unknown := sorted(set(writes) - set(WRITES)):
         raise UserError(f"--write {unknown[0]}: is none of {', '.join(WRITES)}")
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
-    found = collect(inputs, split=split, image_column=image_column)
+    found = collect(inputs, output, split=split, image_column=image_column)
     workers = workers or min(MAX_WORKERS, usable_cores())
     identity = {
         "weights": _fingerprint(segmenter),
@@ -126,19 +134,42 @@ def predict(
     }
     names, colors = segmenter.names, segmenter.colors
     with (
+        _joined(world_size),
         Outputs(output, model, identity, writes, names, colors, rank=rank) as outputs,
         pixel_limit(max_pixels),
     ):
         share = _Share(found, rank, world_size)
+        outputs.check((*share.pictures(), *share.videos()))
         with closing(_bar(share, show_progress and rank == 0)) as bar:
-            work = _Work(segmenter, outputs, bar, batch_size, workers)
+            work = _Work(segmenter, outputs, bar, batch_size, workers, max_pixels)
             work.pictures(share.pictures())
             work.videos(share.videos())
-        wanted = {item.name for item in (*found, *found.videos)}
-        summary = outputs.summarise(wanted)
-    return Outcome(
-        work.made, work.there, tuple(summary["failed"].values()), work.frames, summary["missing"]
-    )
+        together = dist.is_initialized()
+        if together:
+            dist.barrier()  # no process ends before all are done: launchers end the others then
+        summary = None
+        if rank == 0 or not together:
+            summary = outputs.summarise({item.name for item in found.everything()})
+        if together:
+            shared = [summary]
+            dist.broadcast_object_list(shared)
+            summary = shared[0]
+    assert summary is not None, "rank 0 has it"
+    failed = tuple(summary["failed"].values())
+    return Outcome(work.made, work.there, failed, work.frames, summary["missing"])
+
+
+@contextmanager
+def _joined(world_size: int) -> Iterator[None]:
+    """Lets the processes of a launcher know of each other; those of other means need not."""
+    if world_size == 1 or "MASTER_ADDR" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # one may have hours more to do
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
 
 
 def show(done: Outcome, output: Path, seconds: float) -> None:
@@ -169,12 +200,12 @@ class _Share:
 
     def __init__(self, found: Inputs, rank: int, world_size: int):
         self.found, self.rank, self.world_size = found, rank, world_size
-        self.frames = {item.where: num_frames(item.where) for item in self.videos()}
+        self.frames = [num_frames(item.where) for item in self.videos()]
 
     def __len__(self) -> int:
         """Pictures, and frames of videos."""
         pictures = len(range(self.rank, len(self.found), self.world_size))
-        return pictures + sum(max(1, count) for count in self.frames.values())
+        return pictures + sum(max(1, count) for count in self.frames)
 
     def pictures(self) -> Iterator[Item]:
         for index, item in enumerate(self.found):
@@ -189,6 +220,12 @@ def _bar(share: _Share, show: bool) -> "tqdm[Any]":
     return progress_bar(total=len(share), desc="predicting", unit="image", show=show)
 
 
+def _is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
 class _Work:
     """What one process does."""
 
@@ -199,14 +236,16 @@ class _Work:
         bar: "tqdm[Any]",
         batch_size: int,
         workers: int,
+        max_pixels: int | None,
     ):
+        self.max_pixels = max_pixels
         self.segmenter, self.outputs, self.bar = segmenter, outputs, bar
         self.batch_size, self.num_workers = batch_size, workers
         self.made = self.there = self.frames = 0
 
     def pictures(self, items: Iterable[Item]) -> None:
         """Reads, predicts and writes pictures."""
-        waiting: deque[tuple[Prediction, Future[None]]] = deque()
+        waiting: deque[_Writing] = deque()
         with ThreadPoolExecutor(self.num_workers) as writers:
             try:
                 todo = self._todo(items)
@@ -214,17 +253,17 @@ class _Work:
                 for batch in self._batches(read):
                     for prediction in self._predicted(batch):
                         self.outputs.begin(prediction.item)
-                        waiting.append((prediction, writers.submit(self.outputs.write, prediction)))
+                        future = writers.submit(self.outputs.write, prediction)
+                        waiting.append((prediction.item, future))
                     while len(waiting) > 2 * self.batch_size + self.num_workers:
-                        self._enter(*waiting.popleft())
+                        self._enter(waiting.popleft())
                 while waiting:
-                    self._enter(*waiting.popleft())
+                    self._enter(waiting.popleft())
             finally:  # what is in the writers' hands is finished, and entered if all went well
                 writers.shutdown(wait=True, cancel_futures=True)
-                while waiting:
-                    prediction, writing = waiting.popleft()
+                for item, writing in waiting:
                     if writing.done() and not writing.cancelled() and not writing.exception():
-                        self._enter(prediction, writing)
+                        self._enter((item, writing))
 
     def videos(self, items: Iterable[Item]) -> None:
         """Predicts videos, one after the other."""
@@ -251,15 +290,16 @@ class _Work:
         for item in items:
             if self.outputs.is_done(item):
                 self.there += 1
+                if not self.bar.disable:
+                    self.bar.initial += 1  # which the speed leaves out
                 self.bar.update()
             else:
                 yield item
 
     def _read(self, item: Item) -> "_Read | _Failed":
         """In a thread. Large pictures are left to `_prepared`, of which one is there at a time."""
-        assert item.picture is not None
         try:
-            height, width = image_size(item.picture)
+            height, width = image_size(item.open())
             if height * width > LARGE:
                 return _Read(item, (height, width), [], None)
             return self._prepared(item)
@@ -267,8 +307,7 @@ class _Work:
             return _Failed(item, str(error))
 
     def _prepared(self, item: Item) -> _Read:
-        assert item.picture is not None
-        pixels = self.segmenter.read_picture(item.picture)
+        pixels = self.segmenter.read_picture(item.open(), max_pixels=self.max_pixels)
         views = self.segmenter.preprocessing.protocol.resize(pixels)
         shown = as_rgb(pixels) if "overlay" in self.outputs.writes else None
         return _Read(item, (pixels.shape[0], pixels.shape[1]), views, shown)
@@ -295,17 +334,40 @@ class _Work:
                 yield groups.pop(max(groups, key=lambda key: len(groups[key])))
         yield from groups.values()
 
-    def _predicted(self, batch: list[_Read]) -> Iterator[Prediction]:
+    def _predicted(self, batch: list[_Read]) -> list[Prediction]:
         confidence = "confidence" in self.outputs.writes
-        views: list[Tensor] = self.segmenter.stacked([read.views for read in batch])
-        masks, chances = self.segmenter.masks(views, batch[0].size, confidence=confidence)
-        for index, read in enumerate(batch):
-            chance = chances[index] if chances is not None else None
-            yield Prediction(read.item, masks[index], chance, read.shown)
+        try:
+            views: list[Tensor] = self.segmenter.stacked([read.views for read in batch])
+            masks, chances = self.segmenter.masks(views, batch[0].size, confidence=confidence)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        else:
+            return [
+                Prediction(read.item, masks[i], None if chances is None else chances[i], read.shown)
+                for i, read in enumerate(batch)
+            ]
+        if len(batch) == 1:  # nothing of what did not fit is held any more
+            height, width = batch[0].size
+            self._fail(
+                batch[0].item,
+                f"{batch[0].item.where}: {width} x {height} pixels do not fit into the memory of "
+                f"{self.segmenter.device}; take --window, such as 1024",
+            )
+            return []
+        half = len(batch) // 2
+        return self._predicted(batch[:half]) + self._predicted(batch[half:])
 
-    def _enter(self, prediction: Prediction, writing: "Future[None]") -> None:
-        writing.result()
-        self.outputs.enter(prediction.item, prediction.mask)
+    def _enter(self, waiting: "_Writing") -> None:
+        item, writing = waiting
+        try:
+            row = writing.result()
+        except UserError as error:
+            if getattr(error.__cause__, "errno", None) not in _ODD_NAMES:
+                raise
+            self._fail(item, f"{item.where}: {error}")
+            return
+        self.outputs.enter(row)
         self.made += 1
         self.bar.update()
 

@@ -4,9 +4,10 @@ The order, and with it which process takes what, is a function of the arguments 
 """
 
 import glob
+import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +18,9 @@ from finetune.data.hub import open_table, split_names
 from finetune.data.tables import IMAGE_NAMES, TablePictures, is_picture
 from finetune.errors import UserError
 
+KNOWN = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".avif")
+"""Types of images; files of other types in folders are passed over."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
-_NUM_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -29,38 +31,88 @@ class Item:
     """Of what is written for it: a relative path without a file type."""
     where: str
     """What messages call it."""
-    picture: Picture | None
-    """None: `where` is a video."""
+    source: str
+    """What it is, wherever the program is called from."""
+    pictures: Pictures | None
+    reference: str
 
     @property
-    def source(self) -> str:
-        """What it is, wherever the program is called."""
-        return os.path.abspath(self.where) if os.path.exists(self.where) else self.where
+    def is_video(self) -> bool:
+        """Whether it is a video, whose file is `where`."""
+        return self.pictures is None
+
+    def open(self) -> Picture:
+        """The picture, not yet decoded.
+
+        Raises:
+            UserError: A table has nothing there.
+        """
+        assert self.pictures is not None, "videos are opened elsewhere"
+        return self.pictures.open(self.reference)
+
+    def state(self) -> list[int] | None:
+        """Size and time of the file; None if it is none, or gone."""
+        try:
+            stat = os.stat(self.source)
+        except (OSError, ValueError):
+            return None
+        return [stat.st_size, stat.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Pictures that are named in one way."""
+
+    pictures: Pictures
+    references: Sequence[str]
+    root: str = ""
+    """Files are named by their path below it."""
+    table: str = ""
+    """Tells a table from others; rows are named by their number."""
+
+    def item(self, reference: str) -> Item:
+        if self.table:
+            where = self.pictures.name(reference)
+            source = f"{self.table}, row {reference}"
+            return Item(f"row-{reference}", where, source, self.pictures, reference)
+        path = os.path.abspath(reference)
+        return Item(_name(path, self.root), reference, path, self.pictures, reference)
 
 
 class Inputs:
-    """All of them, by index. A million files are a million paths, and no more."""
+    """All of them, by index. Of a million files their paths are kept, and their names meanwhile."""
 
     def __init__(self) -> None:
-        self._parts: list[tuple[Path | None, Pictures, Sequence[str]]] = []
+        self._parts: list[_Part] = []
+        self._seen: set[str] = set()
         self.videos: list[Item] = []
 
-    def add_files(self, root: Path, files: Sequence[str]) -> None:
-        """Pictures named by their path below `root`."""
-        self._parts.append((root, FILES, files))
+    def add_files(self, root: str, files: Iterable[str]) -> None:
+        """Pictures named by their path below `root`; those that are there already are left out."""
+        fresh = [file for file in files if self._is_new(file)]
+        self._parts.append(_Part(FILES, fresh, root))
 
-    def add_rows(self, pictures: Pictures, rows: Sequence[str]) -> None:
+    def add_videos(self, root: str, files: Iterable[str]) -> None:
+        """Videos, likewise."""
+        for file in filter(self._is_new, files):
+            path = os.path.abspath(file)
+            self.videos.append(Item(_name(path, root), file, path, None, file))
+
+    def add_rows(self, pictures: Pictures, rows: Sequence[str], table: str) -> None:
         """Pictures of a table, named by their row."""
-        self._parts.append((None, pictures, rows))
+        self._parts.append(_Part(pictures, rows, table=table))
 
     def __len__(self) -> int:
-        return sum(len(references) for _, _, references in self._parts)
+        return sum(len(part.references) for part in self._parts)
 
     def __iter__(self) -> Iterator[Item]:
-        for root, pictures, references in self._parts:
-            for reference in references:
-                name = f"row-{reference}" if root is None else _name(Path(reference), root)
-                yield Item(name, pictures.name(reference), pictures.open(reference))
+        for part in self._parts:
+            yield from map(part.item, part.references)
+
+    def everything(self) -> Iterator[Item]:
+        """Pictures, then videos."""
+        yield from self
+        yield from self.videos
 
     def check_names(self) -> None:
         """Refuses pictures whose results would be one file.
@@ -68,24 +120,36 @@ class Inputs:
         Raises:
             UserError: Two have one name; names both.
         """
-        counts = Counter(item.name for item in self)
-        counts.update(item.name for item in self.videos)
+        counts = Counter(item.name for item in self.everything())
         if twice := next((name for name, count in counts.items() if count > 1), None):
-            both = [item.where for item in (*self, *self.videos) if item.name == twice]
+            both = [item.where for item in self.everything() if item.name == twice]
             raise UserError(
                 f"{both[0]} and {both[1]} would both be written as {twice}: give them in two "
                 "calls, with two output folders"
             )
 
+    def _is_new(self, file: str) -> bool:
+        # By the real folder: links to folders show the same files again, links to files others.
+        folder, name = os.path.split(os.path.abspath(file))
+        path = os.path.join(os.path.realpath(folder), name)
+        new = path not in self._seen
+        self._seen.add(path)
+        return new
+
 
 def collect(
-    inputs: Sequence[str], *, split: str | None = None, image_column: str | None = None
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
 ) -> Inputs:
     """Everything that the arguments mean.
 
     Args:
         inputs: Image and video files, folders (with all that is below), globs (`**` too), and data
             sets as hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:FOLDER.
+        output: Where results go; what lies there is no input.
         split: Of data sets; None: the only one.
         image_column: Of data sets; None: by its name.
 
@@ -93,64 +157,86 @@ def collect(
         UserError: One means nothing, or two results would have one name.
     """
     found = Inputs()
+    results = os.path.realpath(output)
     for text in inputs:
         if text.startswith("hub:"):
             _add_table(found, text.removeprefix("hub:"), split, image_column)
             continue
-        path = Path(text).expanduser()
-        if path.is_dir():
-            _add_files(found, path, sorted(_below(path)), text)
-        elif path.exists():
-            _add_files(found, path.parent, [str(path)], text, named=True)
+        if not text:
+            raise UserError("an input is empty (a variable that is not set?)")
+        path = os.path.expanduser(text)
+        if os.path.isdir(path):
+            _add_files(found, path, sorted(_below(path, results)), text)
+        elif os.path.exists(path):
+            _add_files(found, os.path.dirname(path) or ".", [path], text, named=True)
         elif glob.has_magic(text):
-            files = sorted(filter(os.path.isfile, glob.iglob(str(path), recursive=True)))
-            _add_files(found, _fixed_part(path), files, text)
+            files = filter(os.path.isfile, glob.iglob(path, recursive=True))
+            kept = [file for file in files if not _is_result(file, results)]
+            kept.sort(key=lambda file: (file.count(os.sep), file))  # before links to the same
+            _add_files(found, _fixed_part(path), kept, text)
         else:
             raise UserError(f"{text}: does not exist")
-    if not any("hub:" in text[:4] for text in inputs) and (split or image_column):
+    if (split or image_column) and not any(text.startswith("hub:") for text in inputs):
         raise UserError("--split and --image-column are for data sets, hub:OWNER/NAME")
     found.check_names()
     return found
 
 
-def _below(folder: Path) -> Iterator[str]:
-    for directory, subfolders, names in os.walk(folder, followlinks=True):
+def _below(folder: str, results: str) -> Iterator[str]:
+    """Files of a folder; no hidden ones, no results, and no folder twice through its links."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    seen: set[str] = set()
+    for directory, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(directory)
+        if real in seen or _is_result(real, results) or ".predict" in subfolders:
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             if not name.startswith("."):
                 yield os.path.join(directory, name)
 
 
+def _is_result(file: str, results: str) -> bool:
+    path = os.path.realpath(file)
+    return path == results or path.startswith(results + os.sep)
+
+
 def _add_files(
-    found: Inputs, root: Path, files: Sequence[str], text: str, *, named: bool = False
+    found: Inputs, root: str, files: Sequence[str], text: str, *, named: bool = False
 ) -> None:
     """Those whose types are known; a file that was named itself is taken whatever its type."""
     videos = [file for file in files if file.lower().endswith(VIDEO_SUFFIXES)]
-    known = IMAGE_SUFFIXES
     images = [
         file
         for file in files
-        if file.lower().endswith(known) or (named and not file.lower().endswith(VIDEO_SUFFIXES))
+        if file.lower().endswith(KNOWN) or (named and not file.lower().endswith(VIDEO_SUFFIXES))
     ]
     if not images and not videos:
         raise UserError(
-            f"{text}: holds no images ({', '.join(known)}) and no videos "
+            f"{text}: holds no images ({', '.join(KNOWN)}) and no videos "
             f"({', '.join(VIDEO_SUFFIXES)})"
         )
-    if images:
-        found.add_files(root, images)
-    found.videos += [Item(_name(Path(file), root), file, None) for file in videos]
+    found.add_files(os.path.abspath(root), images)
+    found.add_videos(os.path.abspath(root), videos)
 
 
-def _name(file: Path, root: Path) -> str:
-    return file.relative_to(root).with_suffix("").as_posix()
+def _name(path: str, root: str) -> str:
+    relative = os.path.splitext(os.path.relpath(path, root))[0].replace(os.sep, "/")
+    if relative.startswith("../"):
+        raise UserError(f"{path}: lies outside of {root}, and so would its results")
+    return relative
 
 
-def _fixed_part(pattern: Path) -> Path:
+def _fixed_part(pattern: str) -> str:
     """The folder below which a glob looks."""
-    parts = pattern.parts
+    parts = Path(pattern).parts
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
-    return Path(*parts[: min(first, len(parts) - 1)])
+    return str(Path(*parts[: min(first, len(parts) - 1)]))
 
 
 def _add_table(found: Inputs, text: str, split: str | None, image_column: str | None) -> None:
@@ -167,7 +253,12 @@ def _add_table(found: Inputs, text: str, split: str | None, image_column: str | 
         )
     if isinstance(table.features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))
-    found.add_rows(TablePictures(table, column, path), [str(i) for i in range(len(table))])
+    chosen = split or names[0]
+    pictures = TablePictures(table, column, f"{path} ({chosen})")
+    which = hashlib.blake2b(repr(pictures).encode(), digest_size=8).hexdigest()
+    where = os.path.abspath(path) if os.path.exists(path) else path
+    rows = [str(i) for i in range(len(table))]
+    found.add_rows(pictures, rows, f"{where}@{revision} ({chosen}, {which})")
 
 
 def _image_column(features: datasets.Features, path: str) -> str:

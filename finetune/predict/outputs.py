@@ -9,15 +9,16 @@
     OUT/coco.json              COCO's RLE, one annotation a class and picture
 
 Every file is written aside and renamed, `ids/NAME.png` after the others of its picture: where it
-is, nothing is done again, whatever killed the program. The tables at the end are put together from
-the journals, one a process, in `OUT/.predict`.
+is, nothing is done again, whatever killed the program. The tables, of all that is in OUT, are put
+together at the end from the journals, one a process, in `OUT/.predict`.
 """
 
 import csv
 import io
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,7 @@ WRITES = ("overlay", "palette", "confidence", "coco", "areas")
 """What can be asked for beside the ids."""
 _FOLDERS = {"ids": ".png", "overlay": ".jpg", "palette": ".png", "confidence": ".png"}
 _QUALITY = 90  # of JPEG
+_MAX_JPEG = 65_500  # pixels of a side, that the format can say
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,12 @@ class Outputs:
             raise UserError(f"--write palette: {len(names)} classes, but a palette has 256 colours")
         self.folder, self.model, self.writes = folder, model, tuple(writes)
         self.names, self.colors = tuple(names), tuple(colors)
-        self.identity = {**identity, "names": list(names), "write": sorted(writes)}
+        self.identity = {
+            **identity,
+            "names": list(names),
+            "colors": [list(color) for color in colors],
+            "write": sorted(writes),
+        }
         self._hidden = folder / ".predict"
         self._journal = self._hidden / f"rank-{rank}.jsonl"
         self._own = self._hidden / f"rank-{rank}"
@@ -98,10 +105,12 @@ class Outputs:
             self._cleanup.close()
             raise
         self._end_line()
-        self._sources: dict[str, str] = {}
+        self._begun: dict[str, dict[str, Any]] = {}
         self._done: set[str] = set()
         for row in self._lines():
-            self._sources[row["name"]] = row["source"]
+            if "begun" in row:
+                self._begun[row["name"]] = row
+        for row in self._rows():
             if "pixels" in row:
                 self._done.add(row["name"])
         return self
@@ -109,33 +118,50 @@ class Outputs:
     def __exit__(self, *_: object) -> None:
         self._cleanup.close()
 
-    def is_done(self, item: Item) -> bool:
-        """Whether its results are there; enters them if only that is missing.
+    def check(self, items: Iterable[Item]) -> None:
+        """Refuses to take results of other pictures for those of these.
 
         Raises:
-            UserError: They are there, but of another picture of this name.
+            UserError: There are some of this name; names both.
         """
-        name = item.name
-        path = self.video_path(name) if item.picture is None else self._path("ids", name)
-        if not path.is_file() or name not in self._sources:
+        for item in items:
+            known = self._begun.get(item.name)
+            if known is None or known["source"] == item.source:
+                continue
+            if (path := self._result(item)).is_file():
+                raise UserError(
+                    f"{path}: is of {known['source']}, not of {item.source}. Choose another folder."
+                )
+
+    def is_done(self, item: Item) -> bool:
+        """Whether its results are there, and it has not changed; enters them if only that lacks."""
+        known = self._begun.get(item.name)
+        if known is None or known["source"] != item.source or known["begun"] != item.state():
             return False
-        if self._sources[name] != item.source:
-            raise UserError(
-                f"{path}: is of {self._sources[name]}, not of {item.source}. Choose another folder."
-            )
-        if name not in self._done:  # killed between the last file of a picture and its line
-            if item.picture is None:
+        try:
+            if not self._result(item).stat().st_size:  # as the machine's end may leave it
                 return False
-            self.enter(item, read_mask(path))
+        except OSError:
+            return False
+        if item.name in self._done:
+            return True
+        if item.is_video:
+            return False
+        try:  # killed between the last file of a picture and its line
+            mask = read_mask(self._path("ids", item.name))
+        except UserError:
+            return False
+        self._append(self.row(item, mask))
         return True
 
     def begin(self, item: Item) -> None:
         """The files of a picture will be there."""
-        self._append({"name": item.name, "source": item.source})
-        self._sources[item.name] = item.source
+        row = {"name": item.name, "source": item.source, "begun": item.state()}
+        self._append(row)
+        self._begun[item.name] = row
 
-    def write(self, prediction: Prediction) -> None:
-        """Writes the files of a picture; `enter` is to follow.
+    def write(self, prediction: Prediction) -> dict[str, Any]:
+        """Writes the files of a picture, in any thread; returns its line, which `enter` takes.
 
         Raises:
             UserError: One cannot be written.
@@ -155,7 +181,9 @@ class Outputs:
             assert prediction.shown is not None
             drawn = self.draw(prediction.shown, mask)
             self._write("overlay", name, _jpeg(np.asarray(drawn)))
+        row = self.row(prediction.item, mask)
         self._write("ids", name, _png(mask))
+        return row
 
     def draw(self, shown: np.ndarray, mask: np.ndarray) -> Image.Image:
         """An overlay with its legend."""
@@ -163,8 +191,8 @@ class Outputs:
         present = np.flatnonzero(np.bincount(mask.ravel(), minlength=len(self.names)))
         return with_legend(drawn, [(self.names[i], self.colors[i]) for i in present])
 
-    def enter(self, item: Item, mask: np.ndarray) -> None:
-        """A picture's files are there."""
+    def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
+        """What the journal says of a picture."""
         row: dict[str, Any] = {
             "name": item.name,
             "source": item.source,
@@ -174,6 +202,10 @@ class Outputs:
         }
         if "coco" in self.writes:
             row["rle"] = {label: _rle(mask == int(label)) for label in row["pixels"]}
+        return row
+
+    def enter(self, row: Mapping[str, Any]) -> None:
+        """A picture's files are there; `row` is of `write`."""
         self._append(row)
 
     def enter_video(
@@ -199,7 +231,7 @@ class Outputs:
     def _append(self, row: Mapping[str, Any]) -> None:
         try:
             with open(self._journal, "a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(json.dumps({**row, "time": time.time()}) + "\n")
         except OSError as error:
             raise _not_written(self._journal, error) from error
 
@@ -210,10 +242,14 @@ class Outputs:
         return path
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """Of each picture the last line of all journals that says how it went."""
-        last = {row["name"]: number for number, row in enumerate(self._lines()) if "image" in row}
+        """Of each picture the latest line of all journals that says how it went."""
+        last: dict[str, tuple[float, int]] = {}
         for number, row in enumerate(self._lines()):
-            if last.get(row["name"]) == number:
+            if "image" in row:
+                at = row.get("time", 0.0), number
+                last[row["name"]] = max(at, last.get(row["name"], at))
+        for number, row in enumerate(self._lines()):
+            if last.get(row["name"], (0, -1))[1] == number:
                 yield row
 
     def _lines(self) -> Iterator[dict[str, Any]]:
@@ -228,7 +264,7 @@ class Outputs:
                         yield row
 
     def summarise(self, wanted: set[str]) -> dict[str, Any]:
-        """Writes the tables from what is done, by all processes; returns what predict.json holds.
+        """Writes the tables from all that is done; returns what predict.json holds.
 
         Args:
             wanted: Names of all pictures of this call.
@@ -236,28 +272,29 @@ class Outputs:
         Raises:
             UserError: One cannot be written.
         """
-        done = 0
+        done, of_these = 0, 0
         failed: dict[str, str] = {}
+        message = f"{self.folder}: another process has been writing its tables for ten minutes"
         with ExitStack() as stack:
-            stack.enter_context(alone_in(self._hidden, "unreachable", patience=600))
+            stack.enter_context(alone_in(self._hidden, message, patience=600))
             tables = [_Csv(self), _Json(self)] if "areas" in self.writes else []
             tables += [_Coco(self)] if "coco" in self.writes else []
             for table in tables:
                 stack.enter_context(table)
             for row in self._rows():
-                if row["name"] not in wanted:
-                    continue
                 if "error" in row:
-                    failed[row["name"]] = f"{row['image']}: {row['error']}"
+                    if row["name"] in wanted:
+                        failed[row["name"]] = f"{row['image']}: {row['error']}"
                     continue
                 done += 1
+                of_these += row["name"] in wanted
                 for table in tables:
-                    table.add(row)
+                    table.take(row)
             content = {
                 "model": self.model,
                 **self.identity,
                 "done": done,
-                "missing": len(wanted) - done - len(failed),
+                "missing": len(wanted) - of_these - len(failed),
                 "failed": failed,
             }
             for table in tables:
@@ -266,31 +303,46 @@ class Outputs:
         return content
 
     def _open(self) -> None:
+        marker = self._hidden / "identity.json"
+        if not marker.exists():
+            self._refuse_others()
         _make(self._hidden)
         _make(self._own)
         message = f"{self.folder}: another `finetune predict` is writing there"
         self._cleanup.enter_context(alone_in(self._own, message))
-        marker = self._hidden / "identity.json"
+        with alone_in(self._hidden, message, patience=60):
+            if not marker.exists():
+                self._refuse_others()
+                write_whole(marker, json.dumps(self.identity))
         try:
-            with alone_in(self._hidden, message, patience=60):
-                others = [path.name for path in self.folder.iterdir() if path != self._hidden]
-                if not marker.exists():
-                    if others:
-                        raise UserError(
-                            f"{self.folder}: holds other files ({others[0]}). Choose a new folder."
-                        )
-                    write_whole(marker, json.dumps(self.identity))
-                earlier = json.loads(marker.read_text(encoding="utf-8"))
+            earlier = json.loads(marker.read_text(encoding="utf-8"))
+            if not isinstance(earlier, dict):
+                raise ValueError("holds no object")
         except (OSError, ValueError) as error:
-            raise UserError(
-                f"{marker}: cannot be read ({error}). Remove {self.folder}, or choose another."
-            ) from error
+            raise UserError(f"{marker}: is damaged ({error}). Choose another folder.") from error
         now = json.loads(json.dumps(self.identity))
         if changed := [key for key in now if earlier.get(key) != now[key]]:
             raise UserError(
                 f"{self.folder}: holds other predictions ({', '.join(changed)} differs). Choose "
                 "another folder."
             )
+
+    def _refuse_others(self) -> None:
+        """A folder without a journal of ours is somebody's."""
+        try:
+            others = [path.name for path in self.folder.iterdir() if path != self._hidden]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{self.folder}: not a usable folder ({error.strerror})") from error
+        if others:
+            raise UserError(f"{self.folder}: holds other files ({others[0]}). Choose a new folder.")
+
+    def _result(self, item: Item) -> Path:
+        """The last of a picture's files to be written."""
+        if item.is_video:
+            return self.folder / "video" / f"{item.name}.mp4"
+        return self._path("ids", item.name)
 
     def _end_line(self) -> None:
         """Ends a line that a kill cut off, so that the next one is a line of its own."""
@@ -322,14 +374,17 @@ class _Table:
 
     def __enter__(self) -> "_Table":
         try:
-            self.file = open(self.temp, "w", encoding="utf-8", newline="")
+            # Names of files may hold any bytes.
+            options: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+            self.file = open(self.temp, "w", **options)
         except OSError as error:
             raise _not_written(self.path, error) from error
         self.begin()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.file.close()
+        with suppress(OSError):  # what is left in its buffer is not wanted, and the disk is full
+            self.file.close()
         self.temp.unlink(missing_ok=True)
 
     def begin(self) -> None:
@@ -340,6 +395,13 @@ class _Table:
 
     def end(self) -> None:
         """Writes what comes last."""
+
+    def take(self, row: Mapping[str, Any]) -> None:
+        """`add`, on a disk that may be full."""
+        try:
+            self.add(row)
+        except OSError as error:
+            raise _not_written(self.path, error) from error
 
     def finish(self) -> None:
         """Puts the file into place."""
@@ -452,6 +514,9 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def _jpeg(pixels: np.ndarray) -> bytes:
+    if (longer := max(pixels.shape[:2])) > _MAX_JPEG:
+        size = [max(1, side * _MAX_JPEG // longer) for side in pixels.shape[1::-1]]
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
     options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
     written, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     assert written, "overlays are RGB"

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def predict_video(
     temp, table = path.with_name(f".{path.stem}.new.mp4"), path.with_suffix(".csv")
     temp_table = table.with_name(f".{table.name}.new")
     totals = np.zeros(len(segmenter.names), np.int64)
-    count, size = 0, (0, 0)
+    count, size, end, base = 0, (0, 0), 0.0, Fraction(1, 25)
     outputs.begin(item)
     try:
         with ExitStack() as stack:
@@ -59,8 +60,12 @@ def predict_video(
                 raise UserError(f"{item.where}: holds no video")
             stream = source.streams.video[0]
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"err_detect": "explode"}  # no guesses at lost blocks
+            length = _seconds(source, stream)
             target = stack.enter_context(av.open(str(temp), "w"))
-            rows = csv.writer(stack.enter_context(open(temp_table, "w", newline="")))
+            rows = csv.writer(
+                stack.enter_context(open(temp_table, "w", newline="", encoding="utf-8"))
+            )
             rows.writerow(["frame", "seconds", "class_id", "class", "pixels", "share"])
             out: Any = None
             for frames in _batches(_frames(av, source, stream, item), batch_size, item):
@@ -70,18 +75,21 @@ def predict_video(
                 for (frame, image), mask in zip(frames, masks, strict=True):
                     # H.264 halves the colours' resolution: sides are even.
                     drawn = _even(overlay(image, mask, outputs.colors))
+                    is_timed = frame.pts is not None and frame.time_base is not None
                     if out is None:
-                        out = target.add_stream(_CODEC, rate=stream.average_rate or 25)
+                        rate = Fraction(stream.average_rate or stream.base_rate or 25)
+                        out = target.add_stream(_CODEC, rate=rate)
                         out.pix_fmt = "yuv420p"
                         out.height, out.width = drawn.shape[:2]
-                        if frame.time_base is not None:
-                            out.codec_context.time_base = frame.time_base
+                        base = frame.time_base if is_timed else 1 / rate
+                        out.codec_context.time_base = base
                     new = av.VideoFrame.from_ndarray(drawn, format="rgb24")
-                    new.pts, new.time_base = frame.pts, frame.time_base
+                    new.pts, new.time_base = frame.pts if is_timed else count, base
                     target.mux(out.encode(new))
                     counts = np.bincount(mask.ravel(), minlength=len(totals))
                     totals += counts
-                    seconds = "" if frame.time is None else f"{frame.time:.6f}"
+                    end = float(new.pts * base)
+                    seconds = f"{end:.6f}"
                     for label in np.flatnonzero(counts):
                         share = f"{counts[label] / mask.size:.6f}"
                         known = segmenter.names[label]
@@ -90,6 +98,11 @@ def predict_video(
                 advance(len(frames))
             if out is None:
                 raise UserError(f"{item.where}: holds no frame that can be decoded")
+            if stream.frames > count or length > end + 1:
+                raise UserError(
+                    f"{item.where}: is cut off or damaged: {count} frames, {end:.1f} s, where it "
+                    f"says {stream.frames or 'no number'}, {length:.1f} s. Mend it"
+                )
             target.mux(out.encode())
         temp_table.replace(table)
         temp.replace(path)
@@ -102,6 +115,15 @@ def predict_video(
         temp_table.unlink(missing_ok=True)
     outputs.enter_video(item, totals, size, count)
     return count
+
+
+def _seconds(source: Any, stream: Any) -> float:
+    """How long a video is by its own account; 0 if it does not say, or another stream may be it."""
+    if stream.duration is not None and stream.time_base is not None:
+        return float(stream.duration * stream.time_base)
+    if source.duration is not None and len(source.streams) == 1:
+        return source.duration / 1e6
+    return 0.0
 
 
 def num_frames(path: str) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -171,7 +172,7 @@ def test_what_is_no_image_is_refused(folder, image, named):
 def test_more_pixels_than_the_limit_are_refused_unless_it_is_raised(folder, tmp_path):
     Image.fromarray(picture(100, 120)).save(tmp_path / "a.png")
     before = Image.MAX_IMAGE_PIXELS
-    with pytest.raises(UserError, match=r"a\.png: .*12000 pixels.*more than the 9,000"):
+    with pytest.raises(UserError, match=r"a\.png: 120 x 100 pixels, more than the 9,000"):
         segment(folder, tmp_path / "a.png", max_pixels=9_000)
     assert segment(folder, tmp_path / "a.png", max_pixels=12_000).mask.shape == (100, 120)
     assert before == Image.MAX_IMAGE_PIXELS
@@ -231,3 +232,78 @@ def test_sense_of_finetune_eval(folder, tmp_path):
     (broken / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="finetune_eval"):
         segment(broken, picture())
+
+
+@pytest.mark.parametrize(
+    ("found", "named"),
+    [
+        ({"scales": []}, "scales"),
+        ({"scales": ["a"]}, "scales"),
+        ({"scales": [0]}, "scales"),
+        ({"window": [64, 64], "stride": [0, 0]}, "stride"),
+        ({"window": [64, 64], "stride": [80, 64]}, "gaps"),
+        ({"stride": [64, 64]}, "needs a window"),
+        ({"window": [4, 4]}, "29 pixels"),
+        ({"zoom": 2}, "zoom"),
+        ([1], r"\[1\]"),
+    ],
+)
+def test_every_wrong_finetune_eval_is_named(folder, tmp_path, found, named):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    if isinstance(found, dict):
+        found = {**config["finetune_eval"], **found}
+    config["finetune_eval"] = found
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=named):
+        segment(broken, picture())
+
+
+def test_names_of_classes(folder, tmp_path):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["id2label"] = {"0": "a", "1": "b", "2": "a", "3": "c", "4": "d"}
+    (broken / "config.json").write_text(json.dumps(config))
+    found = segment(broken, picture())
+    assert found.names == ("a", "b", "a (2)", "c", "d")
+    assert sum(area["pixels"] for area in found.areas().values()) == found.mask.size
+    config["id2label"] = {"0": "a", "1": "b", "2": "a", "3": "c", "7": "d"}
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="id2label"):
+        segment(broken, picture())
+
+
+def test_limits_of_threads_do_not_mix(folder, tmp_path):
+    Image.fromarray(picture(100, 120)).save(tmp_path / "a.png")
+    segmenter, before = Segmenter.load(folder), Image.MAX_IMAGE_PIXELS
+    limits = [None, 9_000, 20_000, None, 11_999] * 20
+
+    def read(limit):
+        try:
+            return segmenter.read(tmp_path / "a.png", max_pixels=limit).shape
+        except UserError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(read, limits))
+    assert before == Image.MAX_IMAGE_PIXELS
+    for limit, answer in zip(limits, found, strict=True):
+        if limit is None or limit >= 12_000:
+            assert answer == (100, 120, 3)
+        else:
+            assert f"more than the {limit:,}" in answer
+    with pytest.raises(UserError, match="more than the 9,000"):
+        segmenter.read(picture(100, 120), max_pixels=9_000)
+
+
+def test_a_training_model_stays_one(folder):
+    net = SegformerForSemanticSegmentation.from_pretrained(folder).train()
+    segment(net, picture())
+    assert net.training
+
+
+def test_depths_do_not_mix(tmp_path):
+    save(tmp_path / "four", channels=4)
+    deep = np.random.default_rng(0).integers(0, 65536, (40, 50, 4), np.uint16)
+    with pytest.raises(UserError, match="16 bit a channel, but rescale_factor"):
+        segment(tmp_path / "four", deep)

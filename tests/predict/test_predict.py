@@ -80,7 +80,10 @@ def photos(tmp_path_factory):
 
 
 def run(*arguments):
-    return CliRunner().invoke(cli.app, ["predict", *map(str, arguments)])
+    done = CliRunner().invoke(cli.app, ["predict", *map(str, arguments)])
+    if done.exception and not isinstance(done.exception, UserError | SystemExit):
+        raise done.exception
+    return done
 
 
 def names_of(folder):
@@ -234,7 +237,7 @@ def test_bad_files_are_named_and_the_rest_is_done(model, tmp_path):
     done = run(model, folder, "-o", out, "--json")
     assert done.exit_code == 2
     facts = json.loads(done.stdout)
-    assert (facts["made"], facts["there"], len(facts["failed"])) == (1, 3, 3)
+    assert (facts["made"], facts["there"], len(facts["failed"])) == (1, 3, 4)
 
 
 @pytest.mark.parametrize(
@@ -278,7 +281,10 @@ def test_a_folder_belongs_to_one_model(model, photos, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/mine.txt").write_text("mine")
     done = run(model, photos / "0.png", "-o", tmp_path / "full")
-    assert "holds other files (mine.txt)" in str(done.exception)
+    assert str(done.exception) == (
+        f"{tmp_path / 'full'}: holds other files (mine.txt). Choose a new folder."
+    )
+    assert os.listdir(tmp_path / "full") == ["mine.txt"]
     assert (tmp_path / "full/mine.txt").read_text() == "mine"
 
 
@@ -302,10 +308,14 @@ def test_a_name_stands_for_one_picture(model, photos, tmp_path):
 
 
 def test_globs_and_folders_name_their_results(photos):
-    found = collect([f"{photos}/**/*.png"])
+    found = collect([f"{photos}/**/*.png"], photos / "out")
     assert sorted(item.name for item in found) == ["0", "2", "4", "more/1", "more/3", "more/5"]
     assert len(found) == 6
-    assert [item.name for item in collect([str(photos / "more")])] == ["1", "3", "5"]
+    assert [item.name for item in collect([str(photos / "more")], photos / "out")] == [
+        "1",
+        "3",
+        "5",
+    ]
 
 
 def test_a_data_set(model, photos, tmp_path):
@@ -321,7 +331,21 @@ def test_a_data_set(model, photos, tmp_path):
     for i, file in enumerate(files):
         ids = np.asarray(Image.open(out / f"ids/row-{i}.png"))
         assert np.array_equal(ids, segmenter(file).mask)
-    done = run(model, f"hub:{tmp_path / 'set'}", "-o", out, "--image-column", "number")
+    other = datasets.Dataset.from_dict({"image": [str(photos / "more/1.png"), None]})
+    other = other.cast_column("image", datasets.Image())
+    other.to_parquet(str(tmp_path / "set/data/test-00000-of-00001.parquet"))
+    done = run(model, f"hub:{tmp_path / 'set'}", "-o", out)
+    assert "choose one with --split" in str(done.exception)
+    done = run(model, f"hub:{tmp_path / 'set'}", "-o", out, "--split", "test")
+    assert "Choose another folder" in str(done.exception)
+    done = run(model, f"hub:{tmp_path / 'set'}", "-o", tmp_path / "test", "--split", "test")
+    assert done.exit_code == 2
+    assert os.listdir(tmp_path / "test/ids") == ["row-0.png"]
+    assert "row 1, image: there are no bytes" in done.output
+    done = run(
+        *(model, f"hub:{tmp_path / 'set'}", "-o", out, "--image-column", "number"),
+        *("--split", "train"),
+    )
     assert "image, number" in str(done.exception)
 
 
@@ -375,6 +399,25 @@ def test_a_video(model, tmp_path):
     assert sum(area["pixels"] for area in total.values()) == 7 * 48 * 64
     again = json.loads(run(model, tmp_path / "clip.mp4", "-o", out, "--json").stdout)
     assert (again["made"], again["there"]) == (0, 1)
+
+
+def test_videos_that_are_cut_or_without_times(model, tmp_path):
+    frames = [np.asarray(picture(48, 64, seed)) for seed in range(40)]
+    write_video(tmp_path / "long.mkv", frames)
+    content = (tmp_path / "long.mkv").read_bytes()
+    (tmp_path / "cut.mkv").write_bytes(content[: len(content) // 2])
+    write_video(tmp_path / "raw.h264", frames[:5])
+    os.rename(tmp_path / "raw.h264", tmp_path / "raw.avi")
+    out = tmp_path / "out"
+    done = run(model, *sorted(tmp_path.glob("*.*")), "-o", out)
+    assert done.exit_code == 2
+    failed = json.loads((out / "predict.json").read_text())["failed"]
+    assert list(failed) == ["cut"], failed
+    assert "cut off or damaged" in failed["cut"]
+    assert not (out / "video/cut.mp4").exists()
+    times = [time for time, _ in read_video(out / "video/raw.mp4")]
+    assert len(times) == 5
+    assert min(np.diff(times)) > 0.01
 
 
 def start(*arguments, **environment):
@@ -431,6 +474,133 @@ def test_a_thousand_images_killed_twice(model, tmp_path):
     for i in range(1000):  # whole
         with Image.open(out / f"ids/{i:04d}.png") as ids:
             assert np.asarray(ids).shape == (32 + 8 * (i % 3), 40)
+
+
+def test_results_are_no_inputs(model, photos, tmp_path):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "loop").symlink_to(folder)
+    for _ in range(2):
+        assert run(model, folder, "-o", folder / "out").exit_code == 0
+        assert run(model, f"{folder}/**/*.png", "-o", folder / "out").exit_code == 0
+    assert len(names_of(folder / "out/ids")) == 6
+    assert run(model, folder, "-o", tmp_path / "other").exit_code == 0  # not those of another call
+    assert len(names_of(tmp_path / "other/ids")) == 6
+    with pytest.raises(UserError, match="an input is empty"):
+        collect([""], tmp_path)
+    with pytest.raises(UserError, match="outside"):
+        collect([f"{folder}/*/../../photos/0.png"], tmp_path)
+    # named twice, it is one
+    assert len(collect([str(folder), str(folder / "0.png")], tmp_path)) == 6
+
+
+def test_a_changed_picture_is_done_again(model, tmp_path):
+    out = tmp_path / "out"
+    picture(40, 56).save(tmp_path / "0.png")
+    picture(40, 56, 1).save(tmp_path / "1.png")
+    assert run(model, tmp_path / "0.png", tmp_path / "1.png", "-o", out).exit_code == 0
+    picture(48, 64, 5).save(tmp_path / "0.png")
+    (out / "ids/1.png").write_bytes(b"")  # as the machine's end may leave it
+    facts = json.loads(
+        run(model, tmp_path / "0.png", tmp_path / "1.png", "-o", out, "--json").stdout
+    )
+    assert (facts["made"], facts["there"]) == (2, 0)
+    segmenter = Segmenter.load(model)
+    for name in "01":
+        mask = segmenter(tmp_path / f"{name}.png").mask
+        assert np.array_equal(np.asarray(Image.open(out / f"ids/{name}.png")), mask)
+    # tables are of all that is in the folder, whatever this call was about
+    assert run(model, tmp_path / "1.png", "-o", out).exit_code == 0
+    areas = json.loads((out / "areas.json").read_text())
+    assert sum(area["pixels"] for area in areas["0"].values()) == 48 * 64
+    assert list(areas) == ["0", "1"] or list(areas) == ["1", "0"]
+
+
+def test_the_latest_word_on_a_picture_counts(model, photos, tmp_path, monkeypatch):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    picture(40, 56).save(folder / "a.png")
+    (folder / "b.png").write_bytes(b"")
+    segmenter = Segmenter.load(model)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        predict(segmenter, [str(folder)], out)
+    monkeypatch.delenv("WORLD_SIZE")
+    monkeypatch.delenv("RANK")
+    picture(40, 56, 1).save(folder / "b.png")
+    outcome = predict(segmenter, [str(folder)], out)
+    assert (outcome.made, outcome.there, outcome.failed, outcome.missing) == (1, 1, (), 0)
+    assert len(json.loads((out / "areas.json").read_text())) == 2
+
+
+def test_odd_names(model, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    image = picture(40, 56)
+    image.save(folder / "plain.png")
+    image.save(folder / f"{'n' * 251}.png")  # all that a name may have
+    os.rename(folder / "plain.png", os.fsencode(folder) + b"/latin\xe9.png")
+    image.save(folder / "two words, and\na line.png")
+    done = run(model, folder, "-o", out, "--write", "overlay,areas,coco")
+    assert done.exit_code == 0, done.output
+    assert len(os.listdir(out / "ids")) == 3
+    with open(out / "areas.csv", newline="") as file:
+        assert len({row["name"] for row in csv.DictReader(file)}) == 3
+    (folder / "taken.png").mkdir()
+    (out / "ids/x.png").mkdir()
+    image.save(folder / "x.png")
+    image.save(folder / "y.png")
+    done = run(model, folder, "-o", out, "--write", "overlay,areas,coco")
+    assert done.exit_code == 2
+    assert (out / "ids/y.png").is_file()
+
+
+def test_what_does_not_fit_into_memory_is_named_and_the_rest_is_done(
+    model, photos, tmp_path, monkeypatch
+):
+    segmenter = Segmenter.load(model)
+    whole = segmenter.masks
+
+    def masks(views, size, **options):
+        if len(views[0]) > 1 or size == (75, 110):
+            raise torch.OutOfMemoryError("no room")
+        return whole(views, size, **options)
+
+    monkeypatch.setattr(segmenter, "masks", masks)
+    outcome = predict(segmenter, [str(photos)], tmp_path / "out", batch_size=4)
+    assert outcome.made == 5
+    assert "3.png: 110 x 75 pixels do not fit" in outcome.failed[0]
+    narrow = Segmenter.load(model, shortest_edge=64)
+    picture(1, 30).resize((20_000, 1)).save(tmp_path / "narrow.png")
+    outcome = predict(narrow, [str(tmp_path / "narrow.png")], tmp_path / "other", max_pixels=10**6)
+    assert "resized: 1280000 x 64 pixels" in outcome.failed[0]
+
+
+def test_wide_overlays_are_shrunk(model, tmp_path):
+    picture(30, 66_000).save(tmp_path / "wide.png")
+    out = tmp_path / "out"
+    assert run(model, tmp_path / "wide.png", "-o", out, "--window", "64x512").exit_code == 0
+    assert Image.open(out / "overlay/wide.jpg").width == 65_500
+    assert Image.open(out / "ids/wide.png").width == 66_000
+
+
+@pytest.mark.slow
+def test_bad_files_of_one_process_do_not_stop_the_other(model, tmp_path):
+    folder, out = tmp_path / "photos", tmp_path / "out"
+    folder.mkdir()
+    for i in range(60):
+        if i % 2:
+            picture(64, 64, i).save(folder / f"{i:03d}.png")
+        else:
+            (folder / f"{i:03d}.png").write_bytes(b"")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2"]
+    command += ["-m", "finetune.cli", "predict", str(model), str(folder), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "30 cannot be predicted" in done.stderr
+    assert len(names_of(out / "ids")) == 30
+    summary = json.loads((out / "predict.json").read_text())
+    assert (summary["done"], summary["missing"], len(summary["failed"])) == (30, 0, 30)
 
 
 @pytest.mark.slow
