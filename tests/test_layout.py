@@ -21,7 +21,7 @@ LAYERS = {
         *["data.threads", "data.tiffs"],
     ],
     1: [
-        *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish"],
+        *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish", "timing"],
         *["data.arrays", "data.cache", "data.files", "data.masks"],
         *["data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
@@ -32,9 +32,9 @@ LAYERS = {
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
     3: ["trainers", "data.guess"],
-    4: ["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
+    4: ["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict", "export"],
 }
-FOLDERS = ("segformer", "inference", "trainers", "benchmark", "doctor", "predict")
+FOLDERS = ("segformer", "inference", "trainers", "benchmark", "doctor", "predict", "export")
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
 STARTERS = ("cli", "benchmark.training")  # programs that run other programs
