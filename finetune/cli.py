@@ -336,6 +336,13 @@ def export(
         Path | None,
         typer.Option(metavar="DIR", help="A page for any static file server, with the model."),
     ] = None,
+    web_runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder dist of the npm package onnxruntime-web, to be copied beside the page, "
+            "which then needs no network. Default: the page loads it from jsDelivr."
+        ),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -385,7 +392,13 @@ def export(
     loaded = None if recipe is None else load_recipe(recipe, overrides or [])
     shape = tables.size_of(size)
     options = program.Options(
-        labels=labels, int8=int8, fp16=fp16, pt2=pt2, web=web, calibration=calibration
+        labels=labels,
+        int8=int8,
+        fp16=fp16,
+        pt2=pt2,
+        calibration=calibration,
+        web=web,
+        web_runtime=web_runtime,
     )
     segmenter, files = program.export(model, output, options, loaded)
     rows = []

@@ -24,6 +24,7 @@ from transformers.utils import cached_file
 from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
 from finetune.export.graph import MARK, PRODUCER, Output, smallest_side_of_pt2, to_onnx, to_pt2
+from finetune.export.web import check_page, write_page
 from finetune.inference import Segmenter
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
@@ -68,6 +69,7 @@ class Options:
     fp16: bool = False
     pt2: bool = False
     web: Path | None = None
+    web_runtime: Path | None = None
     calibration: int = 64
 
     @property
@@ -114,6 +116,8 @@ def export(
     segmenter = Segmenter.load(model, device="cpu")
     _check_classes(segmenter, recipe)
     copies = _copies(model, folder)
+    if options.web is not None:
+        check_page(options.web, segmenter, options.web_runtime)
     for form in options.forms:
         refuse_foreign(folder / FILES[form])
     done = []
@@ -123,6 +127,8 @@ def export(
             _make(form, made, segmenter, options, recipe)
             done.append((form, made, _checked(form, made, segmenter)))
         _write(folder, copies, [(form, made) for form, made, _ in done])
+    if options.web is not None:
+        write_page(options.web, segmenter, folder / FILES["onnx"], options.web_runtime)
     files = [(form, folder / FILES[form], checked) for form, _, checked in done]
     return segmenter, [
         Exported(form, path, path.stat().st_size, checked) for form, path, checked in files

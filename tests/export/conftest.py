@@ -1,5 +1,9 @@
 """A small model with everything a real one has, exported once."""
 
+import hashlib
+import os
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -51,3 +55,28 @@ def exported(model_folder):
     options = program.Options(labels=True, fp16=True, pt2=True)
     segmenter, files = program.export(str(model_folder), options=options)
     return model_folder, segmenter, {file.form: file for file in files}
+
+
+PACKAGE = Path(__file__).with_name("package.json")
+
+
+@pytest.fixture(scope="session")
+def node_modules():
+    """The npm packages of package.json, installed into the user's cache once."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("needs Node.js with npm, to run what it exports in JavaScript")
+    version = hashlib.sha256(PACKAGE.read_bytes()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "finetune" / f"node-{version}"
+    done = folder / "done"
+    if not done.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGE, folder)
+        # The CPU's binaries are in the package; its installer would fetch others.
+        variables = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+        command = ["npm", "install", "--no-audit", "--no-fund", "--silent"]
+        made = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"npm cannot install the packages: {made.stderr.strip()[-300:]}")
+        done.touch()
+    return folder / "node_modules"
