@@ -23,7 +23,15 @@ from transformers.utils import cached_file
 
 from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
-from finetune.export.graph import MARK, PRODUCER, Output, smallest_side_of_pt2, to_onnx, to_pt2
+from finetune.export.graph import (
+    MARK,
+    PRODUCER,
+    save_pt2,
+    smallest_side_of_pt2,
+    to_onnx,
+    trace,
+    with_labels,
+)
 from finetune.export.web import check_page, write_page
 from finetune.inference import Segmenter
 from finetune.recipe import Recipe
@@ -138,17 +146,20 @@ def export(
 def _make(
     form: str, path: Path, segmenter: Segmenter, options: Options, recipe: Recipe | None
 ) -> None:
-    if form == "pt2":
-        to_pt2(segmenter, path)
+    """Writes one form; the others stand beside it already, in the order of `FILES`."""
+    logits = path.with_name("model.onnx")
+    if form in ("onnx", "fp16"):
+        program = trace(segmenter, torch.float16 if form == "fp16" else torch.float32)
+        path.write_bytes(to_onnx(program, segmenter))
+        if form == "onnx" and options.pt2:  # the same graph
+            save_pt2(program, segmenter, path.with_name("model.pt2"))
+    elif form == "labels":
+        path.write_bytes(with_labels(logits.read_bytes(), segmenter))
     elif form == "int8":
         from finetune.export.quantise import quantise  # onnxruntime's tools take seconds
 
         assert recipe is not None, "asked for before"
-        quantise(path.with_name("model.onnx"), path, segmenter, recipe, options.calibration)
-    else:
-        output: Output = "labels" if form == "labels" else "logits"
-        dtype = torch.float16 if form == "fp16" else torch.float32
-        path.write_bytes(to_onnx(segmenter, output, dtype))
+        quantise(logits, path, segmenter, recipe, options.calibration)
 
 
 def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:

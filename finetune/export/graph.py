@@ -33,9 +33,6 @@ PRODUCER = "finetune"
 MARK = "finetune.json"
 """The extra file of a `.pt2` that holds the same facts as an ONNX file's metadata."""
 
-# The batch must not be 1: the exporter would take it for a constant.
-_EXAMPLE = (2, 64, 96)
-
 
 class _Attention(nn.Module):
     def __init__(self, attention: Any):
@@ -111,12 +108,10 @@ class PlainForm(nn.Module):
 
     Args:
         model: ours, of the classes that we build; left as it is.
-        output: "logits" (B, K, H / 4, W / 4) float32, what stock gives; or "labels" (B, H, W), the
-            class of each pixel after bilinear upsampling, uint8 up to 256 classes, else int32.
         dtype: of the arithmetic; what comes in and goes out is float32 all the same.
     """
 
-    def __init__(self, model: Any, output: Output = "logits", dtype: torch.dtype = torch.float32):
+    def __init__(self, model: Any, dtype: torch.dtype = torch.float32):
         super().__init__()
         assert not model.training
         encoder, head = model.segformer.encoder, model.decode_head
@@ -133,14 +128,13 @@ class PlainForm(nn.Module):
                 _pointwise(matrix, bias if i == 0 else None) for i, matrix in enumerate(matrices)
             )
         self.classifier = head.classifier
-        self.num_labels = model.config.num_labels
-        self.output, self.dtype = output, dtype
+        self.dtype = dtype
         # Copied, because the model's own layers are among them.
         self._modules = copy.deepcopy(self._modules)
         self.requires_grad_(False).to(dtype).eval()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """What `output` says, for (B, C, H, W) float32."""
+        """Logits (B, K, H / 4, W / 4) for (B, C, H, W), both float32."""
         x, maps = pixel_values.to(self.dtype), []
         for stage in self.stages:
             x = stage(x)
@@ -148,12 +142,7 @@ class PlainForm(nn.Module):
         first, *others = (project(x) for project, x in zip(self.projections, maps, strict=True))
         for x in others:
             first = first + _upsample(x, first.shape[2:])
-        logits = self.classifier(first.relu()).float()  # (B, K, H / 4, W / 4)
-        if self.output == "logits":
-            return logits
-        large = _upsample(logits, pixel_values.shape[2:])
-        labels = large.argmax(1) if self.num_labels > 1 else (large > 0)[:, 0]
-        return labels.to(torch.uint8 if self.num_labels <= 256 else torch.int32)
+        return self.classifier(first.relu()).float()
 
 
 def _as_map(x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, N, C) -> (B, C, H, W)
@@ -186,41 +175,118 @@ def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 # ----------------------------------------------------------------------------------------- writing
 
 
-def to_onnx(
-    segmenter: Segmenter, output: Output = "logits", dtype: torch.dtype = torch.float32
-) -> bytes:
-    """An ONNX file with its weights inside, batch, height and width free, and `facts` in it.
+def trace(segmenter: Segmenter, dtype: torch.dtype = torch.float32) -> torch.export.ExportedProgram:
+    """The model's graph, batch, height and width free, batch norm folded.
+
+    Saved by `torch.export.save` it needs nothing of ours to run.
 
     Args:
         segmenter: the model with what there is to know about its use, on the CPU.
-        output: see `PlainForm`; it is what the graph's only output is called, its input
-            `pixel_values` as transformers.js wants it.
-        dtype: likewise.
+        dtype: see `PlainForm`.
+    """
+    side, dim = smallest_side_of_pt2(segmenter.model.config), torch.export.Dim
+    sizes = {0: dim("batch"), 2: dim("height", min=side), 3: dim("width", min=side)}
+    # The batch must not be 1: the exporter would take it for a constant.
+    example = torch.zeros(2, segmenter.model.config.num_channels, 2 * side, 3 * side)
+    with _quietly():
+        return torch.export.export(
+            PlainForm(segmenter.model, dtype),
+            (example,),
+            dynamic_shapes={"pixel_values": sizes},
+            strict=False,
+        )
+
+
+def save_pt2(program: torch.export.ExportedProgram, segmenter: Segmenter, path: Path) -> None:
+    """Writes what `torch.export.load` reads."""
+    with _quietly():
+        notes = {MARK: json.dumps(facts(segmenter, "logits"))}
+        torch.export.save(program, path, extra_files=notes)
+
+
+def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> bytes:
+    """An ONNX file with its weights inside and `facts` in its metadata.
+
+    Its input is called `pixel_values` and its output `logits`, as transformers.js wants it. Unlike
+    the `.pt2` it takes all sizes that the model takes.
+
+    Args:
+        program: from `trace`.
+        segmenter: its model.
     """
     import onnx
 
-    form = PlainForm(segmenter.model, output, dtype)
-    with _quietly():
-        program = torch.onnx.export(
-            form,
-            (_example(segmenter),),
+    with _quietly(), TemporaryDirectory() as folder:
+        made = torch.onnx.export(
+            program,
             dynamo=True,
-            dynamic_shapes=_dynamic(smallest_side(segmenter.model.config)),
             input_names=["pixel_values"],
-            output_names=[output],
+            output_names=["logits"],
             external_data=False,
             verbose=False,
         )
-    assert program is not None, "dynamo=True returns one"
-    with TemporaryDirectory() as folder:  # its own way of writing keeps the weights in the file
+        assert made is not None, "dynamo=True returns one"
         path = Path(folder) / "model.onnx"
-        program.save(path)
-        graph = onnx.load(path)
-    for name, dim in zip(
-        ("height", "width"), graph.graph.output[0].type.tensor_type.shape.dim[-2:], strict=True
+        made.save(path)  # keeps the weights in the file
+        model = onnx.load(path)
+    # In place of the exporter's symbols, which are new every time.
+    del model.graph.value_info[:]
+    names = ("batch", "", "height", "width")
+    for name, given, found in zip(
+        names, _dims(model.graph.input[0]), _dims(model.graph.output[0]), strict=True
     ):
-        dim.dim_param = name if output == "labels" else f"{name}/4"
-    return with_facts(graph, facts(segmenter, output))
+        if name:
+            given.dim_param = name
+            found.dim_param = name if name == "batch" else f"{name}/4"
+    return with_facts(model, facts(segmenter, "logits"))
+
+
+def with_labels(content: bytes, segmenter: Segmenter) -> bytes:
+    """A file with logits as one with `labels` (B, H, W): the class of each pixel.
+
+    Logits are upsampled bilinearly to the size of `pixel_values` before; the labels are uint8 up to
+    256 classes, else int32. With one class, stock's binary head, class 1 is a logit above 0.
+
+    Args:
+        content: of `to_onnx`.
+        segmenter: its model.
+    """
+    import onnx
+    from onnx.helper import make_node, make_tensor_value_info
+
+    model = onnx.load_from_string(content)
+    num_labels = segmenter.model.config.num_labels
+    kind = onnx.TensorProto.UINT8 if num_labels <= 256 else onnx.TensorProto.INT32
+    nodes = [
+        make_node("Shape", ["pixel_values"], ["image_size"], start=2),
+        make_node("Shape", ["logits"], ["batch_and_classes"], end=2),
+        make_node("Concat", ["batch_and_classes", "image_size"], ["large_size"], axis=0),
+        make_node(
+            "Resize",
+            ["logits", "", "", "large_size"],
+            ["large"],
+            mode="linear",
+            coordinate_transformation_mode="half_pixel",
+        ),
+    ]
+    if num_labels > 1:
+        nodes.append(make_node("ArgMax", ["large"], ["ids"], axis=1, keepdims=0))
+    else:
+        zero = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [], [0.0])
+        axis = onnx.helper.make_tensor("class_axis", onnx.TensorProto.INT64, [1], [1])
+        model.graph.initializer.extend([zero, axis])
+        nodes.append(make_node("Greater", ["large", "zero"], ["is_there"]))
+        nodes.append(make_node("Squeeze", ["is_there", "class_axis"], ["ids"]))
+    nodes.append(make_node("Cast", ["ids"], ["labels"], to=kind))
+    model.graph.node.extend(nodes)
+    del model.graph.output[:]
+    sizes = ["batch", "height", "width"]
+    model.graph.output.append(make_tensor_value_info("labels", kind, sizes))
+    return with_facts(model, facts(segmenter, "labels"))
+
+
+def _dims(value: Any) -> Any:
+    return value.type.tensor_type.shape.dim
 
 
 def with_facts(graph: Any, known: Mapping[str, Any]) -> bytes:
@@ -232,32 +298,11 @@ def with_facts(graph: Any, known: Mapping[str, Any]) -> bytes:
     for node in graph.graph.node:  # the exporter's notes: names and lines of this machine's sources
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
-    for values in (graph.graph.input, graph.graph.output, graph.graph.value_info):
+    for values in (graph.graph.input, graph.graph.output, graph.graph.initializer):
         for value in values:
             value.ClearField("metadata_props")
-    for value in graph.graph.initializer:
-        value.ClearField("metadata_props")
     graph.graph.ClearField("metadata_props")
     return graph.SerializeToString()
-
-
-def to_pt2(segmenter: Segmenter, path: Path) -> None:
-    """Writes what `torch.export.load` reads: logits, batch norm folded, sizes free.
-
-    Nothing of ours is needed to run it.
-
-    Args:
-        segmenter: see `to_onnx`.
-        path: a file, ending in .pt2.
-    """
-    with _quietly():
-        program = torch.export.export(
-            PlainForm(segmenter.model),
-            (_example(segmenter),),
-            dynamic_shapes=_dynamic(smallest_side_of_pt2(segmenter.model.config)),
-            strict=False,
-        )
-        torch.export.save(program, path, extra_files={MARK: json.dumps(facts(segmenter, "logits"))})
 
 
 def smallest_side_of_pt2(config: Any) -> int:
@@ -287,19 +332,6 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
         "sizes": how.protocol.to_dict(),
         "smallest_side": smallest_side(segmenter.model.config),
     }
-
-
-def _example(segmenter: Segmenter) -> Tensor:
-    batch, height, width = _EXAMPLE
-    side = smallest_side(segmenter.model.config)
-    channels = segmenter.model.config.num_channels
-    return torch.zeros(batch, channels, max(height, 2 * side), max(width, 3 * side))
-
-
-def _dynamic(side: int) -> dict[str, dict[int, Any]]:
-    dim = torch.export.Dim
-    sizes = {0: dim("batch"), 2: dim("height", min=side), 3: dim("width", min=side)}
-    return {"pixel_values": sizes}
 
 
 @contextmanager
