@@ -377,7 +377,7 @@ def export(
     looks for it; with -o these are copied. It takes (batch, channels, height, width) of any size
     and gives logits at a quarter of it. Classes, colours, mean, std and sizes stand in its
     metadata, as JSON. Each file is compared with PyTorch at several sizes before it is written.
-    Needs `pip install 'finetune[export]'`.
+    Needs the packages of the extra `export` (onnx, onnxruntime, onnxscript).
     """
     from finetune import export as program
     from finetune.export import table as tables

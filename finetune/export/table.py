@@ -93,10 +93,9 @@ def measure(
     if compiled:
         made = torch.compile(model, fullgraph=True, dynamic=False)
         sides[COMPILED] = _Side(lambda shown: made(shown).logits)
-    runners = {file.form: _runner(file) for file in files}
-    sides.update({form: _Side(runner) for form, runner in runners.items()})
-    if "labels" in sides:
-        sides[f"{EAGER} labels"] = eager["labels"]
+    if any(file.form == "labels" for file in files):
+        sides[f"{EAGER}, labels"] = eager["labels"]
+    sides.update({file.form: _Side(_runner(file)) for file in files})
     generator = torch.Generator().manual_seed(0)
     shape = (1, model.config.num_channels, *size)
     with torch.no_grad():
@@ -107,7 +106,7 @@ def measure(
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = []
     for form, value in seconds.items():
-        base = seconds.get(f"{EAGER} labels" if "labels" in form else EAGER, 0.0)
+        base = seconds.get(f"{EAGER}, labels" if form.endswith("labels") else EAGER, 0.0)
         megabytes = sizes.get(form, weights) / 1e6
         score = None if recipe is None else _mean_iou(form, segmenter, recipe, files)
         rows.append(Row(form, megabytes, value, value / base, score))

@@ -15,8 +15,8 @@ from finetune.inference import Preprocessing, Protocol
 from finetune.publish import save_model_folder
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
-NAMES = ("road", "sky", "tree", "car", 'a "quoted" class')
-COLORS = ((128, 64, 128), (70, 130, 180), (107, 142, 35), (0, 0, 142), (220, 20, 60))
+NAMES = ("background", "disc", "square", "triangle", "star", "ring")  # of the recipe `shapes`
+COLORS = ((70, 70, 70), (230, 85, 75), (70, 140, 230), (245, 200, 60), (95, 185, 95), (9, 5, 2))
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 
 

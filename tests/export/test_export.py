@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +17,8 @@ import transformers
 from finetune import export as program
 from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
+from finetune.inference import Segmenter
+from finetune.segformer import SegformerConfig
 
 from .conftest import COLORS, MEAN, NAMES, STD
 
@@ -223,3 +226,42 @@ def test_run_in_takes_channels_last_memory(exported):
     shown = images(1, 64, 75)
     last = shown.contiguous(memory_format=torch.channels_last)
     np.testing.assert_array_equal(run_in(opened, last), run_in(opened, shown))
+
+
+@pytest.mark.parametrize(("num_labels", "kind"), [(1, np.uint8), (3, np.uint8), (300, np.int32)])
+@torch.no_grad()
+def test_labels_of_one_class_and_of_many(exported, num_labels, kind):
+    """Behind a graph that takes logits for images."""
+    from onnx import TensorProto, helper
+
+    _, segmenter, _ = exported
+    shape = ["batch", num_labels, "height", "width"]
+    given = helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, shape)
+    found = helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape)
+    # Every fourth row and column.
+    constants = [
+        helper.make_tensor(name, TensorProto.INT64, [2], value)
+        for name, value in (("first", [0, 0]), ("last", [99, 99]), ("axes", [2, 3]), ("by", [4, 4]))
+    ]
+    node = helper.make_node("Slice", ["pixel_values", "first", "last", "axes", "by"], ["logits"])
+    graph = helper.make_graph([node], "slice", [given], [found], constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    other = Segmenter(
+        SimpleNamespace(
+            to=lambda _: SimpleNamespace(
+                eval=lambda: SimpleNamespace(
+                    config=SegformerConfig(num_labels=num_labels), num_labels=num_labels
+                )
+            )
+        ),
+        segmenter.preprocessing,
+        names=[str(i) for i in range(num_labels)],
+        device="cpu",
+    )
+    content = program.with_labels(model.SerializeToString(), other)
+    shown = torch.randn(2, num_labels, 37, 50)
+    labels = onnxruntime.InferenceSession(content).run(None, {"pixel_values": shown.numpy()})[0]
+    large = F.interpolate(shown[:, :, ::4, ::4], (37, 50), mode="bilinear", align_corners=False)
+    expected = large.argmax(1) if num_labels > 1 else (large > 0)[:, 0]
+    assert labels.dtype == kind
+    assert (labels == expected.numpy()).mean() > 0.9999

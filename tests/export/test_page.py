@@ -19,7 +19,8 @@ import pytest
 from PIL import Image
 
 from finetune import export as program
-from finetune.export.web import RUNTIME_VERSION, write_page
+from finetune.errors import UserError
+from finetune.export.web import RUNTIME_VERSION, check_page, write_page
 from finetune.inference import Protocol, segment
 
 from .conftest import COLORS, NAMES, PACKAGE, write_model
@@ -177,7 +178,7 @@ def check_mask(page, segmenter, path, *, least=0.9999):
     assert said.startswith(f"{width} x {height} pixels in"), said
     mask = page.download()
     assert mask.mode == "P"
-    assert tuple(mask.getpalette()[:15]) == tuple(itertools.chain(*COLORS))
+    assert tuple(mask.getpalette()[:18]) == tuple(itertools.chain(*COLORS))
     assert (np.asarray(mask) == expected.mask).mean() >= least
     return expected
 
@@ -256,3 +257,16 @@ def test_the_page_loads_the_runtime_that_is_tested(exported, node_modules, tmp_p
         "model.json",
         "model.onnx",
     }
+
+
+def test_a_page_goes_into_a_folder_of_its_own(exported, tmp_path):
+    folder, segmenter, _ = exported
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        check_page(tmp_path, segmenter)
+    with pytest.raises(UserError, match="is a file"):
+        check_page(tmp_path / "note.txt", segmenter)
+    with pytest.raises(UserError, match=r"has no ort\.wasm\.bundle\.min\.mjs"):
+        check_page(tmp_path / "new", segmenter, tmp_path)
+    for _ in range(2):  # ours is replaced
+        write_page(tmp_path / "new", segmenter, folder / "onnx" / "model.onnx")
