@@ -20,7 +20,9 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import ModelCard
 from torch import Tensor, nn
+from transformers.utils import cached_file
 
 from finetune.inference import Segmenter
 from finetune.segformer.configuration import smallest_side
@@ -331,7 +333,17 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
         "full": how.full,
         "sizes": how.protocol.to_dict(),
         "smallest_side": smallest_side(segmenter.model.config),
+        "license": _license(segmenter.model),
     }
+
+
+def _license(model: Any) -> str | None:
+    """What the model's card says of it, if there is one that says so."""
+    try:
+        card = cached_file(model.name_or_path, "README.md")
+        return None if card is None else ModelCard.load(card).data.license
+    except (OSError, ValueError):  # no card, or one without a readable head: it is not known
+        return None
 
 
 @contextmanager

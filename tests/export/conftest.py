@@ -39,7 +39,7 @@ def write_model(folder: Path, protocol: Protocol | None = None) -> Path:
             elif name.endswith("bias"):
                 tensor.uniform_(-0.5, 0.5)
     preprocessing = Preprocessing(protocol or Protocol(), MEAN, STD)
-    card = ModelCard("---\nlibrary_name: transformers\n---\n")
+    card = ModelCard("---\nlibrary_name: transformers\nlicense: cc0-1.0\n---\n")
     save_model_folder(folder, model, preprocessing=preprocessing, colors=COLORS, card=card)
     return folder
 

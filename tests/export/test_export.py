@@ -91,6 +91,7 @@ def test_files_say_how_they_are_to_be_used(exported):
         assert (known["mean"], known["std"], known["full"]) == (list(MEAN), list(STD), 255)
         assert known["sizes"]["shortest_edge"] is None
         assert known["smallest_side"] == 29
+        assert known["license"] == "cc0-1.0"
         assert known["output"] == output == graph.graph.output[0].name
         assert graph.graph.input[0].name == "pixel_values"
         dims = [dim.dim_param for dim in graph.graph.input[0].type.tensor_type.shape.dim]
@@ -250,7 +251,7 @@ def test_labels_of_one_class_and_of_many(exported, num_labels, kind):
         SimpleNamespace(
             to=lambda _: SimpleNamespace(
                 eval=lambda: SimpleNamespace(
-                    config=SegformerConfig(num_labels=num_labels), num_labels=num_labels
+                    config=SegformerConfig(num_labels=num_labels), name_or_path="nowhere"
                 )
             )
         ),
