@@ -13,6 +13,7 @@ preprocessor_config.json is what transformers.js looks for:
 
 import zipfile
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -36,7 +37,7 @@ from finetune.export.web import check_page, write_page
 from finetune.inference import Segmenter
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
-from finetune.tracking import write_whole
+from finetune.tracking import progress_bar, write_whole
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 FILES = {
@@ -129,11 +130,15 @@ def export(
     for form in options.forms:
         refuse_foreign(folder / FILES[form])
     done = []
-    with TemporaryDirectory() as scratch:
+    bar = progress_bar(
+        total=len(options.forms), desc="exporting", unit="file", show=True, leave=False
+    )
+    with TemporaryDirectory() as scratch, closing(bar):
         for form in options.forms:
             made = Path(scratch) / Path(FILES[form]).name
             _make(form, made, segmenter, options, recipe)
             done.append((form, made, _checked(form, made, segmenter)))
+            bar.update()
         _write(folder, copies, [(form, made) for form, made, _ in done])
     if options.web is not None:
         write_page(options.web, segmenter, folder / FILES["onnx"], options.web_runtime)
@@ -210,7 +215,7 @@ def _copies(model: str, folder: Path) -> dict[Path, Path]:
         source, target = Path(found), folder / name
         if not target.exists():
             copies[target] = source
-        elif name == "config.json" and target.read_bytes() != source.read_bytes():
+        elif name.endswith(".json") and target.read_bytes() != source.read_bytes():
             raise UserError(f"-o {folder}: holds another model ({name} differs); name a new folder")
     return copies
 
@@ -232,7 +237,7 @@ def _is_ours(path: Path) -> bool:
 
     try:
         return onnx.load(path, load_external_data=False).producer_name == PRODUCER
-    except DecodeError:
+    except (DecodeError, OSError):
         return False
 
 
