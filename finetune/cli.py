@@ -486,6 +486,111 @@ def convert(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write into. Default: MODEL itself."),
+    ] = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels", help="onnx/model_labels.onnx too: class ids at the picture's own size."
+        ),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="onnx/model_quantized.onnx too: 8 bit, calibrated on training images of --recipe.",
+        ),
+    ] = False,
+    fp16: Annotated[
+        bool,
+        typer.Option(
+            "--fp16", help="onnx/model_fp16.onnx too: half the size; slower on most CPUs."
+        ),
+    ] = False,
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="model.pt2 too, for torch.export.load without finetune.")
+    ] = False,
+    web: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A page for any static file server, with the model."),
+    ] = None,
+    web_runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder dist of the npm package onnxruntime-web, to be copied beside the page, "
+            "which then needs no network. Default: the page loads it from jsDelivr."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="The recipe whose validation split gives the mIoU of each form, and whose "
+            "training split the ranges of --int8; key=value overrides it."
+        ),
+    ] = None,
+    calibration: Annotated[
+        int, typer.Option(min=1, help="--int8: number of training images.")
+    ] = 64,
+    table: Annotated[
+        bool, typer.Option(help="Measure size, latency and mIoU of each form.")
+    ] = True,
+    size: Annotated[
+        str, typer.Option(help="Of the table's picture: 512, or height x width.")
+    ] = "512",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="PyTorch compiled in the table too. Takes minutes.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+) -> None:
+    """Write a model as ONNX, for transformers.js, ONNX Runtime and browsers; checked file by file.
+
+    Example: finetune export runs/camvid/best
+
+    Example: finetune export runs/camvid/best --int8 --web page --recipe camvid data.path=CamVid
+
+    onnx/model.onnx goes beside config.json and preprocessor_config.json, where transformers.js
+    looks for it; with -o these are copied. It takes (batch, channels, height, width) of any size
+    and gives logits at a quarter of it. Classes, colours, mean, std and sizes stand in its
+    metadata, as JSON. Each file is compared with PyTorch at several sizes before it is written.
+    Needs the packages of the extra `export` (onnx, onnxruntime, onnxscript).
+    """
+    from finetune import export as program
+    from finetune.export import table as tables
+    from finetune.parallel import set_threads
+    from finetune.recipe import load_recipe
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    if overrides and recipe is None:
+        raise UserError("key=value overrides a recipe: name it with --recipe")
+    set_threads(threads)
+    loaded = None if recipe is None else load_recipe(recipe, overrides or [])
+    shape = tables.size_of(size)
+    options = program.Options(
+        labels=labels,
+        int8=int8,
+        fp16=fp16,
+        pt2=pt2,
+        calibration=calibration,
+        web=web,
+        web_runtime=web_runtime,
+    )
+    segmenter, files = program.export(model, output, options, loaded)
+    rows = []
+    if table:
+        rows = tables.measure(segmenter, files, loaded, size=shape, compiled=compiled)
+    tables.show(model, files, rows, page=web, as_json=as_json)
+
+
+@app.command()
 def benchmark(
     what: Annotated[
         list[str] | None,

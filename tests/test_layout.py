@@ -22,7 +22,7 @@ LAYERS = {
     ],
     1: [
         *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish"],
-        "weights",
+        *["timing", "weights"],
         *["data.arrays", "data.cache", "data.files", "data.masks"],
         *["data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
@@ -33,9 +33,15 @@ LAYERS = {
     ],
     2: ["data", "data.loader", "data.sources", "run_folder"],
     3: ["trainers", "data.guess"],
-    4: ["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict", "convert"],
+    4: [
+        *["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
+        *["convert", "export"],
+    ],
 }
-FOLDERS = ("segformer", "weights", "inference", "trainers", "benchmark", "doctor", "predict")
+FOLDERS = (
+    *("segformer", "weights", "inference", "trainers"),
+    *("benchmark", "doctor", "predict", "export"),
+)
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
 STARTERS = ("cli", "benchmark.training", "benchmark.predicting")  # programs that run other programs

@@ -25,13 +25,13 @@ from finetune.benchmark.meters import (
     distance_to_limit,
     machine,
     peak_flop_per_second,
-    take_turns,
 )
 from finetune.data.files import image_size
 from finetune.errors import UserError
 from finetune.parallel import device, keep_freed_memory, set_threads
 from finetune.segformer import VARIANTS, SegformerConfig
 from finetune.segformer.configuration import smallest_side
+from finetune.timing import take_turns
 
 TABLE = (*BENCHMARKS, "loader")
 """What is measured unless told otherwise; `training` takes its minutes twice."""

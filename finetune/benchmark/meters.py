@@ -1,4 +1,4 @@
-"""Measuring: taking turns, differences, the peak of memory, and how far the machine could go."""
+"""Measuring: differences, the peak of memory, and how far the machine could go."""
 
 import contextlib
 import ctypes
@@ -6,10 +6,9 @@ import functools
 import gc
 import platform
 import re
-import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from finetune.benchmark.cases import DTYPES, Work
+from finetune.benchmark.cases import DTYPES
+from finetune.timing import wait_for
 
 PRODUCT_SIDES = {"cpu": (1024, 2048), "cuda": (4096, 8192)}
 """Of the square matrices by whose products the peak is measured."""
@@ -51,41 +51,7 @@ def _processor() -> str:
     return found[1] if found else platform.processor() or platform.machine()
 
 
-# ------------------------------------------------------------------------------------------- time
-
-
-def take_turns(
-    works: Mapping[str, Work], inputs: Sequence[Any], *, rounds: int, device: str
-) -> dict[str, float]:
-    """Median seconds of each side: A B A B, so that what disturbs one disturbs the other.
-
-    Before the first round that counts, each side has run one more that does not, a few if short.
-    """
-    seconds: dict[str, list[float]] = {side: [] for side in works}
-    warm_up = min(3, rounds) if rounds > 9 else 1
-    gc.collect()
-    for turn in range(-warm_up, rounds):
-        for side, work in works.items():
-            elapsed = seconds_of(work, inputs, device)
-            if turn >= 0:
-                seconds[side].append(elapsed)
-    return {side: statistics.median(times) for side, times in seconds.items()}
-
-
-def seconds_of(work: Work, inputs: Sequence[Any], device: str) -> float:
-    """Seconds of one run, the device's queue empty before and after."""
-    work.reset()
-    wait_for(device)
-    start = time.perf_counter()
-    work.run(*inputs)
-    wait_for(device)
-    return time.perf_counter() - start
-
-
-def wait_for(device: str) -> None:
-    """Lets a GPU finish."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize(device)
+# ------------------------------------------------------------------------------------ differences
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:

@@ -486,11 +486,12 @@ def test_results_are_no_inputs(model, photos, tmp_path):
     assert run(model, folder, "-o", tmp_path / "other").exit_code == 0  # not those of another call
     assert len(names_of(tmp_path / "other/ids")) == 6
     with pytest.raises(UserError, match="an input is empty"):
-        collect([""], tmp_path)
+        collect([""], tmp_path / "new")
+    picture(40, 56).save(tmp_path / "beside.png")
     with pytest.raises(UserError, match="outside"):
-        collect([f"{folder}/*/../../photos/0.png"], tmp_path)
+        collect([f"{folder}/[m]ore/../../beside.png"], tmp_path / "new")
     # named twice, it is one
-    assert len(collect([str(folder), str(folder / "0.png")], tmp_path)) == 6
+    assert len(collect([str(folder), str(folder / "0.png")], tmp_path / "new")) == 6
 
 
 def test_a_changed_picture_is_done_again(model, tmp_path):

@@ -1,0 +1,253 @@
+"""A trained model as files that run without PyTorch: the program behind `finetune export`.
+
+`graph` writes what exporters can read of the model, `check` compares each file with it, `quantise`
+makes 8 bit of it, `table` measures, `web` writes a page. What is written beside config.json and
+preprocessor_config.json is what transformers.js looks for:
+
+    onnx/model.onnx             logits, float32
+    onnx/model_quantized.onnx   logits, 8 bit inside (--int8)
+    onnx/model_fp16.onnx        logits, 16 bit inside (--fp16)
+    onnx/model_labels.onnx      class ids at the picture's own size (--labels)
+    model.pt2                   logits, for torch.export.load (--pt2)
+"""
+
+import zipfile
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from transformers.utils import cached_file
+
+from finetune.errors import UserError
+from finetune.export.check import Check, check, run_in, session, sizes_of
+from finetune.export.graph import (
+    MARK,
+    PRODUCER,
+    save_pt2,
+    smallest_side_of_pt2,
+    to_onnx,
+    trace,
+    with_labels,
+)
+from finetune.export.web import check_page, write_page
+from finetune.inference import Segmenter
+from finetune.recipe import Recipe
+from finetune.segformer.configuration import smallest_side
+from finetune.tracking import progress_bar, write_whole
+
+PACKAGES = ("onnx", "onnxruntime", "onnxscript")
+FILES = {
+    "onnx": "onnx/model.onnx",
+    "int8": "onnx/model_quantized.onnx",
+    "fp16": "onnx/model_fp16.onnx",
+    "labels": "onnx/model_labels.onnx",
+    "pt2": "model.pt2",
+}
+"""The forms that a model can take, and where transformers.js looks for those that it knows."""
+COPIED = ("config.json", "preprocessor_config.json", "model.safetensors", "README.md")
+"""What else a folder needs to be a model's, for transformers.js and for stock transformers."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """One file.
+
+    Attributes:
+        form: a key of `FILES`.
+        path: where it is.
+        bytes: its size.
+        check: how it compares with the model.
+    """
+
+    form: str
+    path: Path
+    bytes: int
+    check: Check
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is wanted beside `onnx/model.onnx`."""
+
+    labels: bool = False
+    int8: bool = False
+    fp16: bool = False
+    pt2: bool = False
+    web: Path | None = None
+    web_runtime: Path | None = None
+    calibration: int = 64
+
+    @property
+    def forms(self) -> list[str]:
+        """What is to be written, keys of `FILES`."""
+        return ["onnx", *(form for form in FILES if getattr(self, form, False))]
+
+
+def need_packages() -> None:
+    """Raises a UserError that says what to install, if something is missing."""
+    missing = [name for name in PACKAGES if find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"export needs {', '.join(missing)}: pip install 'finetune[export]', or "
+            f"pip install {' '.join(missing)}"
+        )
+
+
+def export(
+    model: str,
+    output: Path | None = None,
+    options: Options | None = None,
+    recipe: Recipe | None = None,
+) -> tuple[Segmenter, list[Exported]]:
+    """Writes a model's files, each only after it has been compared with the model.
+
+    Args:
+        model: a folder or Hub id.
+        output: the folder that is to hold them; None: the model's own.
+        options: which files.
+        recipe: whose training images 8 bit is calibrated on.
+
+    Returns:
+        The model, and the files in the order of `FILES`.
+
+    Raises:
+        UserError: it cannot be read, or a file cannot be written or is somebody else's.
+    """
+    need_packages()
+    options = options or Options()
+    if options.int8 and recipe is None:
+        raise UserError("--int8: needs --recipe, whose training images give the ranges")
+    folder = _folder(model, output)
+    segmenter = Segmenter.load(model, device="cpu")
+    _check_classes(segmenter, recipe)
+    copies = _copies(model, folder)
+    if options.web is not None:
+        check_page(options.web, segmenter, options.web_runtime)
+    for form in options.forms:
+        refuse_foreign(folder / FILES[form])
+    done = []
+    bar = progress_bar(
+        total=len(options.forms), desc="exporting", unit="file", show=True, leave=False
+    )
+    with TemporaryDirectory() as scratch, closing(bar):
+        for form in options.forms:
+            made = Path(scratch) / Path(FILES[form]).name
+            _make(form, made, segmenter, options, recipe)
+            done.append((form, made, _checked(form, made, segmenter)))
+            bar.update()
+        _write(folder, copies, [(form, made) for form, made, _ in done])
+    if options.web is not None:
+        write_page(options.web, segmenter, folder / FILES["onnx"], options.web_runtime)
+    files = [(form, folder / FILES[form], checked) for form, _, checked in done]
+    return segmenter, [
+        Exported(form, path, path.stat().st_size, checked) for form, path, checked in files
+    ]
+
+
+def _make(
+    form: str, path: Path, segmenter: Segmenter, options: Options, recipe: Recipe | None
+) -> None:
+    """Writes one form; the others stand beside it already, in the order of `FILES`."""
+    logits = path.with_name("model.onnx")
+    if form in ("onnx", "fp16"):
+        program = trace(segmenter, torch.float16 if form == "fp16" else torch.float32)
+        path.write_bytes(to_onnx(program, segmenter))
+        if form == "onnx" and options.pt2:  # the same graph
+            save_pt2(program, segmenter, path.with_name("model.pt2"))
+    elif form == "labels":
+        path.write_bytes(with_labels(logits.read_bytes(), segmenter))
+    elif form == "int8":
+        from finetune.export.quantise import quantise  # onnxruntime's tools take seconds
+
+        assert recipe is not None, "asked for before"
+        quantise(logits, path, segmenter, recipe, options.calibration)
+
+
+def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
+    """Compares a file with the model; of 8 and 16 bit it is only said how far they are off."""
+    config = segmenter.model.config
+    if form == "pt2":
+        module = torch.export.load(path).module()
+        found = check(module, segmenter, sizes_of(smallest_side_of_pt2(config)))
+    else:
+        opened = session(path)
+        sizes = sizes_of(smallest_side(config))
+        found = check(lambda shown: run_in(opened, shown), segmenter, sizes)
+    # A defect of the exporter or of the runtime, and nobody should get such a file.
+    if form not in ("int8", "fp16") and not found.holds:
+        raise RuntimeError(
+            f"{FILES[form]} is not the model: logits differ by {found.difference}, "
+            f"{1 - found.equal:.4%} of the pixels are of another class"
+        )
+    return found
+
+
+def _folder(model: str, output: Path | None) -> Path:
+    if output is not None:
+        if output.exists() and not output.is_dir():
+            raise UserError(f"-o {output}: is a file; name a folder")
+        return output
+    if not Path(model).is_dir():
+        raise UserError(f"model {model}: no local folder; say with -o where the files are to go")
+    return Path(model)
+
+
+def _check_classes(segmenter: Segmenter, recipe: Recipe | None) -> None:
+    wanted = None if recipe is None else tuple(recipe.labels.names)
+    if wanted is not None and wanted != segmenter.names:
+        raise UserError(
+            f"--recipe: its {len(wanted)} classes are not the model's "
+            f"{len(segmenter.names)} ({', '.join(segmenter.names[:3])}, ...)"
+        )
+
+
+def _copies(model: str, folder: Path) -> dict[Path, Path]:
+    """What to copy from where; refuses a folder that holds another model."""
+    copies = {}
+    for name in COPIED:
+        found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        if found is None:
+            continue
+        source, target = Path(found), folder / name
+        if not target.exists():
+            copies[target] = source
+        elif name.endswith(".json") and target.read_bytes() != source.read_bytes():
+            raise UserError(f"-o {folder}: holds another model ({name} differs); name a new folder")
+    return copies
+
+
+def refuse_foreign(path: Path) -> None:
+    """Raises a UserError if there is a file that `finetune export` did not write."""
+    if path.exists() and not _is_ours(path):
+        raise UserError(f"{path}: was not written by finetune export; move it away, or choose -o")
+
+
+def _is_ours(path: Path) -> bool:
+    if path.suffix == ".pt2":
+        if not zipfile.is_zipfile(path):
+            return False
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(f"/{MARK}") for name in archive.namelist())
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        return onnx.load(path, load_external_data=False).producer_name == PRODUCER
+    except (DecodeError, OSError):
+        return False
+
+
+def _write(folder: Path, copies: dict[Path, Path], made: Sequence[tuple[str, Path]]) -> None:
+    """Each file aside and renamed: what stands there is whole at any time."""
+    try:
+        (folder / "onnx").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"-o {folder}: cannot be made ({error.strerror})") from error
+    for target, source in copies.items():
+        write_whole(target, source.read_bytes())
+    for form, path in made:
+        write_whole(folder / FILES[form], path.read_bytes())

@@ -1,0 +1,136 @@
+"""Whether a file gives what the model gives, at sizes that it was not exported with."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.errors import UserError
+from finetune.inference import Segmenter
+from finetune.segformer.configuration import smallest_side
+from finetune.segformer.functional import upsampled_argmax
+
+MAX_DIFFERENCE = 1e-4
+"""Of logits, relative to the largest."""
+MIN_EQUAL = 0.9999
+"""Of pixels."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """How far a file is from the model, over all sizes.
+
+    Attributes:
+        sizes: (B, H, W) of what was shown to both.
+        difference: the largest of logits, relative to the largest logit; None for labels.
+        equal: share of pixels with the same class.
+    """
+
+    sizes: tuple[tuple[int, int, int], ...]
+    difference: float | None
+    equal: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the file passes for the model."""
+        return self.equal > MIN_EQUAL and (self.difference or 0.0) <= MAX_DIFFERENCE
+
+
+def sizes_of(side: int) -> tuple[tuple[int, int, int], ...]:
+    """Batches (B, H, W) that an export is tried on: odd ones, two at once, the smallest.
+
+    Args:
+        side: the smallest that the model takes.
+    """
+    base = [(1, 64, 64), (2, 61, 99), (1, 97, 130), (2, 128, 75), (1, 0, 0), (1, 161, 255)]
+    return tuple((b, max(h, side), max(w, side + (w > 0))) for b, h, w in base)
+
+
+def check(
+    run: Callable[[Tensor], Tensor],
+    segmenter: Segmenter,
+    sizes: Sequence[tuple[int, int, int]] | None = None,
+) -> Check:
+    """Compares a file with the model in PyTorch.
+
+    Args:
+        run: the file: (B, C, H, W) float32 to logits (B, K, h, w), or to labels (B, H, W).
+        segmenter: the model.
+        sizes: batches; None: `sizes_of` it.
+
+    Raises:
+        UserError: one of the sizes is below the model's smallest.
+    """
+    side = smallest_side(segmenter.model.config)
+    sizes = tuple(sizes or sizes_of(side))
+    worst, same, pixels = None, 0, 0
+    generator = torch.Generator().manual_seed(0)
+    for batch, height, width in sizes:
+        if min(height, width) < side:
+            raise UserError(
+                f"{height} x {width} pixels are too small: each side must have at least {side}"
+            )
+        # Bytes through the model's own mean and deviation: what it will be shown.
+        shape = (batch, height, width, segmenter.model.config.num_channels)
+        shown = segmenter.preprocessing.normalise(
+            torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+        ).contiguous()
+        with torch.no_grad():
+            logits = segmenter.model(shown).logits
+        expected = upsampled_argmax(logits, (height, width))
+        found = run(shown)
+        if found.is_floating_point():
+            difference = float((found - logits).abs().max() / logits.abs().max())
+            # NaN is further off than anything.
+            worst = difference if worst is None or not difference <= worst else worst
+            found = upsampled_argmax(found, (height, width))
+        same += int((found == expected).sum())
+        pixels += expected.numel()
+    return Check(sizes, worst, same / pixels)
+
+
+def session(path: Path | bytes, threads: int | None = None) -> Any:
+    """An ONNX file opened in ONNX Runtime, on the CPU.
+
+    Args:
+        path: the file or its bytes.
+        threads: None: as many as torch has.
+    """
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = 3
+    source = path if isinstance(path, bytes) else str(path)
+    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+
+
+class InOnnxRuntime(nn.Module):
+    """An ONNX file with logits in the place of the model, for whatever calls the model.
+
+    Args:
+        opened: from `session`.
+        config: the model's.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, opened: Any, config: Any):
+        super().__init__()
+        self.session, self.config = opened, config
+        self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        """Logits of (B, C, H, W) under the name that the model's have."""
+        return SimpleNamespace(logits=run_in(self.session, pixel_values))
+
+
+def run_in(opened: Any, pixel_values: Tensor) -> Tensor:
+    """What a session gives for (B, C, H, W) float32."""
+    values = np.ascontiguousarray(pixel_values.numpy())
+    return torch.from_numpy(opened.run(None, {"pixel_values": values})[0])

@@ -1,0 +1,82 @@
+"""A small model with everything a real one has, exported once."""
+
+import hashlib
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from finetune import export as program
+from finetune.inference import Preprocessing, Protocol
+from finetune.publish import save_model_folder
+from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+
+NAMES = ("background", "disc", "square", "triangle", "star", "ring")  # of the recipe `shapes`
+COLORS = ((70, 70, 70), (230, 85, 75), (70, 140, 230), (245, 200, 60), (95, 185, 95), (9, 5, 2))
+MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
+
+
+def write_model(folder: Path, protocol: Protocol | None = None) -> Path:
+    """A model folder with fresh weights, of which no two are equal."""
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1, 2, 1, 1],
+        hidden_sizes=[8, 16, 40, 64],
+        decoder_hidden_size=32,
+        id2label=dict(enumerate(NAMES)),
+        label2id={name: i for i, name in enumerate(NAMES)},
+        semantic_loss_ignore_index=255,
+    )
+    model = SegformerForSemanticSegmentation(config).eval()
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if "norm" in name and tensor.is_floating_point():
+                tensor.uniform_(0.5, 1.5)  # fresh norms do nothing, folded or not
+            elif name.endswith("bias"):
+                tensor.uniform_(-0.5, 0.5)
+    preprocessing = Preprocessing(protocol or Protocol(), MEAN, STD)
+    card = ModelCard("---\nlibrary_name: transformers\nlicense: cc0-1.0\n---\n")
+    save_model_folder(folder, model, preprocessing=preprocessing, colors=COLORS, card=card)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture(scope="session")
+def exported(model_folder):
+    """The folder with the forms that need no recipe in it, and what `export` says of them."""
+    options = program.Options(labels=True, fp16=True, pt2=True)
+    segmenter, files = program.export(str(model_folder), options=options)
+    return model_folder, segmenter, {file.form: file for file in files}
+
+
+PACKAGE = Path(__file__).with_name("package.json")
+
+
+@pytest.fixture(scope="session")
+def node_modules():
+    """The npm packages of package.json, installed into the user's cache once."""
+    if not (shutil.which("node") and shutil.which("npm")):
+        pytest.skip("needs Node.js with npm, to run what it exports in JavaScript")
+    version = hashlib.sha256(PACKAGE.read_bytes()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+    folder = cache / "finetune" / f"node-{version}"
+    done = folder / "done"
+    if not done.is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGE, folder)
+        # The CPU's binaries are in the package; its installer would fetch others.
+        variables = {**os.environ, "ONNXRUNTIME_NODE_INSTALL": "skip"}
+        command = ["npm", "install", "--no-audit", "--no-fund", "--silent"]
+        made = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True)
+        if made.returncode:
+            pytest.skip(f"npm cannot install the packages: {made.stderr.strip()[-300:]}")
+        done.touch()
+    return folder / "node_modules"

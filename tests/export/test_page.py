@@ -1,0 +1,272 @@
+"""The page of --web in headless Chromium, used as a person would: a file in, a PNG out.
+
+Chromium is driven by its own protocol over a websocket, which aiohttp speaks.
+"""
+
+import asyncio
+import contextlib
+import functools
+import http.server
+import itertools
+import shutil
+import subprocess
+import threading
+import time
+
+import aiohttp
+import numpy as np
+import pytest
+from PIL import Image
+
+from finetune import export as program
+from finetune.errors import UserError
+from finetune.export.web import RUNTIME_VERSION, check_page, write_page
+from finetune.inference import Protocol, segment
+
+from .conftest import COLORS, NAMES, PACKAGE, write_model
+from .pictures import picture
+
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--remote-debugging-port=0", "--enable-unsafe-swiftshader"),
+)
+
+
+class Page:
+    """One tab of a browser."""
+
+    def __init__(self, port, profile):
+        self.port, self.downloads = port, profile / "downloads"
+        self.downloads.mkdir()
+        self.loop, self.numbers = asyncio.new_event_loop(), itertools.count(1)
+
+    def __enter__(self):
+        self.loop.run_until_complete(self._connect())
+        self.call("Page.enable")
+        self.call("DOM.enable")
+        self.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(self.downloads))
+        return self
+
+    async def _connect(self):
+        self.session = aiohttp.ClientSession()
+        address = f"http://127.0.0.1:{self.port}/json/new?about:blank"
+        async with self.session.put(address) as answer:
+            url = (await answer.json())["webSocketDebuggerUrl"]
+        self.socket = await self.session.ws_connect(url, max_msg_size=0)
+
+    def __exit__(self, *_):
+        self.loop.run_until_complete(self.session.close())
+        self.loop.close()
+
+    def call(self, method, **parameters):
+        return self.loop.run_until_complete(self._call(method, parameters))
+
+    async def _call(self, method, parameters):
+        number = next(self.numbers)
+        await self.socket.send_json({"id": number, "method": method, "params": parameters})
+        while (answer := await self.socket.receive_json(timeout=60)).get("id") != number:
+            pass  # events
+        assert "error" not in answer, answer
+        return answer["result"]
+
+    def value(self, expression):
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def wait(self, expression):
+        """Until it is true, at most a minute."""
+        for _ in range(600):
+            if found := self.value(expression):
+                return found
+            time.sleep(0.1)
+        raise AssertionError(f"{expression} never; the page says {self.say()}")
+
+    def open(self, address):
+        self.call("Page.navigate", url=address)
+        self.wait("document.readyState === 'complete' && !!document.getElementById('status')")
+
+    def say(self):
+        return self.value("document.getElementById('status').textContent")
+
+    def choose(self, path):
+        """Puts a file into the input; returns what the page says in the end."""
+        root = self.call("DOM.getDocument")["root"]["nodeId"]
+        node = self.call("DOM.querySelector", nodeId=root, selector="#choose")["nodeId"]
+        before = "document.getElementById('status')"
+        self.value(f"{before}.textContent = 'asked'")
+        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
+        self.wait(f"!/asked|Loading|Segmenting/.test({before}.textContent)")
+        return self.say()
+
+    def download(self):
+        self.value("document.getElementById('download').click()")
+        for _ in range(100):
+            done = [p for p in self.downloads.iterdir() if p.suffix == ".png"]
+            if done:
+                file = done[0].rename(self.downloads.parent / "mask.png")
+                return Image.open(file)
+            time.sleep(0.1)
+        raise AssertionError("nothing was downloaded")
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program_ = next(filter(None, map(shutil.which, names)), None)
+    if program_ is None:
+        pytest.skip("needs Chromium, to open the page")
+    profile = tmp_path_factory.mktemp("profile")
+    errors = (profile / "stderr").open("w")
+    process = subprocess.Popen(
+        [program_, *FLAGS, f"--user-data-dir={profile}"], stdout=errors, stderr=errors
+    )
+    try:
+        port = profile / "DevToolsActivePort"
+        for _ in range(300):
+            if port.is_file() and port.read_text().strip():
+                break
+            assert process.poll() is None, (profile / "stderr").read_text()[-1000:]
+            time.sleep(0.1)
+        yield int(port.read_text().split()[0]), profile
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        errors.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A folder, and the address of a server without any code that serves it."""
+    root = tmp_path_factory.mktemp("pages")
+    handler = functools.partial(Quiet, directory=str(root))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield root, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def page(browser, served, exported, node_modules):
+    folder, segmenter, _ = exported
+    root, address = served
+    runtime = node_modules / "onnxruntime-web" / "dist"
+    write_page(root / "plain", segmenter, folder / "onnx" / "model.onnx", runtime)
+    with Page(*browser) as tab:
+        tab.open(f"{address}/plain/")
+        tab.wait("document.getElementById('status').textContent === 'Ready.'")
+        yield tab
+
+
+def saved(path, pixels, **options):
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def check_mask(page, segmenter, path, *, least=0.9999):
+    said = page.choose(path)
+    expected = segment(segmenter, str(path))
+    height, width = expected.mask.shape
+    assert said.startswith(f"{width} x {height} pixels in"), said
+    mask = page.download()
+    assert mask.mode == "P"
+    assert tuple(mask.getpalette()[:18]) == tuple(itertools.chain(*COLORS))
+    assert (np.asarray(mask) == expected.mask).mean() >= least
+    return expected
+
+
+@pytest.mark.parametrize("size", [(96, 128), (75, 101), (61, 33), (20, 40), (1, 1)])
+def test_the_mask_is_ours(page, exported, tmp_path, size):
+    path = saved(tmp_path / "picture.png", picture(*size, seed=size[0]))
+    expected = check_mask(page, exported[1], path)
+    legend = page.value("[...document.querySelectorAll('#legend li')].map(x => x.innerText)")
+    areas = sorted(expected.areas().items(), key=lambda item: -item[1]["pixels"])
+    shown = [line.split("\n")[0] for line in legend]
+    assert shown == [name for name, area in areas if area["pixels"]]
+    assert set(shown) <= set(NAMES)
+
+
+def test_orientation_and_transparency_are_read_as_ours(page, exported, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    turned = saved(tmp_path / "turned.png", picture(64, 96), exif=exif)
+    assert check_mask(page, exported[1], turned).mask.shape == (96, 64)
+    clear = picture(64, 96, seed=3, channels=4)
+    clear[:, :30, 3] = 0  # a canvas forgets the colours of what cannot be seen
+    check_mask(page, exported[1], saved(tmp_path / "clear.png", clear))
+    check_mask(page, exported[1], saved(tmp_path / "grey.png", picture(64, 96)[..., 0]))
+
+
+def test_a_jpeg_is_decoded_alike(page, exported, tmp_path):
+    """Two decoders may round differently."""
+    path = saved(tmp_path / "picture.jpg", picture(96, 128, seed=7), quality=90)
+    check_mask(page, exported[1], path, least=0.999)
+
+
+def test_mistakes_are_named(page, tmp_path):
+    (tmp_path / "note.txt").write_text("not a picture")
+    assert page.choose(tmp_path / "note.txt").startswith("note.txt is no picture")
+    Image.new("L", (8000, 5000)).save(tmp_path / "huge.png")
+    assert page.choose(tmp_path / "huge.png").startswith("8000 x 5000 pixels are too many")
+
+
+def test_resized_pictures_get_the_same_mask(
+    browser, served, exported, node_modules, tmp_path, monkeypatch
+):
+    folder, _, _ = exported
+    root, address = served
+    content = (folder / "onnx" / "model.onnx").read_bytes()  # of the same weights
+    monkeypatch.setattr(program, "trace", lambda *_: None)
+    monkeypatch.setattr(program, "to_onnx", lambda *_: content)
+    runtime = node_modules / "onnxruntime-web" / "dist"
+    protocols = {
+        "edge": Protocol(shortest_edge=96),
+        "limited": Protocol(shortest_edge=96, longest_edge=120, size_divisor=32),
+        "fixed": Protocol(fixed_size=(70, 150)),
+    }
+    port, profile = browser
+    for name, protocol in protocols.items():
+        made = write_model(tmp_path / name, protocol)
+        options = program.Options(web=root / name, web_runtime=runtime)
+        segmenter, _ = program.export(str(made), options=options)
+        tab_folder = profile / name
+        tab_folder.mkdir()
+        with Page(port, tab_folder) as tab:
+            tab.open(f"{address}/{name}/")
+            path = saved(tmp_path / f"{name}.png", picture(143, 211, seed=1))
+            check_mask(tab, segmenter, path)
+
+
+def test_the_page_loads_the_runtime_that_is_tested(exported, node_modules, tmp_path):
+    folder, segmenter, _ = exported
+    write_page(tmp_path / "page", segmenter, folder / "onnx" / "model.onnx")
+    known = (tmp_path / "page" / "model.json").read_text()
+    assert f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/" in known
+    assert f'"onnxruntime-web": "{RUNTIME_VERSION}"' in PACKAGE.read_text()
+    names = {path.name for path in (tmp_path / "page").iterdir()}
+    assert names == {
+        *("index.html", "page.js", "worker.js", "pixels.js"),
+        "model.json",
+        "model.onnx",
+    }
+
+
+def test_a_page_goes_into_a_folder_of_its_own(exported, tmp_path):
+    folder, segmenter, _ = exported
+    (tmp_path / "note.txt").touch()
+    with pytest.raises(UserError, match="holds other files"):
+        check_page(tmp_path, segmenter)
+    with pytest.raises(UserError, match="is a file"):
+        check_page(tmp_path / "note.txt", segmenter)
+    with pytest.raises(UserError, match=r"has no ort\.wasm\.bundle\.min\.mjs"):
+        check_page(tmp_path / "new", segmenter, tmp_path)
+    for _ in range(2):  # ours is replaced
+        write_page(tmp_path / "new", segmenter, folder / "onnx" / "model.onnx")
