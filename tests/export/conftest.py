@@ -1,9 +1,14 @@
 """A small model with everything a real one has, exported once."""
 
+import contextlib
+import functools
 import hashlib
+import http.server
 import os
 import shutil
 import subprocess
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -14,6 +19,8 @@ from finetune import export as program
 from finetune.inference import Preprocessing, Protocol
 from finetune.publish import save_model_folder
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+
+from .browser import FLAGS
 
 NAMES = ("background", "disc", "square", "triangle", "star", "ring")  # of the recipe `shapes`
 COLORS = ((70, 70, 70), (230, 85, 75), (70, 140, 230), (245, 200, 60), (95, 185, 95), (9, 5, 2))
@@ -80,3 +87,46 @@ def node_modules():
             pytest.skip(f"npm cannot install the packages: {made.stderr.strip()[-300:]}")
         done.touch()
     return folder / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program_ = next(filter(None, map(shutil.which, names)), None)
+    if program_ is None:
+        pytest.skip("needs Chromium, to open the page")
+    profile = tmp_path_factory.mktemp("profile")
+    errors = (profile / "stderr").open("w")
+    process = subprocess.Popen(
+        [program_, *FLAGS, f"--user-data-dir={profile}"], stdout=errors, stderr=errors
+    )
+    try:
+        port = profile / "DevToolsActivePort"
+        for _ in range(300):
+            if port.is_file() and port.read_text().strip():
+                break
+            assert process.poll() is None, (profile / "stderr").read_text()[-1000:]
+            time.sleep(0.1)
+        yield int(port.read_text().split()[0]), profile
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        errors.close()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory):
+    """A folder, and the address of a server without any code that serves it."""
+    root = tmp_path_factory.mktemp("pages")
+    handler = functools.partial(Quiet, directory=str(root))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield root, f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
