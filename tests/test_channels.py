@@ -217,7 +217,10 @@ def test_mistakes_are_messages_before_anything_is_trained(tmp_path):
 def test_a_model_of_other_channels_is_not_scored(tmp_path):
     write_set(tmp_path, 2, np.uint8)
     recipe = load_recipe(recipe_file(tmp_path), overrides(tmp_path, 2, *TINY))
-    SegmentationTask(recipe).build().save_pretrained(tmp_path / "model")
+    task = SegmentationTask(recipe)
+    task.build().save_pretrained(tmp_path / "model")
+    values = json.dumps(task.preprocessing.to_stock())
+    (tmp_path / "model/preprocessor_config.json").write_text(values)
     other = load_recipe(recipe_file(tmp_path), overrides(tmp_path, 1))
     with pytest.raises(UserError, match=r"reads images of 2 channels, .*model.num_channels is 1"):
         evaluation.evaluate(str(tmp_path / "model"), other)

@@ -300,7 +300,8 @@ def test_killed_and_run_again(source, tmp_path, number):
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.DEVNULL,
     )
-    while not (output / "data/train-00000-of-00003.parquet").exists():
+    # The second: by then the first is in the journal.
+    while not (output / "data/train-00001-of-00003.parquet").exists():
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(number)

@@ -114,7 +114,7 @@ def test_ids_and_colours_together_are_a_mistake(tmp_path):
 def test_a_picture_too_large_is_a_message(tmp_path, monkeypatch):
     files = saved(tmp_path, square(0, 1))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    with pytest.raises(UserError, match=r"000\.png.*exceeds limit"):
+    with pytest.raises(UserError, match=r"000\.png: .*more than the 20 that are read"):
         inspect(files)
 
 
