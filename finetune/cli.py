@@ -325,7 +325,7 @@ def predict(
     ] = "overlay,areas",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of one size at once. Default: 1 on a CPU, 8 on a GPU."),
+        typer.Option(min=1, help="Images of one size at once. Default: by their size, up to 8."),
     ] = None,
     workers: Annotated[
         int | None,
@@ -402,7 +402,7 @@ def predict(
             output,
             model=model,
             writes=[] if write == "none" else [part.strip() for part in write.split(",")],
-            batch_size=batch_size or (1 if segmenter.device.type == "cpu" else 8),
+            batch_size=batch_size,
             workers=workers,
             split=split,
             image_column=image_column,

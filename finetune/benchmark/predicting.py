@@ -62,7 +62,7 @@ def _ours(case: Case, model: Path, files: list[str], temporary: Path) -> Work:
 
     def run(some: list[str] = files) -> Path:
         output = temporary / str(next(turns))
-        predict(segmenter, some, output, writes=[], batch_size=case.batch)
+        predict(segmenter, some, output, writes=[])
         return output
 
     def compare() -> dict[str, Tensor]:

@@ -152,14 +152,12 @@ class Segmenter:
                     "is not a SegFormer for semantic segmentation"
                 )
         names = _names(config, what)
-        colors = getattr(config, "finetune_colors", None)
-        if colors is not None and len(colors) != len(names):
-            colors = None
+        colors = _colors(getattr(config, "finetune_colors", None), len(names), what)
         return cls(
             model,
             preprocessing,
             names=names,
-            colors=colors and [tuple(color) for color in colors],
+            colors=colors,
             device=device,
             dtype=dtype,
         )
@@ -255,6 +253,25 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
     return found
+
+
+def _colors(found: Any, count: int, what: str) -> list[Color] | None:
+    """The classes' colours as a folder has them, None if it has none for these classes.
+
+    Raises:
+        UserError: They are no colours.
+    """
+    if found is None:
+        return None
+    is_sound = isinstance(found, list) and all(
+        isinstance(color, list)
+        and len(color) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in color)
+        for color in found
+    )
+    if not is_sound:
+        raise UserError(f"{what}: finetune_colors in config.json must be a list of [R, G, B]")
+    return [(c[0], c[1], c[2]) for c in found] if len(found) == count else None
 
 
 def _names(config: Any, what: str) -> list[str]:

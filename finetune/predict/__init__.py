@@ -40,6 +40,9 @@ from finetune.tracking import progress_bar
 LARGE = 2**25
 """Pixels from which on a picture is decoded when its turn has come, for the memory's sake."""
 MAX_WORKERS = 8
+MAX_BATCH = 8
+BATCH_PIXELS, BATCH_PIXELS_GPU = 2**20, 2**23
+"""Of the pictures that are shown at once, unless told otherwise: more take longer each."""
 
 _ODD_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ)
 """Of errors that one picture's name makes, and not the disk."""
@@ -86,7 +89,7 @@ def predict(
     *,
     model: str = "",
     writes: Sequence[str] = ("overlay", "areas"),
-    batch_size: int = 8,
+    batch_size: int | None = None,
     workers: int | None = None,
     split: str | None = None,
     image_column: str | None = None,
@@ -104,7 +107,8 @@ def predict(
         output: A new or empty folder, or that of an earlier call.
         model: What predict.json calls the model.
         writes: Some of `WRITES`, beside the ids.
-        batch_size: Pictures of one size that are shown at once.
+        batch_size: Pictures of one size that are shown at once; None: by their size, up to
+            `MAX_BATCH`.
         workers: Threads that decode and write; None: one a usable core, up to `MAX_WORKERS`.
         split: Of data sets.
         image_column: Of data sets.
@@ -234,7 +238,7 @@ class _Work:
         segmenter: Segmenter,
         outputs: Outputs,
         bar: "tqdm[Any]",
-        batch_size: int,
+        batch_size: int | None,
         workers: int,
         max_pixels: int | None,
     ):
@@ -255,7 +259,7 @@ class _Work:
                         self.outputs.begin(prediction.item)
                         future = writers.submit(self.outputs.write, prediction)
                         waiting.append((prediction.item, future))
-                    while len(waiting) > 2 * self.batch_size + self.num_workers:
+                    while len(waiting) > 2 * MAX_BATCH + self.num_workers:
                         self._enter(waiting.popleft())
                 while waiting:
                     self._enter(waiting.popleft())
@@ -278,7 +282,7 @@ class _Work:
                     self.segmenter,
                     item,
                     self.outputs,
-                    batch_size=self.batch_size,
+                    batch_size=self._at_once,
                     advance=self.bar.update,
                 )
             except UserError as error:
@@ -312,6 +316,13 @@ class _Work:
         shown = as_rgb(pixels) if "overlay" in self.outputs.writes else None
         return _Read(item, (pixels.shape[0], pixels.shape[1]), views, shown)
 
+    def _at_once(self, size: tuple[int, ...]) -> int:
+        """Pictures of a size, as they are shown, that go through the model together."""
+        if self.batch_size is not None:
+            return self.batch_size
+        limit = BATCH_PIXELS if self.segmenter.device.type == "cpu" else BATCH_PIXELS_GPU
+        return max(1, min(MAX_BATCH, limit // (size[0] * size[1])))
+
     def _batches(self, read: Iterable["_Read | _Failed"]) -> Iterator[list[_Read]]:
         """Pictures of one size together, as they come; no more than four batches wait."""
         groups: dict[Any, list[_Read]] = {}
@@ -328,9 +339,9 @@ class _Work:
             key = one.size, one.views[0].dtype
             group = groups.setdefault(key, [])
             group.append(one)
-            if len(group) == self.batch_size:
+            if len(group) >= self._at_once(one.views[0].shape[:2]):
                 yield groups.pop(key)
-            elif sum(map(len, groups.values())) > 4 * self.batch_size:
+            elif sum(map(len, groups.values())) > 4 * MAX_BATCH:
                 yield groups.pop(max(groups, key=lambda key: len(groups[key])))
         yield from groups.values()
 

@@ -22,7 +22,7 @@ def predict_video(
     item: Item,
     outputs: Outputs,
     *,
-    batch_size: int,
+    batch_size: Callable[[tuple[int, ...]], int],
     advance: Callable[[int], object],
 ) -> int:
     """Writes OUT/video/NAME.mp4 and NAME.csv, each whole or not at all.
@@ -34,7 +34,7 @@ def predict_video(
         segmenter: The model.
         item: A video.
         outputs: Where it goes.
-        batch_size: Frames at once.
+        batch_size: Frames of a size at once.
         advance: Called with the number of frames done.
 
     Returns:
@@ -156,7 +156,9 @@ def _frames(av: Any, source: Any, stream: Any, item: Item) -> Iterator[tuple[Any
 
 
 def _batches(
-    frames: Iterator[tuple[Any, np.ndarray]], size: int, item: Item
+    frames: Iterator[tuple[Any, np.ndarray]],
+    batch_size: Callable[[tuple[int, ...]], int],
+    item: Item,
 ) -> Iterator[list[tuple[Any, np.ndarray]]]:
     batch: list[tuple[Any, np.ndarray]] = []
     for frame in frames:
@@ -165,7 +167,7 @@ def _batches(
                 f"{item.where}: the size of its frames changes, which one video cannot show"
             )
         batch.append(frame)
-        if len(batch) == size:
+        if len(batch) >= batch_size(frame[1].shape):
             yield batch
             batch = []
     if batch:

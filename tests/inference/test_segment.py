@@ -307,3 +307,16 @@ def test_depths_do_not_mix(tmp_path):
     deep = np.random.default_rng(0).integers(0, 65536, (40, 50, 4), np.uint16)
     with pytest.raises(UserError, match="16 bit a channel, but rescale_factor"):
         segment(tmp_path / "four", deep)
+
+
+@pytest.mark.parametrize(
+    "colors", [7, [1, 2], [["0 0 0) url(/x", 1, 2]], [[0, 0, 256]], [[True, 0, 0]], "red"]
+)
+def test_colors_are_numbers(folder, tmp_path, colors):
+    """They go into pages and pictures."""
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    config = json.loads((broken / "config.json").read_text())
+    config["finetune_colors"] = colors
+    (broken / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="finetune_colors"):
+        segment(broken, picture())
