@@ -2,12 +2,15 @@
 
 Ours is `finetune predict` as it stands: it decodes, predicts, writes a PNG of class ids a picture
 and enters it in its journal, in a fresh folder a turn. Stock's is `for file in files: pipe(file)`
-with the same folder, whose masks (a picture a class) are thrown away.
+with the same folder, whose masks (a picture a class) are thrown away. Each has a process of its own
+and what it does there with freed memory: `finetune predict` keeps it, a loop in a script does not.
 """
 
 import itertools
+import multiprocessing
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -21,6 +24,7 @@ from finetune.benchmark.cases import Case, Work
 from finetune.data.files import IMAGE_SUFFIXES, read_mask
 from finetune.errors import UserError
 from finetune.inference import Segmenter
+from finetune.parallel import keep_freed_memory, set_threads
 from finetune.predict import predict
 
 PICTURES = 32
@@ -48,29 +52,47 @@ def predicting(case: Case, model: Path, folder: Path) -> Iterator[tuple[dict[str
         UserError: The folder holds no images, or the model cannot be read.
     """
     files = [str(path) for path in picture_files(folder)]
+    Segmenter.load(model)  # which says what is wrong with it
+    context = multiprocessing.get_context("spawn")
+    near, far = context.Pipe()
     with TemporaryDirectory() as temporary:
-        works = {
-            "ours": _ours(case, model, files, Path(temporary)),
-            "stock": _stock(case, model, files),
-        }
-        yield works, len(files)
+        arguments = (far, case, str(model), temporary, torch.get_num_threads())
+        child = context.Process(target=_serve, args=arguments, daemon=True)
+        child.start()
+        far.close()  # so that its end is an error here, and no wait
+        try:
+            yield {"ours": _ours(files, near), "stock": _stock(case, model, files)}, len(files)
+        finally:
+            with suppress(OSError):
+                near.send(None)
+            child.join()
 
 
-def _ours(case: Case, model: Path, files: list[str], temporary: Path) -> Work:
-    segmenter = Segmenter.load(model, device=case.device, dtype=case.dtype)
-    turns = itertools.count()
-
-    def run(some: list[str] = files) -> Path:
-        output = temporary / str(next(turns))
-        predict(segmenter, some, output, writes=[])
-        return output
+def _ours(files: list[str], connection: Connection) -> Work:
+    def asked(some: list[str]) -> Path:
+        connection.send(some)
+        return connection.recv()
 
     def compare() -> dict[str, Tensor]:
-        ids = run(files[:_COMPARED]) / "ids"
+        ids = asked(files[:_COMPARED]) / "ids"
         masks = [read_mask(ids / f"{Path(file).stem}.png") for file in files[:_COMPARED]]
         return {"classes": _joined(masks)}
 
-    return Work(run, compare)
+    return Work(lambda: asked(files), compare)
+
+
+def _serve(connection: Connection, case: Case, model: str, folder: str, threads: int) -> None:
+    """Predicts the files that it is sent, and says where, until there are no more."""
+    set_threads(threads)
+    keep_freed_memory()
+    segmenter = Segmenter.load(model, device=case.device, dtype=case.dtype)
+    for turn in itertools.count():
+        files = connection.recv()
+        if files is None:
+            return
+        output = Path(folder) / str(turn)
+        predict(segmenter, files, output, writes=[])
+        connection.send(output)
 
 
 def _stock(case: Case, model: Path, files: list[str]) -> Work:
