@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -244,6 +245,32 @@ def test_nor_does_a_pickle_that_torch_did_not_write(tmp_path):
         with pytest.raises(UserError, match=r"weights\.bin: "):
             read_weights(path, str(path))
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_members_are_not_unpacked(how, tmp_path, monkeypatch):
+    path = saved(tmp_path, originals.mit(originals.SMALL, 2).state_dict())
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", how) as other:
+        for name in whole.namelist():
+            other.writestr(name, whole.read(name))
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)  # the directory says it
+    with pytest.raises(UserError, match=r"packed\.pth: .* is compressed.*torch\.save\("):
+        read_weights(packed, str(packed))
+
+
+def test_members_that_lie_one_on_another_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", bytes(1 << 16))
+        for number in range(1, 9):
+            again = zipfile.ZipInfo(f"archive/data/{number}")
+            for field in ("CRC", "file_size", "compress_size", "header_offset"):
+                setattr(again, field, getattr(archive.filelist[0], field))
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    with pytest.raises(UserError, match=r"weights\.pth: its members claim more than the \d+ bytes"):
+        read_weights(path, str(path))
 
 
 def test_meta_of_more_than_text_and_numbers_is_refused_with_a_way_out(tmp_path):
