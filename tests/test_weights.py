@@ -20,6 +20,7 @@ from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSe
 from finetune.train import fit
 from finetune.trainers.segmentation import SegmentationTask
 from finetune.weights import licence_of, read_weights
+from finetune.weights.cards import NVIDIA
 
 TINY = [
     "model.depths=[1,1,1,1]",
@@ -35,6 +36,11 @@ TINY = [
     "train.eval_every=2",
     "train.warmup_steps=0",
 ]
+TINY_SIZE = {
+    "depths": [1] * 4,
+    "hidden_sizes": [8, 16, 40, 64],
+    "decoder_hidden_size": 32,
+}
 SHAPES = 6  # classes of the recipe
 
 
@@ -201,17 +207,43 @@ def test_licences():
 
 
 @pytest.mark.parametrize(
-    ("header", "is_known"),
+    ("header", "text", "is_known"),
     [
-        ("license: other\ntags: [a]", True),
-        ("license: apache-2.0", False),
-        ("tags: [a]", False),
-        (": : [", False),
+        ("license: other\nlicense_name: nvidia-source-code-license", "", True),
+        ("license_link: https://github.com/NVlabs/SegFormer/blob/master/LICENSE", "", True),
+        ("base_model: nvidia/mit-b0", "", True),
+        ("base_model: [a/b, nvidia/mit-b0]", "", True),
+        ("license: other", "[here](https://github.com/NVlabs/SegFormer/blob/master/LICENSE)", True),
+        ("tags: [a]", NVIDIA, True),
+        (
+            "license: other\ntags: [a]",
+            "Trained on NVIDIA H100. See github.com/NVlabs/SegFormer",
+            False,
+        ),
+        ("license: other\nlicense_name: nvidia-open-model-license", "", False),
+        ("license: apache-2.0", "nvidia", False),
+        ("base_model: [3]\nlicense: [other]\nlicense_link: {a: b}", "", False),
     ],
 )
-def test_licences_of_folders(header, is_known, tmp_path):
-    (tmp_path / "README.md").write_text(f"---\n{header}\n---\nFrom github.com/NVlabs/SegFormer.\n")
+def test_licences_of_folders(header, text, is_known, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n{text}\n")
     assert bool(licence_of(str(tmp_path))) == is_known
+    state = SegformerForSemanticSegmentation(SegformerConfig(**TINY_SIZE)).state_dict()
+    assert bool(read_weights(saved(tmp_path, state), "file").licence) == is_known
+
+
+@pytest.mark.parametrize("header", [": : [", "- a\n- b", "base_model: nvidia/mit-b0\na: b: c"])
+def test_a_broken_header_says_nothing_with_a_warning(header, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\nNVIDIA\n")
+    with pytest.warns(UserWarning, match=r"README\.md: its header cannot be read"):
+        assert not licence_of(str(tmp_path))
+
+
+def test_licences_of_hub_ids_are_read_from_their_cards(tmp_path, monkeypatch):
+    card = tmp_path / "README.md"
+    card.write_text("---\nbase_model: nvidia/mit-b3\n---\n")
+    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_: str(card))
+    assert licence_of("somebody/mit-b3")
 
 
 # ------------------------------------------------------------------------------ what is refused
@@ -518,7 +550,7 @@ def test_a_folder_with_a_restricted_licence_says_so(tmp_path):
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     _, said = built(tmp_path)
     assert not said
-    (tmp_path / "README.md").write_text("---\nlicense: other\n---\nNVIDIA's.\n")
+    (tmp_path / "README.md").write_text("---\nbase_model: nvidia/mit-b0\n---\n")
     _, said = built(tmp_path)
     assert len(said) == 1
     assert "non-commercially" in said[0]

@@ -22,7 +22,6 @@ Sources: mix_transformer.py and segformer_head.py of NVlabs/SegFormer; mit.py, s
 tools/model_converters/mit2mmseg.py of open-mmlab/mmsegmentation.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.errors import UserError
+from finetune.weights.cards import NVIDIA, Card, card_of, licence_in, licence_of
 from finetune.weights.files import classes_of, opened, tensors_of
 from finetune.weights.heads import stock_head
 from finetune.weights.layouts import ENCODER, ENCODERS, HEAD, layout_of, renamed
@@ -45,9 +45,12 @@ from finetune.weights.shapes import (
 
 __all__ = [
     "ARCHITECTURES",
+    "Card",
     "Kind",
     "Weights",
+    "card_of",
     "is_checkpoint_file",
+    "licence_in",
     "licence_of",
     "read_weights",
     "variant_of",
@@ -55,12 +58,6 @@ __all__ = [
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 MAX_CLASSES = 65535
-
-NVIDIA = (
-    "The MiT and SegFormer weights that NVIDIA published, and whatever is trained from them, may "
-    "be used non-commercially only: for research or evaluation (NVIDIA Source Code License for "
-    "SegFormer)."
-)
 
 _AUXILIARY = "auxiliary_head."
 # The classifier that an encoder was trained with; segmentors may still carry it.
@@ -115,23 +112,6 @@ def is_checkpoint_file(name: str) -> bool:
     """Whether a text means a file of weights, there or not, and no folder and no Hub id."""
     path = Path(name)
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
-
-
-def licence_of(model: str) -> str:
-    """What is known about the licence of a model folder's or Hub id's weights, or nothing.
-
-    An id is known by its owner, a folder by the card in it.
-    """
-    path = Path(model)
-    if not path.is_dir():
-        return NVIDIA if model.startswith("nvidia/") else ""
-    try:
-        card = (path / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # none, or none that says anything
-        return ""
-    header = card.split("---", 2)[1] if card.startswith("---") else ""
-    is_other = re.search(r"^license:\s*['\"]?other\b", header, re.MULTILINE)
-    return NVIDIA if is_other and re.search("nvidia|nvlabs", card, re.IGNORECASE) else ""
 
 
 def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -> Weights:
