@@ -16,7 +16,7 @@ from finetune.data.labels import default_colors
 from finetune.data.presets import PRESETS, SYNONYMS
 from finetune.drawing import Color
 from finetune.errors import UserError
-from finetune.inference.models import load_config, load_preprocessing, read_model
+from finetune.inference.models import class_names, load_config, load_preprocessing, read_model
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.protocol import Protocol
 from finetune.publish import conversion_card, save_model_folder
@@ -141,7 +141,7 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
     names = tuple(labels[i] for i in range(len(labels))) if source.kind != "encoder" else ()
     is_shown = source.kind == "segmentation"
     card = conversion_card(
-        name=output.name,
+        name=output.resolve().name,
         purpose=_PURPOSES[source.kind].format(count=len(names)),
         facts={
             "weights": source.loaded,
@@ -234,6 +234,8 @@ def _open_folder(checkpoint: str) -> _Source:
             f"{checkpoint}: {len(missing)} weights are missing or of another shape than "
             f"config.json says, {missing[0]} among them"
         )
+    if kind != "encoder":
+        class_names(config, checkpoint)  # refuses what names them not one by one
     folder = Path(checkpoint)
     assumed: tuple[str, ...] = ()
     preset = _PRESET_OF.get(len(config.id2label or {})) if kind == "segmentation" else None

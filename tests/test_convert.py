@@ -260,6 +260,29 @@ def test_the_card_beside_a_file_or_of_a_hub_id_is_kept(tmp_path, monkeypatch):
     assert header["datasets"] == ["a/b"]
 
 
+@pytest.mark.parametrize("ids", [(1, 2), (0, 2)])
+def test_classes_that_are_not_numbered_from_0_are_a_message(ids, tmp_path):
+    stock_folder(tmp_path / "source")
+    path = tmp_path / "source/config.json"
+    labels = dict(zip(map(str, ids), "ab", strict=True))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
+    with pytest.raises(UserError, match=r"id2label in config\.json does not name 0 to 1"):
+        raise convert(tmp_path / "source", tmp_path / "out").exception
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_here_and_links_are_folders_too(is_link, tmp_path, monkeypatch):
+    path, out = saved(tmp_path, originals.mit(originals.SMALL, 2)), tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out)
+    done = convert(path, tmp_path / "link" if is_link else ".")
+    assert done.exit_code == 0, done.output
+    assert "config.json" in os.listdir()  # still the folder that it was
+    assert "# out" in (out / "README.md").read_text()
+    assert {*os.listdir(tmp_path)} == {"link", "original.pth", "out"}
+
+
 def test_a_folder_of_an_encoder_and_one_of_a_classifier(tmp_path):
     for name in ("SegformerModel", "SegformerForImageClassification"):
         stock_folder(tmp_path / name, getattr(transformers, name))

@@ -34,7 +34,7 @@ from finetune.data.files import (
 from finetune.data.labels import default_colors
 from finetune.drawing import Color, as_rgb
 from finetune.errors import UserError
-from finetune.inference.models import load_config, load_model, load_preprocessing
+from finetune.inference.models import class_names, load_config, load_model, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.protocol import Protocol
 from finetune.inference.scores import predict_confident_masks, predict_masks
@@ -151,7 +151,7 @@ class Segmenter:
                     f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this "
                     "is not a SegFormer for semantic segmentation"
                 )
-        names = _names(config, what)
+        names = class_names(config, what)
         colors = getattr(config, "finetune_colors", None)
         if colors is not None and len(colors) != len(names):
             colors = None
@@ -255,22 +255,6 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
     return found
-
-
-def _names(config: Any, what: str) -> list[str]:
-    """The classes' names by id, each once: areas are told by name."""
-    labels = config.id2label or {}
-    if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
-        raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")
-    names: list[str] = []
-    for name in (str(labels[i]) for i in range(config.num_labels)):
-        count = 1
-        unique = name
-        while unique in names:
-            count += 1
-            unique = f"{name} ({count})"
-        names.append(unique)
-    return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
 
 
 def _stacked(images: Sequence[np.ndarray]) -> Tensor:

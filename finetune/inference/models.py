@@ -122,5 +122,21 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
     return found
 
 
+def class_names(config: Any, what: str) -> list[str]:
+    """The classes' names by id, each once: areas are told by name."""
+    labels = config.id2label or {}
+    if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
+        raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")
+    names: list[str] = []
+    for name in (str(labels[i]) for i in range(config.num_labels)):
+        count = 1
+        unique = name
+        while unique in names:
+            count += 1
+            unique = f"{name} ({count})"
+        names.append(unique)
+    return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
