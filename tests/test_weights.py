@@ -105,6 +105,7 @@ def test_other_sizes_too(tmp_path):
     }
     assert found.kind == "segmentation"
     assert "heads" in found.assumed[0]
+    assert "strides of 4 2 2 a stage and GELU" in found.assumed[1]
     assert found.variant is None
 
 
@@ -365,6 +366,25 @@ def test_files_without_a_state_dict(content, tmp_path):
         read_weights(path, str(path))
 
 
+@pytest.mark.parametrize(
+    ("leaf", "change", "message"),
+    [
+        (
+            "bias",
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            r"convs\.1\.bn\.bias holds torch\.qint8, not real numbers",
+        ),
+        ("running_var", lambda t: t - 2, r"convs\.1\.bn\.running_var has values below 0"),
+    ],
+)
+def test_what_cannot_be_folded_in_mmsegmentation_s_head(leaf, change, message, tmp_path):
+    state = dict(originals.mmseg(originals.SMALL, 2).state_dict())
+    name = f"decode_head.convs.1.bn.{leaf}"
+    state[name] = change(state[name])
+    with pytest.raises(UserError, match=message):
+        read_weights(saved(tmp_path, state), "file")
+
+
 def without(name: str):
     def change(state):
         del state[name]
@@ -407,6 +427,14 @@ def not_finite(tensor):
         ),
         (with_value("backbone.norm4.bias", not_finite), r"layer_norm.3.bias is not finite"),
         (with_value("decode_head.linear_pred.bias", not_finite), r"classifier.bias is not finite"),
+        (
+            with_value("decode_head.linear_fuse.bn.running_var", lambda t: t - 2),
+            r"batch_norm\.running_var has values below 0",
+        ),
+        (
+            lambda s: s.update({"backbone.block1.00.norm1.bias": torch.zeros(8)}),
+            r"block1\.00\.norm1\.bias and another name both mean",
+        ),
         (with_value("backbone.norm4.bias", torch.Tensor.long), "not real numbers"),
         (with_value("backbone.block1.0.attn.kv.bias", lambda t: t[:-1]), "does not pack 2"),
         (with_value("backbone.patch_embed1.proj.weight", lambda t: t[0]), "has the shape"),

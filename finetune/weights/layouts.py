@@ -132,5 +132,9 @@ def renamed(
         for target, part in zip(targets, parts, strict=True):
             if part.ndim == 4 and part.shape[2:] == (1, 1) and ".mlp.dense" in target:
                 part = part.flatten(1)  # a 1x1 convolution there, a linear layer here
+            if f"{target}.{leaf}" in state:
+                raise UserError(
+                    f"{what}: {name} and another name both mean {target}.{leaf}; keep one of them"
+                )
             state[f"{target}.{leaf}"] = part
     return state, unknown

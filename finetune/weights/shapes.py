@@ -83,6 +83,9 @@ def encoder_arguments(
         "patch_sizes": [shape[2] for shape in patches],
         "strides": [4, *[2] * (stages - 1)],
     }
+    if variant_of(depths, hidden_sizes) is None:
+        strides = " ".join(map(str, arguments["strides"]))
+        assumed = (*assumed, f"strides of {strides} a stage and GELU, as all published sizes have")
     return arguments, assumed
 
 
@@ -151,6 +154,10 @@ def checked(
             )
         if name != counter and not tensor.is_floating_point():
             raise UserError(f"{what}: {name} holds {tensor.dtype}, not real numbers")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(
+                f"{what}: {name} has values below 0, which no variance has; take another"
+            )
         # A copy: what is mapped from a file changes with it.
         checked[name] = tensor.to(tensor.dtype if name == counter else torch.float32, copy=True)
         if not checked[name].isfinite().all():
