@@ -571,6 +571,17 @@ def test_other_channels_and_other_sizes(tmp_path):
         built(tmp_path / "nothing.pth")
 
 
+def test_another_number_of_stages_names_what_to_set(tmp_path):
+    path = saved(tmp_path, originals.nvlabs({**originals.ODD, "channels": 3}, 3).state_dict())
+    sizes = r"model\.depths=\[1,3,2\] model\.hidden_sizes=\[12,24,48\] and"
+    with pytest.raises(UserError, match=rf"Set {sizes} model\.num_attention_heads"):
+        built(path)
+    widths = {**originals.SMALL, "widths": (6, 12, 18, 24), "heads": (1, 1, 1, 1)}
+    path = saved(tmp_path, originals.mit(widths, 3).state_dict())
+    with pytest.raises(UserError, match=r"Set model\.depths=.*model\.hidden_sizes=\[6,12,18,24\]"):
+        built(path)
+
+
 def test_a_folder_with_a_restricted_licence_says_so(tmp_path):
     config = transformers.SegformerConfig(
         depths=[1] * 4, hidden_sizes=[8, 16, 40, 64], decoder_hidden_size=32, num_labels=SHAPES

@@ -22,7 +22,7 @@ Sources: mix_transformer.py and segformer_head.py of NVlabs/SegFormer; mit.py, s
 tools/model_converters/mit2mmseg.py of open-mmlab/mmsegmentation.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,13 @@ def is_checkpoint_file(name: str) -> bool:
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
-def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -> Weights:
+def read_weights(
+    path: Path,
+    what: str,
+    *,
+    heads: Sequence[int] | None = None,
+    check_size: Callable[[dict[str, Any]], None] | None = None,
+) -> Weights:
     """Reads a checkpoint file; nothing in it is run.
 
     Args:
@@ -122,6 +128,7 @@ def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -
         what: what to call it in messages, such as "model.init=mit_b0.pth".
         heads: of attention, a stage each: no shape says how many. None: as published for sizes
             that were; else as the widths suggest, and `assumed` says so.
+        check_size: shown `depths` and `hidden_sizes` before heads are compared with them.
 
     Raises:
         UserError: there is no such file; it is damaged; it needs more than plain tensors; its
@@ -148,7 +155,7 @@ def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -
     encoder, unknown = renamed(body, layout, ENCODERS, what)
     outside |= {prefix + name: tensor for name, tensor in unknown.items()}
     state = {ENCODER + name: tensor for name, tensor in encoder.items()}
-    arguments, assumed = encoder_arguments(state, what, heads)
+    arguments, assumed = encoder_arguments(state, what, heads, check_size)
 
     kind: Kind = "encoder"
     lost_head = ""
