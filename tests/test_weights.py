@@ -153,6 +153,21 @@ def test_the_same_weights_in_other_wrappings(wrap, tmp_path):
         torch.testing.assert_close(tensor, expected.state[name], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["SegformerModel", "SegformerForImageClassification", "SegformerForSemanticSegmentation"],
+)
+def test_what_transformers_calls_them_in_memory(name, tmp_path):
+    model = getattr(transformers, name)(transformers.SegformerConfig(**TINY_SIZE, num_labels=3))
+    model.save_pretrained(tmp_path)
+    expected = read_weights(tmp_path / "model.safetensors", "file")
+    found = read_weights(saved(tmp_path, model.state_dict()), "file")
+    assert found.layout == "transformers"
+    assert (found.kind, found.arguments) == (expected.kind, expected.arguments)
+    assert found.state.keys() == expected.state.keys()
+    assert all(torch.equal(tensor, expected.state[key]) for key, tensor in found.state.items())
+
+
 def test_an_encoder_alone(tmp_path):
     model = originals.mmseg(originals.SMALL, 2).backbone
     bare = read_weights(saved(tmp_path, model.state_dict()), "file")

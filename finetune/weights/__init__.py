@@ -7,7 +7,8 @@ shapes:
                     `backbone.` and with `head`, the ImageNet classifier
     mmsegmentation  `backbone.layers.0.1.0.attn.attn.in_proj_weight`, `decode_head.convs.0.conv`;
                     the encoder alone also without `backbone.`
-    transformers    `segformer.encoder.block.0.0.attention.self.query`, as on the Hub
+    transformers    `segformer.encoder.block.0.0.attention.self.query`, as on the Hub,
+                    or `segformer.stages.0.blocks.0.attention.q_proj`, as version 5 in memory
 
 Encoder and head are recognised one by one, since forks mix them. Files are opened by
 `torch.load(weights_only=True)` or safetensors: nothing in them is ever run.
