@@ -83,9 +83,9 @@ HEADS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "transformers": {
         name: (name,) for name in ("linear_c.{s}.proj", "linear_fuse", "batch_norm", "classifier")
-    }
-    | {"linear_projections.{s}.proj": ("linear_c.{s}.proj",)},
+    },
 }
+HEADS["transformers"]["linear_projections.{s}.proj"] = ("linear_c.{s}.proj",)
 _FIRST_STAGE = {"NVlabs": 1}  # the others count from 0
 _LEAVES = "weight|bias|running_mean|running_var|num_batches_tracked"
 HEAD, ENCODER = "decode_head.", "segformer.encoder."
