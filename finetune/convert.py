@@ -5,34 +5,42 @@ its shapes say (classes, how images are shown) is assumed, and each assumption i
 """
 
 import json
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import ModelCard
 from transformers import PreTrainedModel
 
 from finetune.data.labels import default_colors
 from finetune.data.presets import PRESETS, SYNONYMS
 from finetune.drawing import Color
 from finetune.errors import UserError
-from finetune.inference.models import load_config, load_preprocessing, read_model
+from finetune.inference.models import (
+    class_colors,
+    class_names,
+    load_config,
+    load_preprocessing,
+    read_model,
+)
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.protocol import Protocol
 from finetune.publish import conversion_card, save_model_folder
 from finetune.segformer import SegformerConfig
 from finetune.weights import (
     ARCHITECTURES,
+    Card,
     Kind,
+    card_of,
     is_checkpoint_file,
+    licence_in,
     licence_of,
     read_weights,
     variant_of,
 )
 
 _WHOLE_FOLDER = ("model.safetensors", "pytorch_model.bin")  # beside their config.json
+_KEPT = ("license", "license_name", "license_link", "base_model", "datasets", "language")
 _EPSILON = (
     "layer norms use stock's epsilon 1e-5 everywhere, the original 1e-6 in blocks and after stages"
 )
@@ -139,7 +147,7 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
     names = tuple(labels[i] for i in range(len(labels))) if source.kind != "encoder" else ()
     is_shown = source.kind == "segmentation"
     card = conversion_card(
-        name=output.name,
+        name=output.resolve().name,
         purpose=_PURPOSES[source.kind].format(count=len(names)),
         facts={
             "weights": source.loaded,
@@ -202,7 +210,10 @@ def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
     prefix = "segformer." if weights.kind == "encoder" else ""
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.state.items()})
     preprocessing, said = _assumed_preprocessing(weights.kind, preset, config)
-    facts = {} if weights.layout == "transformers" else {"epsilon": _EPSILON}
+    is_stock = weights.layout == "transformers"
+    # A file out of a model folder is of what the card beside it says.
+    fields = _fields(card_of(str(Path(checkpoint).parent))) if is_stock else {"license": "other"}
+    facts = {} if is_stock else {"epsilon": _EPSILON}
     return _Source(
         model.eval(),
         weights.kind,
@@ -212,7 +223,7 @@ def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
         (*assumed, said),
         weights.left_out,
         weights.licence,
-        _metadata(weights.kind, {"license": "other"} if weights.licence else {}),
+        _metadata(weights.kind, fields),
         facts,
     )
 
@@ -229,6 +240,8 @@ def _open_folder(checkpoint: str) -> _Source:
             f"{checkpoint}: {len(missing)} weights are missing or of another shape than "
             f"config.json says, {missing[0]} among them"
         )
+    if kind != "encoder":
+        class_names(config, checkpoint)  # refuses what names them not one by one
     folder = Path(checkpoint)
     assumed: tuple[str, ...] = ()
     preset = _PRESET_OF.get(len(config.id2label or {})) if kind == "segmentation" else None
@@ -238,24 +251,24 @@ def _open_folder(checkpoint: str) -> _Source:
     else:
         preprocessing = load_preprocessing(checkpoint, checkpoint, config)
     names = tuple((config.id2label or {}).values())
-    colors = getattr(config, "finetune_colors", None)
+    colors = class_colors(config, len(names), checkpoint)
     variant = variant_of(config.depths, config.hidden_sizes)
     size = f"MiT-{variant.upper()}" if variant else "a MiT of another size"
-    card = _card_of(folder)
+    fields = _fields(card_of(checkpoint))
     if not folder.is_dir():
-        card["base_model"] = checkpoint
+        fields["base_model"] = checkpoint
     if licence := licence_of(checkpoint):
-        card["license"] = "other"
+        fields["license"] = "other"
     return _Source(
         model,
         kind,
         f"transformers folder of {size}, {type(model).__name__}",
-        tuple(map(tuple, colors)) if colors else _colors(names, preset, kind),
+        tuple(colors or _colors(names, preset, kind)),
         preprocessing,
         assumed,
         (),
         licence,
-        _metadata(kind, card),
+        _metadata(kind, fields),
         {},
     )
 
@@ -297,18 +310,10 @@ def _metadata(kind: Kind, more: dict[str, Any]) -> dict[str, Any]:
     return {"pipeline_tag": tags[kind][0], "tags": tags[kind][1], **more}
 
 
-def _card_of(folder: Path) -> dict[str, Any]:
-    """What the card of a folder says of its licence and origin, if there is one."""
-    path = folder / "README.md"
-    if not path.is_file():
-        return {}
-    try:
-        data = ModelCard.load(path).data.to_dict()
-    except Exception as error:  # somebody else's YAML: its readers raise anything
-        warnings.warn(f"{path}: its header cannot be read and is left out ({error})", stacklevel=2)
-        return {}
-    keys = ("license", "license_name", "license_link", "base_model", "datasets", "language")
-    return {key: data[key] for key in keys if data.get(key)}
+def _fields(card: Card) -> dict[str, Any]:
+    """What a card says of a licence and of where the model comes from, for ours."""
+    kept = {key: card.header[key] for key in _KEPT if card.header.get(key)}
+    return {**kept, "license": "other"} if licence_in(card) else kept
 
 
 def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerConfig) -> str:

@@ -42,6 +42,7 @@ def save_model_folder(
     Raises:
         UserError: the folder cannot be written.
     """
+    folder = folder.resolve()  # "." has no name, and a link's target is what is replaced
     temp = folder.with_name(f".{folder.name}.new")
     try:
         shutil.rmtree(temp, ignore_errors=True)
@@ -54,7 +55,12 @@ def save_model_folder(
         (temp / "README.md").write_text(str(card), encoding="utf-8")
         if recipe is not None:
             (temp / "recipe.yaml").write_text(recipe, encoding="utf-8")
-        swap_folder(temp, folder)
+        if folder == Path.cwd() and not any(folder.iterdir()):  # a shell stands in it: it stays
+            for file in temp.iterdir():
+                file.rename(folder / file.name)
+            temp.rmdir()
+        else:
+            swap_folder(temp, folder)
     except (OSError, SafetensorError) as error:  # safetensors has an error of its own
         shutil.rmtree(temp, ignore_errors=True)
         reason = getattr(error, "strerror", None) or error

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from finetune import cli
+from finetune import convert as convert_module
 from finetune.data.presets import PRESETS
 from finetune.errors import UserError
-from finetune.inference import Segmenter
+from finetune.inference import Preprocessing, Protocol, Segmenter
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -231,6 +232,55 @@ def test_stock_folders(is_bin, is_half, tmp_path):
         done = convert(source / "pytorch_model.bin", tmp_path / "again")
         assert done.exit_code == 0, done.output
         assert "road" in (tmp_path / "again/config.json").read_text()
+
+
+def test_the_card_beside_a_file_or_of_a_hub_id_is_kept(tmp_path, monkeypatch):
+    model = stock_folder(tmp_path / "source")
+    card = tmp_path / "source/README.md"
+    alone = tmp_path / "source/alone.pth"
+    torch.save(load_file(tmp_path / "source/model.safetensors"), alone)
+    done = convert(alone, tmp_path / "no-card")
+    assert done.exit_code == 0, done.output
+    assert "license" not in (tmp_path / "no-card/README.md").read_text()
+
+    name = "license: other\nlicense_name: nvidia-source-code-license\n"
+    card.write_text(f"---\n{name}---\n")
+    done = convert(alone, tmp_path / "out")
+    assert "Licence: The MiT" in done.output
+    assert name in (tmp_path / "out/README.md").read_text()
+
+    card.write_text("---\nlicense: mit\ndatasets: [a/b]\n---\n")
+    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_: str(card))
+    monkeypatch.setattr(convert_module, "load_config", lambda *_: model.config)
+    monkeypatch.setattr(convert_module, "read_model", lambda *_: (model, []))
+    monkeypatch.setattr(convert_module, "load_preprocessing", lambda *_: Preprocessing(Protocol()))
+    assert convert("somebody/model", tmp_path / "hub").exit_code == 0
+    header = yaml.safe_load((tmp_path / "hub/README.md").read_text().split("---")[1])
+    assert (header["license"], header["base_model"]) == ("mit", "somebody/model")
+    assert header["datasets"] == ["a/b"]
+
+
+@pytest.mark.parametrize("ids", [(1, 2), (0, 2)])
+def test_classes_that_are_not_numbered_from_0_are_a_message(ids, tmp_path):
+    stock_folder(tmp_path / "source")
+    path = tmp_path / "source/config.json"
+    labels = dict(zip(map(str, ids), "ab", strict=True))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
+    with pytest.raises(UserError, match=r"id2label in config\.json does not name 0 to 1"):
+        raise convert(tmp_path / "source", tmp_path / "out").exception
+
+
+@pytest.mark.parametrize("is_link", [False, True])
+def test_here_and_links_are_folders_too(is_link, tmp_path, monkeypatch):
+    path, out = saved(tmp_path, originals.mit(originals.SMALL, 2)), tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "link").symlink_to(out)
+    monkeypatch.chdir(out)
+    done = convert(path, tmp_path / "link" if is_link else ".")
+    assert done.exit_code == 0, done.output
+    assert "config.json" in os.listdir()  # still the folder that it was
+    assert "# out" in (out / "README.md").read_text()
+    assert {*os.listdir(tmp_path)} == {"link", "original.pth", "out"}
 
 
 def test_a_folder_of_an_encoder_and_one_of_a_classifier(tmp_path):

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import warnings
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSe
 from finetune.train import fit
 from finetune.trainers.segmentation import SegmentationTask
 from finetune.weights import licence_of, read_weights
+from finetune.weights.cards import NVIDIA
 
 TINY = [
     "model.depths=[1,1,1,1]",
@@ -34,6 +36,11 @@ TINY = [
     "train.eval_every=2",
     "train.warmup_steps=0",
 ]
+TINY_SIZE = {
+    "depths": [1] * 4,
+    "hidden_sizes": [8, 16, 40, 64],
+    "decoder_hidden_size": 32,
+}
 SHAPES = 6  # classes of the recipe
 
 
@@ -98,6 +105,7 @@ def test_other_sizes_too(tmp_path):
     }
     assert found.kind == "segmentation"
     assert "heads" in found.assumed[0]
+    assert "strides of 4 2 2 a stage and GELU" in found.assumed[1]
     assert found.variant is None
 
 
@@ -143,6 +151,21 @@ def test_the_same_weights_in_other_wrappings(wrap, tmp_path):
     for name, tensor in found.state.items():
         assert tensor.dtype == torch.float32
         torch.testing.assert_close(tensor, expected.state[name], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["SegformerModel", "SegformerForImageClassification", "SegformerForSemanticSegmentation"],
+)
+def test_what_transformers_calls_them_in_memory(name, tmp_path):
+    model = getattr(transformers, name)(transformers.SegformerConfig(**TINY_SIZE, num_labels=3))
+    model.save_pretrained(tmp_path)
+    expected = read_weights(tmp_path / "model.safetensors", "file")
+    found = read_weights(saved(tmp_path, model.state_dict()), "file")
+    assert found.layout == "transformers"
+    assert (found.kind, found.arguments) == (expected.kind, expected.arguments)
+    assert found.state.keys() == expected.state.keys()
+    assert all(torch.equal(tensor, expected.state[key]) for key, tensor in found.state.items())
 
 
 def test_an_encoder_alone(tmp_path):
@@ -200,17 +223,43 @@ def test_licences():
 
 
 @pytest.mark.parametrize(
-    ("header", "is_known"),
+    ("header", "text", "is_known"),
     [
-        ("license: other\ntags: [a]", True),
-        ("license: apache-2.0", False),
-        ("tags: [a]", False),
-        (": : [", False),
+        ("license: other\nlicense_name: nvidia-source-code-license", "", True),
+        ("license_link: https://github.com/NVlabs/SegFormer/blob/master/LICENSE", "", True),
+        ("base_model: nvidia/mit-b0", "", True),
+        ("base_model: [a/b, nvidia/mit-b0]", "", True),
+        ("license: other", "[here](https://github.com/NVlabs/SegFormer/blob/master/LICENSE)", True),
+        ("tags: [a]", NVIDIA, True),
+        (
+            "license: other\ntags: [a]",
+            "Trained on NVIDIA H100. See github.com/NVlabs/SegFormer",
+            False,
+        ),
+        ("license: other\nlicense_name: nvidia-open-model-license", "", False),
+        ("license: apache-2.0", "nvidia", False),
+        ("base_model: [3]\nlicense: [other]\nlicense_link: {a: b}", "", False),
     ],
 )
-def test_licences_of_folders(header, is_known, tmp_path):
-    (tmp_path / "README.md").write_text(f"---\n{header}\n---\nFrom github.com/NVlabs/SegFormer.\n")
+def test_licences_of_folders(header, text, is_known, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\n{text}\n")
     assert bool(licence_of(str(tmp_path))) == is_known
+    state = SegformerForSemanticSegmentation(SegformerConfig(**TINY_SIZE)).state_dict()
+    assert bool(read_weights(saved(tmp_path, state), "file").licence) == is_known
+
+
+@pytest.mark.parametrize("header", [": : [", "- a\n- b", "base_model: nvidia/mit-b0\na: b: c"])
+def test_a_broken_header_says_nothing_with_a_warning(header, tmp_path):
+    (tmp_path / "README.md").write_text(f"---\n{header}\n---\nNVIDIA\n")
+    with pytest.warns(UserWarning, match=r"README\.md: its header cannot be read"):
+        assert not licence_of(str(tmp_path))
+
+
+def test_licences_of_hub_ids_are_read_from_their_cards(tmp_path, monkeypatch):
+    card = tmp_path / "README.md"
+    card.write_text("---\nbase_model: nvidia/mit-b3\n---\n")
+    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_: str(card))
+    assert licence_of("somebody/mit-b3")
 
 
 # ------------------------------------------------------------------------------ what is refused
@@ -244,6 +293,32 @@ def test_nor_does_a_pickle_that_torch_did_not_write(tmp_path):
         with pytest.raises(UserError, match=r"weights\.bin: "):
             read_weights(path, str(path))
         assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_compressed_members_are_not_unpacked(how, tmp_path, monkeypatch):
+    path = saved(tmp_path, originals.mit(originals.SMALL, 2).state_dict())
+    packed = tmp_path / "packed.pth"
+    with zipfile.ZipFile(path) as whole, zipfile.ZipFile(packed, "w", how) as other:
+        for name in whole.namelist():
+            other.writestr(name, whole.read(name))
+    monkeypatch.setattr(zipfile.ZipFile, "open", None)  # the directory says it
+    with pytest.raises(UserError, match=r"packed\.pth: .* is compressed.*torch\.save\("):
+        read_weights(packed, str(packed))
+
+
+def test_members_that_lie_one_on_another_are_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data/0", bytes(1 << 16))
+        for number in range(1, 9):
+            again = zipfile.ZipInfo(f"archive/data/{number}")
+            for field in ("CRC", "file_size", "compress_size", "header_offset"):
+                setattr(again, field, getattr(archive.filelist[0], field))
+            archive.filelist.append(again)
+            archive.NameToInfo[again.filename] = again
+    with pytest.raises(UserError, match=r"weights\.pth: its members claim more than the \d+ bytes"):
+        read_weights(path, str(path))
 
 
 def test_meta_of_more_than_text_and_numbers_is_refused_with_a_way_out(tmp_path):
@@ -306,6 +381,25 @@ def test_files_without_a_state_dict(content, tmp_path):
         read_weights(path, str(path))
 
 
+@pytest.mark.parametrize(
+    ("leaf", "change", "message"),
+    [
+        (
+            "bias",
+            lambda t: torch.quantize_per_tensor(t, 0.1, 0, torch.qint8),
+            r"convs\.1\.bn\.bias holds torch\.qint8, not real numbers",
+        ),
+        ("running_var", lambda t: t - 2, r"convs\.1\.bn\.running_var has values below 0"),
+    ],
+)
+def test_what_cannot_be_folded_in_mmsegmentation_s_head(leaf, change, message, tmp_path):
+    state = dict(originals.mmseg(originals.SMALL, 2).state_dict())
+    name = f"decode_head.convs.1.bn.{leaf}"
+    state[name] = change(state[name])
+    with pytest.raises(UserError, match=message):
+        read_weights(saved(tmp_path, state), "file")
+
+
 def without(name: str):
     def change(state):
         del state[name]
@@ -348,6 +442,14 @@ def not_finite(tensor):
         ),
         (with_value("backbone.norm4.bias", not_finite), r"layer_norm.3.bias is not finite"),
         (with_value("decode_head.linear_pred.bias", not_finite), r"classifier.bias is not finite"),
+        (
+            with_value("decode_head.linear_fuse.bn.running_var", lambda t: t - 2),
+            r"batch_norm\.running_var has values below 0",
+        ),
+        (
+            lambda s: s.update({"backbone.block1.00.norm1.bias": torch.zeros(8)}),
+            r"block1\.00\.norm1\.bias and another name both mean",
+        ),
         (with_value("backbone.norm4.bias", torch.Tensor.long), "not real numbers"),
         (with_value("backbone.block1.0.attn.kv.bias", lambda t: t[:-1]), "does not pack 2"),
         (with_value("backbone.patch_embed1.proj.weight", lambda t: t[0]), "has the shape"),
@@ -484,6 +586,17 @@ def test_other_channels_and_other_sizes(tmp_path):
         built(tmp_path / "nothing.pth")
 
 
+def test_another_number_of_stages_names_what_to_set(tmp_path):
+    path = saved(tmp_path, originals.nvlabs({**originals.ODD, "channels": 3}, 3).state_dict())
+    sizes = r"model\.depths=\[1,3,2\] model\.hidden_sizes=\[12,24,48\] and"
+    with pytest.raises(UserError, match=rf"Set {sizes} model\.num_attention_heads"):
+        built(path)
+    widths = {**originals.SMALL, "widths": (6, 12, 18, 24), "heads": (1, 1, 1, 1)}
+    path = saved(tmp_path, originals.mit(widths, 3).state_dict())
+    with pytest.raises(UserError, match=r"Set model\.depths=.*model\.hidden_sizes=\[6,12,18,24\]"):
+        built(path)
+
+
 def test_a_folder_with_a_restricted_licence_says_so(tmp_path):
     config = transformers.SegformerConfig(
         depths=[1] * 4, hidden_sizes=[8, 16, 40, 64], decoder_hidden_size=32, num_labels=SHAPES
@@ -491,7 +604,7 @@ def test_a_folder_with_a_restricted_licence_says_so(tmp_path):
     transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
     _, said = built(tmp_path)
     assert not said
-    (tmp_path / "README.md").write_text("---\nlicense: other\n---\nNVIDIA's.\n")
+    (tmp_path / "README.md").write_text("---\nbase_model: nvidia/mit-b0\n---\n")
     _, said = built(tmp_path)
     assert len(said) == 1
     assert "non-commercially" in said[0]

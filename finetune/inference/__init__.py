@@ -34,7 +34,13 @@ from finetune.data.files import (
 from finetune.data.labels import default_colors
 from finetune.drawing import Color, as_rgb
 from finetune.errors import UserError
-from finetune.inference.models import load_config, load_model, load_preprocessing
+from finetune.inference.models import (
+    class_colors,
+    class_names,
+    load_config,
+    load_model,
+    load_preprocessing,
+)
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.protocol import Protocol
 from finetune.inference.scores import predict_confident_masks, predict_masks
@@ -151,8 +157,8 @@ class Segmenter:
                     f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this "
                     "is not a SegFormer for semantic segmentation"
                 )
-        names = _names(config, what)
-        colors = _colors(getattr(config, "finetune_colors", None), len(names), what)
+        names = class_names(config, what)
+        colors = class_colors(config, len(names), what)
         return cls(
             model,
             preprocessing,
@@ -253,41 +259,6 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
     return found
-
-
-def _colors(found: Any, count: int, what: str) -> list[Color] | None:
-    """The classes' colours as a folder has them, None if it has none for these classes.
-
-    Raises:
-        UserError: They are no colours.
-    """
-    if found is None:
-        return None
-    is_sound = isinstance(found, list) and all(
-        isinstance(color, list)
-        and len(color) == 3
-        and all(type(value) is int and 0 <= value <= 255 for value in color)
-        for color in found
-    )
-    if not is_sound:
-        raise UserError(f"{what}: finetune_colors in config.json must be a list of [R, G, B]")
-    return [(c[0], c[1], c[2]) for c in found] if len(found) == count else None
-
-
-def _names(config: Any, what: str) -> list[str]:
-    """The classes' names by id, each once: areas are told by name."""
-    labels = config.id2label or {}
-    if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
-        raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")
-    names: list[str] = []
-    for name in (str(labels[i]) for i in range(config.num_labels)):
-        count = 1
-        unique = name
-        while unique in names:
-            count += 1
-            unique = f"{name} ({count})"
-        names.append(unique)
-    return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
 
 
 def _stacked(images: Sequence[np.ndarray]) -> Tensor:

@@ -122,5 +122,41 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
     return found
 
 
+def class_colors(config: Any, count: int, what: str) -> list[tuple[int, int, int]] | None:
+    """The classes' colours as a folder has them; None if it has none for so many classes.
+
+    Raises:
+        UserError: They are no colours.
+    """
+    found = getattr(config, "finetune_colors", None)
+    if found is None:
+        return None
+    is_sound = isinstance(found, list) and all(
+        isinstance(color, list)
+        and len(color) == 3
+        and all(type(value) is int and 0 <= value <= 255 for value in color)
+        for color in found
+    )
+    if not is_sound:
+        raise UserError(f"{what}: finetune_colors in config.json must be a list of [R, G, B]")
+    return [(c[0], c[1], c[2]) for c in found] if len(found) == count else None
+
+
+def class_names(config: Any, what: str) -> list[str]:
+    """The classes' names by id, each once: areas are told by name."""
+    labels = config.id2label or {}
+    if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
+        raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")
+    names: list[str] = []
+    for name in (str(labels[i]) for i in range(config.num_labels)):
+        count = 1
+        unique = name
+        while unique in names:
+            count += 1
+            unique = f"{name} ({count})"
+        names.append(unique)
+    return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]

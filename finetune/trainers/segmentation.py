@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -442,8 +442,12 @@ def _load(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
 def _load_file(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
     """As `_load`, from a file of weights; always says what it took of it."""
     what = f"model.init={init}"
-    weights = read_weights(Path(init), what, heads=arguments["num_attention_heads"])
-    _check_size(weights.arguments, arguments, what)
+    weights = read_weights(
+        Path(init),
+        what,
+        heads=arguments["num_attention_heads"],
+        check_size=lambda found: _check_size(found, arguments, what),
+    )
     shapes = {key: value for key, value in weights.arguments.items() if key != "num_labels"}
     config = SegformerConfig(**{**shapes, **arguments})
     model = SegformerForSemanticSegmentation(config)
@@ -476,11 +480,25 @@ def _check_size(
     for key in ("depths", "hidden_sizes", *more):
         if list(found[key]) != list(wanted[key]):
             size = variant_of(found["depths"], found["hidden_sizes"])
-            remedy = f"model.variant={size}" if size else "model.variant to the checkpoint's size"
+            remedy = f"model.variant={size}"
+            if key == "num_attention_heads":
+                remedy = f"model.{key}={_list(found[key])}"
+            elif size is None:
+                sizes = [f"model.{k}={_list(found[k])}" for k in ("depths", "hidden_sizes")]
+                heads = "model.num_attention_heads, a number a stage that divides its width"
+                remedy = f"{' '.join(sizes)} and {heads}"
+                if "num_attention_heads" in found:
+                    remedy = f"{' '.join(sizes)} model.num_attention_heads="
+                    remedy += _list(found["num_attention_heads"])
             raise UserError(
                 f"{what}: {key} are {list(found[key])}, but the recipe says {list(wanted[key])}. "
                 f"Set {remedy}."
             )
+
+
+def _list(values: Sequence[int]) -> str:
+    """As a command line takes it, without spaces."""
+    return str(list(values)).replace(" ", "")
 
 
 def _but_for_channels(loaded: str, channels: int, config: SegformerConfig) -> str:

@@ -7,7 +7,8 @@ shapes:
                     `backbone.` and with `head`, the ImageNet classifier
     mmsegmentation  `backbone.layers.0.1.0.attn.attn.in_proj_weight`, `decode_head.convs.0.conv`;
                     the encoder alone also without `backbone.`
-    transformers    `segformer.encoder.block.0.0.attention.self.query`, as on the Hub
+    transformers    `segformer.encoder.block.0.0.attention.self.query`, as on the Hub,
+                    or `segformer.stages.0.blocks.0.attention.q_proj`, as version 5 in memory
 
 Encoder and head are recognised one by one, since forks mix them. Files are opened by
 `torch.load(weights_only=True)` or safetensors: nothing in them is ever run.
@@ -22,8 +23,7 @@ Sources: mix_transformer.py and segformer_head.py of NVlabs/SegFormer; mit.py, s
 tools/model_converters/mit2mmseg.py of open-mmlab/mmsegmentation.
 """
 
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.errors import UserError
+from finetune.weights.cards import NVIDIA, Card, card_of, licence_in, licence_of
 from finetune.weights.files import classes_of, opened, tensors_of
 from finetune.weights.heads import stock_head
 from finetune.weights.layouts import ENCODER, ENCODERS, HEAD, layout_of, renamed
@@ -45,9 +46,12 @@ from finetune.weights.shapes import (
 
 __all__ = [
     "ARCHITECTURES",
+    "Card",
     "Kind",
     "Weights",
+    "card_of",
     "is_checkpoint_file",
+    "licence_in",
     "licence_of",
     "read_weights",
     "variant_of",
@@ -55,12 +59,6 @@ __all__ = [
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 MAX_CLASSES = 65535
-
-NVIDIA = (
-    "The MiT and SegFormer weights that NVIDIA published, and whatever is trained from them, may "
-    "be used non-commercially only: for research or evaluation (NVIDIA Source Code License for "
-    "SegFormer)."
-)
 
 _AUXILIARY = "auxiliary_head."
 # The classifier that an encoder was trained with; segmentors may still carry it.
@@ -117,24 +115,13 @@ def is_checkpoint_file(name: str) -> bool:
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
 
-def licence_of(model: str) -> str:
-    """What is known about the licence of a model folder's or Hub id's weights, or nothing.
-
-    An id is known by its owner, a folder by the card in it.
-    """
-    path = Path(model)
-    if not path.is_dir():
-        return NVIDIA if model.startswith("nvidia/") else ""
-    try:
-        card = (path / "README.md").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):  # none, or none that says anything
-        return ""
-    header = card.split("---", 2)[1] if card.startswith("---") else ""
-    is_other = re.search(r"^license:\s*['\"]?other\b", header, re.MULTILINE)
-    return NVIDIA if is_other and re.search("nvidia|nvlabs", card, re.IGNORECASE) else ""
-
-
-def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -> Weights:
+def read_weights(
+    path: Path,
+    what: str,
+    *,
+    heads: Sequence[int] | None = None,
+    check_size: Callable[[dict[str, Any]], None] | None = None,
+) -> Weights:
     """Reads a checkpoint file; nothing in it is run.
 
     Args:
@@ -142,6 +129,7 @@ def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -
         what: what to call it in messages, such as "model.init=mit_b0.pth".
         heads: of attention, a stage each: no shape says how many. None: as published for sizes
             that were; else as the widths suggest, and `assumed` says so.
+        check_size: shown `depths` and `hidden_sizes` before heads are compared with them.
 
     Raises:
         UserError: there is no such file; it is damaged; it needs more than plain tensors; its
@@ -168,7 +156,7 @@ def read_weights(path: Path, what: str, *, heads: Sequence[int] | None = None) -
     encoder, unknown = renamed(body, layout, ENCODERS, what)
     outside |= {prefix + name: tensor for name, tensor in unknown.items()}
     state = {ENCODER + name: tensor for name, tensor in encoder.items()}
-    arguments, assumed = encoder_arguments(state, what, heads)
+    arguments, assumed = encoder_arguments(state, what, heads, check_size)
 
     kind: Kind = "encoder"
     lost_head = ""

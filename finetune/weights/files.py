@@ -31,12 +31,16 @@ def opened(path: Path, what: str) -> Any:
         # What is mapped stays on the disk until it is wanted: an optimizer's state never is.
         mapped = zipfile.is_zipfile(path)
         if mapped:
-            with zipfile.ZipFile(path) as archive:  # torch compares no checksums
+            with zipfile.ZipFile(path) as archive:
+                _check_stored(archive, path, what)
+                # torch compares no checksums
                 if (damaged := archive.testzip()) is not None:
                     raise ValueError(f"wrong checksum of {damaged}")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except UserError:
+        raise
     except Exception as error:  # somebody else's files: readers raise anything, KeyError too
         said = str(error)
         wanted = re.search(r"GLOBAL ([\w.]+)", said)
@@ -53,6 +57,28 @@ def opened(path: Path, what: str) -> Any:
             f"{what}: damaged, cut off, or not a file of weights. Fetch it again, and compare its "
             "size or checksum with the source's"
         ) from error
+
+
+def _check_stored(archive: zipfile.ZipFile, path: Path, what: str) -> None:
+    """Refuses what would grow when read, by the directory alone.
+
+    What is packed can be any number of times its size, and is misread where it is mapped.
+    """
+    members = archive.infolist()
+    packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
+    size = path.stat().st_size
+    if packed:
+        raise UserError(
+            f"{what}: {packed[0].filename} in it is compressed, which torch.save never does; it is "
+            "not unpacked. If you trust it, save it anew: "
+            "torch.save(torch.load('weights.pth', weights_only=True, mmap=False), 'stored.pth')"
+        )
+    # Stored members that lie one on another.
+    if sum(member.file_size for member in members) > size:
+        raise UserError(
+            f"{what}: its members claim more than the {size} bytes of the file, which nothing that "
+            "torch.save wrote does. Fetch it again from a source that you trust"
+        )
 
 
 def tensors_of(content: Any, what: str) -> dict[str, Tensor]:

@@ -73,9 +73,19 @@ def _without_relu(
                 raise UserError(
                     f"{what}: {HEAD}{name} has the shape {tuple(head[name].shape)}, not {shape}"
                 )
+        for name in wanted:
+            if not head[name].is_floating_point():
+                raise UserError(f"{what}: {HEAD}{name} holds {head[name].dtype}, not real numbers")
+        if (head[f"{norm}running_var"] < 0).any():
+            raise UserError(
+                f"{what}: {HEAD}{norm}running_var has values below 0, which no variance has; take "
+                "another"
+            )
         for name in (gamma_name, gamma_name.replace("weight", "bias")):
             if shape_of(state, name, what) != (inputs,):
                 raise UserError(f"{what}: {HEAD}{conv}weight and {name} do not fit each other")
+            if not state[name].is_floating_point():
+                raise UserError(f"{what}: {name} holds {state[name].dtype}, not real numbers")
         needed = list(wanted)[:5]
         weight, scale, shift, mean, variance = (head[name].double() for name in needed)
         scale = scale / (variance + BATCH_NORM_EPS).sqrt()

@@ -49,6 +49,24 @@ ENCODERS: dict[str, dict[str, tuple[str, ...]]] = {
 ENCODERS["transformers"] = {
     f"encoder.{name}": (name,) for names in ENCODERS["NVlabs"].values() for name in names
 }
+# What transformers 5 calls them in memory, which a bare torch.save keeps.
+_OF_STAGE = {
+    "patch_embeddings.proj": "patch_embeddings.{s}.proj",
+    "patch_embeddings.layer_norm": "patch_embeddings.{s}.layer_norm",
+    "blocks.{b}.layernorm_before": _BLOCK + "layer_norm_1",
+    "blocks.{b}.attention.q_proj": _BLOCK + "attention.self.query",
+    "blocks.{b}.attention.k_proj": _BLOCK + "attention.self.key",
+    "blocks.{b}.attention.v_proj": _BLOCK + "attention.self.value",
+    "blocks.{b}.attention.sequence_reduction.sequence_reduction": _BLOCK + "attention.self.sr",
+    "blocks.{b}.attention.sequence_reduction.layer_norm": _BLOCK + "attention.self.layer_norm",
+    "blocks.{b}.attention.o_proj": _BLOCK + "attention.output.dense",
+    "blocks.{b}.layernorm_after": _BLOCK + "layer_norm_2",
+    "blocks.{b}.mlp.fc1": _BLOCK + "mlp.dense1",
+    "blocks.{b}.mlp.dwconv.dwconv": _BLOCK + "mlp.dwconv.dwconv",
+    "blocks.{b}.mlp.fc2": _BLOCK + "mlp.dense2",
+    "layer_norm": "layer_norm.{s}",
+}
+ENCODERS["transformers"] |= {f"stages.{{s}}.{name}": (ours,) for name, ours in _OF_STAGE.items()}
 HEADS: dict[str, dict[str, tuple[str, ...]]] = {
     "NVlabs": {
         "linear_c{s}.proj": ("linear_c.{s}.proj",),
@@ -67,6 +85,7 @@ HEADS: dict[str, dict[str, tuple[str, ...]]] = {
         name: (name,) for name in ("linear_c.{s}.proj", "linear_fuse", "batch_norm", "classifier")
     },
 }
+HEADS["transformers"]["linear_projections.{s}.proj"] = ("linear_c.{s}.proj",)
 _FIRST_STAGE = {"NVlabs": 1}  # the others count from 0
 _LEAVES = "weight|bias|running_mean|running_var|num_batches_tracked"
 HEAD, ENCODER = "decode_head.", "segformer.encoder."
@@ -132,5 +151,9 @@ def renamed(
         for target, part in zip(targets, parts, strict=True):
             if part.ndim == 4 and part.shape[2:] == (1, 1) and ".mlp.dense" in target:
                 part = part.flatten(1)  # a 1x1 convolution there, a linear layer here
+            if f"{target}.{leaf}" in state:
+                raise UserError(
+                    f"{what}: {name} and another name both mean {target}.{leaf}; keep one of them"
+                )
             state[f"{target}.{leaf}"] = part
     return state, unknown

@@ -1,7 +1,7 @@
 """What model tensors are of, as far as their shapes say, and whether they are all of it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -43,7 +43,10 @@ def shape_of(state: Mapping[str, Tensor], name: str, what: str, ndim: int | None
 
 
 def encoder_arguments(
-    state: Mapping[str, Tensor], what: str, heads: Sequence[int] | None
+    state: Mapping[str, Tensor],
+    what: str,
+    heads: Sequence[int] | None,
+    check_size: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Keyword arguments of the configuration, as the encoder's shapes have them."""
     found = [re.match(rf"{ENCODER}block\.(\d+)\.(\d+)\.", name) for name in state]
@@ -71,6 +74,8 @@ def encoder_arguments(
                 f"{expanded}; stock takes whole multiples only"
             )
         ratios.append(expanded // hidden_sizes[stage])
+    if check_size is not None:
+        check_size({"depths": depths, "hidden_sizes": hidden_sizes})
     numbers, assumed = _num_heads(depths, hidden_sizes, what, heads)
     arguments = {
         "num_channels": patches[0][1],
@@ -83,6 +88,9 @@ def encoder_arguments(
         "patch_sizes": [shape[2] for shape in patches],
         "strides": [4, *[2] * (stages - 1)],
     }
+    if variant_of(depths, hidden_sizes) is None:
+        strides = " ".join(map(str, arguments["strides"]))
+        assumed = (*assumed, f"strides of {strides} a stage and GELU, as all published sizes have")
     return arguments, assumed
 
 
@@ -151,6 +159,10 @@ def checked(
             )
         if name != counter and not tensor.is_floating_point():
             raise UserError(f"{what}: {name} holds {tensor.dtype}, not real numbers")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise UserError(
+                f"{what}: {name} has values below 0, which no variance has; take another"
+            )
         # A copy: what is mapped from a file changes with it.
         checked[name] = tensor.to(tensor.dtype if name == counter else torch.float32, copy=True)
         if not checked[name].isfinite().all():

@@ -1,0 +1,79 @@
+"""What the card of a model says, and what follows from it for the use of its weights."""
+
+import re
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard
+from transformers.utils import cached_file
+
+NVIDIA = (
+    "The MiT and SegFormer weights that NVIDIA published, and whatever is trained from them, may "
+    "be used non-commercially only: for research or evaluation (NVIDIA Source Code License for "
+    "SegFormer)."
+)
+
+_OWNER = "nvidia/"
+_NAME = re.compile(r"nvidia\W*(source\W*code|.*segformer)", re.IGNORECASE)
+_LINK = re.compile(r"github(usercontent)?\.com/nvlabs/segformer\b", re.IGNORECASE)
+# NVIDIA's own cards name their licence by this link in the text, the header says "other".
+_FILE = re.compile(r"github\.com/nvlabs/segformer/blob/\w+/license", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Card:
+    """A model card as it was found; empty if there is none that can be read.
+
+    Attributes:
+        header: its YAML.
+        text: what comes after.
+    """
+
+    header: dict[str, Any] = field(default_factory=dict)
+    text: str = ""
+
+
+def card_of(model: str) -> Card:
+    """The card of a model folder or Hub id; warns of one whose header is broken."""
+    path = Path(model, "README.md") if Path(model).is_dir() else _fetched(model)
+    if path is None or not path.is_file():
+        return Card()
+    try:
+        card = ModelCard.load(path, ignore_metadata_errors=True)
+        return Card(card.data.to_dict(), card.text)
+    except Exception as error:  # somebody else's YAML: its readers raise anything
+        reason = " ".join(str(error).split())
+        warnings.warn(f"{path}: its header cannot be read and is left out ({reason})", stacklevel=2)
+        return Card()
+
+
+def licence_of(model: str) -> str:
+    """What is known about the licence of a model folder's or Hub id's weights, or nothing."""
+    if model.startswith(_OWNER) and not Path(model).is_dir():
+        return NVIDIA
+    return licence_in(card_of(model))
+
+
+def licence_in(card: Card) -> str:
+    """What a card says about the licence, or nothing: by its fields, and not by any word in it."""
+    names = any(_NAME.search(text) for text in _texts(card.header.get("license_name")))
+    links = any(_LINK.search(text) for text in _texts(card.header.get("license_link")))
+    bases = any(text.startswith(_OWNER) for text in _texts(card.header.get("base_model")))
+    other = card.header.get("license") == "other" and _FILE.search(card.text)
+    return NVIDIA if names or links or bases or other or NVIDIA in card.text else ""
+
+
+def _texts(value: Any) -> Iterator[str]:
+    yield from (str(text) for text in (value if isinstance(value, list) else [value]))
+
+
+def _fetched(model: str) -> Path | None:
+    """The card of a Hub id, if it can be had."""
+    try:
+        found = cached_file(model, "README.md")
+    except Exception:  # no network, no card, no such id: it is not needed
+        return None
+    return Path(found) if found else None
