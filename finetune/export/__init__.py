@@ -27,6 +27,7 @@ from finetune.export.check import Check, check, run_in, session, sizes_of
 from finetune.export.graph import (
     MARK,
     PRODUCER,
+    PlainForm,
     save_pt2,
     smallest_side_of_pt2,
     to_onnx,
@@ -177,6 +178,20 @@ def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
         opened = session(path)
         sizes = sizes_of(smallest_side(config))
         found = check(lambda shown: run_in(opened, shown), segmenter, sizes)
+    if form == "fp16":
+        # ONNX Runtime's CPU provider widens half precision inside; what computes in it overflows.
+        found = found.worse_of(check(PlainForm(segmenter.model, torch.float16), segmenter, sizes))
+        if not found.finite:
+            raise UserError(
+                "--fp16: gives NaN or infinity: weights or activations do not fit into 16 bit "
+                "(65504 at most). Export without --fp16: onnx/model.onnx is float32, and --int8 "
+                "makes a smaller file"
+            )
+    if form == "int8" and not found.finite:
+        raise UserError(
+            "--int8: gives NaN or infinity: the ranges of the training images do not hold. Take "
+            "more of them (--calibration), or export without --int8"
+        )
     # A defect of the exporter or of the runtime, and nobody should get such a file.
     if form not in ("int8", "fp16") and not found.holds:
         raise RuntimeError(

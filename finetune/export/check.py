@@ -29,16 +29,29 @@ class Check:
         sizes: (B, H, W) of what was shown to both.
         difference: the largest of logits, relative to the largest logit; None for labels.
         equal: share of pixels with the same class.
+        finite: whether all logits were numbers.
     """
 
     sizes: tuple[tuple[int, int, int], ...]
     difference: float | None
     equal: float
+    finite: bool = True
+
+    def worse_of(self, other: "Check") -> "Check":
+        """What holds of two files that ought to be one, at the same sizes."""
+        differences = [d for d in (self.difference, other.difference) if d is not None]
+        return Check(
+            self.sizes,
+            max(differences, default=None),
+            min(self.equal, other.equal),
+            self.finite and other.finite,
+        )
 
     @property
     def holds(self) -> bool:
         """Whether the file passes for the model."""
-        return self.equal > MIN_EQUAL and (self.difference or 0.0) <= MAX_DIFFERENCE
+        close = self.equal > MIN_EQUAL and (self.difference or 0.0) <= MAX_DIFFERENCE
+        return self.finite and close
 
 
 def sizes_of(side: int) -> tuple[tuple[int, int, int], ...]:
@@ -64,11 +77,12 @@ def check(
         sizes: batches; None: `sizes_of` it.
 
     Raises:
-        UserError: one of the sizes is below the model's smallest.
+        UserError: one of the sizes is below the model's smallest; or the model's own logits are no
+            numbers.
     """
     side = smallest_side(segmenter.model.config)
     sizes = tuple(sizes or sizes_of(side))
-    worst, same, pixels = None, 0, 0
+    worst, finite, same, pixels = None, True, 0, 0
     generator = torch.Generator().manual_seed(0)
     for batch, height, width in sizes:
         if min(height, width) < side:
@@ -82,16 +96,23 @@ def check(
         ).contiguous()
         with torch.no_grad():
             logits = segmenter.model(shown).logits
+        if not logits.isfinite().all():
+            raise UserError(
+                f"model {segmenter.model.name_or_path}: its own logits hold NaN or infinity; its "
+                "weights are broken, take those of an earlier checkpoint"
+            )
         expected = upsampled_argmax(logits, (height, width))
         found = run(shown)
         if found.is_floating_point():
-            difference = float((found - logits).abs().max() / logits.abs().max())
+            finite = finite and bool(found.isfinite().all())
+            scale = logits.abs().max().clamp(min=torch.finfo(logits.dtype).tiny)
+            difference = float((found - logits).abs().max() / scale)
             # NaN is further off than anything.
             worst = difference if worst is None or not difference <= worst else worst
             found = upsampled_argmax(found, (height, width))
         same += int((found == expected).sum())
         pixels += expected.numel()
-    return Check(sizes, worst, same / pixels)
+    return Check(sizes, worst, same / pixels, finite)
 
 
 def session(path: Path | bytes, threads: int | None = None) -> Any:

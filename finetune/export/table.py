@@ -1,6 +1,7 @@
 """Size, latency and mIoU of each form beside PyTorch's."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -152,7 +153,7 @@ def show(
             for file in files
         ]
         values = {"model": model, "files": written, "table": [asdict(row) for row in rows]}
-        print(json.dumps({**values, "web": page and str(page)}))
+        print(json.dumps(_plain({**values, "web": page and str(page)}), allow_nan=False))
         return
     console = Console()
     for file in files:
@@ -186,3 +187,12 @@ def show(
         console.print(table)
     if page is not None:
         print(f"\nPage: {page}. Try it: python -m http.server -d {page}")
+
+
+def _plain(value: Any) -> Any:
+    """With null for what JSON does not know: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -165,6 +165,49 @@ def test_a_check_finds_what_is_wrong(exported):
     assert check(lambda shown: model(shown).logits, segmenter).holds
 
 
+def test_16_bit_that_overflows_is_not_written(exported, monkeypatch):
+    """ONNX Runtime computes in float32 on the CPU and would not notice."""
+    folder, _, _ = exported
+    wide = Segmenter.load(folder, device="cpu")
+    with torch.no_grad():
+        wide.model.segformer.encoder.layer_norm[0].weight.mul_(3e4)  # fits; what it scales does not
+    with torch.no_grad():
+        assert wide.model(images(1, 64, 64)).logits.isfinite().all()
+    ours = folder / "onnx" / "model_fp16.onnx"
+    monkeypatch.setattr(program, "run_in", lambda _, shown: wide.model(shown).logits.detach())
+    with pytest.raises(UserError, match=r"--fp16: .*do not fit into 16 bit.*without --fp16"):
+        program._checked("fp16", ours, wide)
+
+
+@torch.no_grad()
+def test_what_is_no_number_is_refused(exported, monkeypatch):
+    folder, segmenter, _ = exported
+    for value in ("nan", "inf"):
+
+        def broken(_, shown, value=value):
+            logits = segmenter.model(shown).logits.clone()
+            logits[..., 0, 0] = float(value)
+            return logits
+
+        found = check(lambda shown, run=broken: run(None, shown), segmenter)
+        assert not found.finite
+        assert not found.holds
+        monkeypatch.setattr(program, "run_in", broken)
+        ours = folder / "onnx" / "model.onnx"
+        for form, error in (("fp16", UserError), ("int8", UserError), ("onnx", RuntimeError)):
+            with pytest.raises(error):
+                program._checked(form, ours, segmenter)
+
+
+def test_a_model_that_gives_no_numbers_is_refused(exported):
+    folder, _, _ = exported
+    broken = Segmenter.load(folder, device="cpu")
+    with torch.no_grad():
+        broken.model.decode_head.classifier.bias[0] = float("nan")
+    with pytest.raises(UserError, match="its own logits hold NaN"):
+        check(lambda shown: broken.model(shown).logits, broken)
+
+
 def test_sizes_below_the_smallest_side_are_refused_by_name(exported):
     _, segmenter, _ = exported
     with pytest.raises(UserError, match=r"28 x 64 pixels are too small.*at least 29"):

@@ -1,6 +1,7 @@
 """8 bit, the table and the command, on the drawn shapes."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -13,7 +14,7 @@ from finetune import cli, evaluation
 from finetune import export as program
 from finetune.errors import UserError
 from finetune.export import table
-from finetune.export.check import InOnnxRuntime, session
+from finetune.export.check import Check, InOnnxRuntime, session
 from finetune.inference import Segmenter, segment
 from finetune.recipe import load_recipe
 from finetune.trainers.segmentation import SegmentationTask
@@ -138,6 +139,19 @@ def test_the_command_says_what_it_wrote(exported, tmp_path, monkeypatch):
     said = CliRunner().invoke(cli.app, arguments)
     assert "logits within" in said.stdout
     assert "100.00% of the pixels as PyTorch's" in said.stdout
+
+
+def test_json_knows_no_nan(capsys):
+    nan = float("nan")
+    files = [program.Exported("fp16", Path("x"), 1, Check(((1, 64, 64),), nan, 0.5))]
+    table.show(
+        "model", files, [table.Row("fp16", 1.0, 1.0, float("inf"), nan)], page=None, as_json=True
+    )
+    said = capsys.readouterr().out
+    found = json.loads(said, parse_constant=lambda name: pytest.fail(name))
+    assert found["files"][0]["difference"] is None
+    assert found["table"][0]["ratio"] is None
+    assert found["table"][0]["mean_iou"] is None
 
 
 @pytest.mark.parametrize(
