@@ -11,7 +11,8 @@ preprocessor_config.json is what transformers.js looks for:
     model.pt2                   logits, for torch.export.load (--pt2)
 """
 
-import zipfile
+import filecmp
+import warnings
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -25,9 +26,9 @@ from transformers.utils import cached_file
 from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
 from finetune.export.graph import (
-    MARK,
-    PRODUCER,
     PlainForm,
+    digest_of,
+    facts_of,
     save_pt2,
     smallest_side_of_pt2,
     to_onnx,
@@ -130,6 +131,7 @@ def export(
         check_page(options.web, segmenter, options.web_runtime)
     for form in options.forms:
         refuse_foreign(folder / FILES[form])
+    stale = _stale(folder, segmenter, options.forms)
     done = []
     bar = progress_bar(
         total=len(options.forms), desc="exporting", unit="file", show=True, leave=False
@@ -141,6 +143,7 @@ def export(
             done.append((form, made, _checked(form, made, segmenter)))
             bar.update()
         _write(folder, copies, [(form, made) for form, made, _ in done])
+        _remove(folder, stale)
     if options.web is not None:
         write_page(options.web, segmenter, folder / FILES["onnx"], options.web_runtime)
     files = [(form, folder / FILES[form], checked) for form, _, checked in done]
@@ -225,35 +228,57 @@ def _copies(model: str, folder: Path) -> dict[Path, Path]:
     copies = {}
     for name in COPIED:
         found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
+        target = folder / name
         if found is None:
+            if name == "model.safetensors" and target.exists():  # the model's are of another format
+                raise UserError(f"-o {folder}: holds another model ({name}); name a new folder")
             continue
-        source, target = Path(found), folder / name
+        source = Path(found)
         if not target.exists():
             copies[target] = source
-        elif name.endswith(".json") and target.read_bytes() != source.read_bytes():
+        elif name != "README.md" and not _same(source, target):
             raise UserError(f"-o {folder}: holds another model ({name} differs); name a new folder")
     return copies
 
 
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one.samefile(other) or filecmp.cmp(one, other, shallow=False)
+    except OSError as error:
+        raise UserError(f"{other}: cannot be read ({error.strerror})") from error
+
+
 def refuse_foreign(path: Path) -> None:
     """Raises a UserError if there is a file that `finetune export` did not write."""
-    if path.exists() and not _is_ours(path):
+    if path.exists() and facts_of(path) is None:
         raise UserError(f"{path}: was not written by finetune export; move it away, or choose -o")
 
 
-def _is_ours(path: Path) -> bool:
-    if path.suffix == ".pt2":
-        if not zipfile.is_zipfile(path):
-            return False
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith(f"/{MARK}") for name in archive.namelist())
-    import onnx
-    from google.protobuf.message import DecodeError
+def _stale(folder: Path, segmenter: Segmenter, forms: Sequence[str]) -> list[str]:
+    """Forms of ours, none of those given, that were made of other weights."""
+    weights = digest_of(segmenter.model)
+    stale = []
+    for form in FILES.keys() - {*forms}:
+        path = folder / FILES[form]
+        known = facts_of(path) if path.exists() else None
+        if known is not None and known.get("weights") != weights:
+            stale.append(form)
+    return sorted(stale)
 
-    try:
-        return onnx.load(path, load_external_data=False).producer_name == PRODUCER
-    except (DecodeError, OSError):
-        return False
+
+def _remove(folder: Path, forms: Sequence[str]) -> None:
+    for form in forms:
+        path = folder / FILES[form]
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"{path}: was made of other weights and cannot be removed ({error.strerror}); "
+                "remove it"
+            ) from error
+        warnings.warn(
+            f"{path}: removed, it was made of other weights; --{form} makes it anew", stacklevel=3
+        )
 
 
 def _write(folder: Path, copies: dict[Path, Path], made: Sequence[tuple[str, Path]]) -> None:

@@ -8,10 +8,13 @@ to its last, so that a runtime turns the narrow map around and not the four time
 """
 
 import copy
+import hashlib
 import io
 import json
 import logging
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -325,6 +328,7 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
     how = segmenter.preprocessing
     return {
         "version": finetune.__version__,
+        "weights": digest_of(segmenter.model),
         "output": output,
         "names": list(segmenter.names),
         "colors": [list(color) for color in segmenter.colors],
@@ -335,6 +339,36 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
         "smallest_side": smallest_side(segmenter.model.config),
         "license": _license(segmenter.model),
     }
+
+
+def digest_of(model: Any) -> str:
+    """Of a model's weights: by it a file is known to be made of them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def facts_of(path: Path) -> dict[str, Any] | None:
+    """What `facts` were of a file that we wrote; None of any other."""
+    if path.suffix == ".pt2":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                marks = [name for name in archive.namelist() if name.endswith(f"/{MARK}")]
+                return dict(json.loads(archive.read(marks[0]))) if marks else None
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError):
+            return None
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if model.producer_name != PRODUCER:
+            return None
+        return {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    except (DecodeError, OSError, ValueError):
+        return None
 
 
 def _license(model: Any) -> str | None:

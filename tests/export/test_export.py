@@ -17,10 +17,11 @@ import transformers
 from finetune import export as program
 from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
+from finetune.export.graph import digest_of, facts, facts_of, with_facts
 from finetune.inference import Segmenter
 from finetune.segformer import SegformerConfig
 
-from .conftest import COLORS, MEAN, NAMES, STD
+from .conftest import COLORS, MEAN, NAMES, STD, write_model
 
 SIZES = [(1, 64, 64), (2, 61, 99), (1, 97, 130), (3, 40, 75), (1, 29, 29), (1, 30, 211)]
 
@@ -239,6 +240,70 @@ def test_a_new_folder_is_complete(exported, tmp_path, monkeypatch):
         program.export(str(folder), made)
 
 
+@pytest.fixture
+def same_graph(exported, monkeypatch):
+    """No tracing: what is written is the graph that is there already, with the facts of now."""
+    content = (exported[0] / "onnx" / "model.onnx").read_bytes()
+    monkeypatch.setattr(program, "trace", lambda *_: None)
+    monkeypatch.setattr(program, "to_onnx", lambda *_: content)
+    return content
+
+
+def test_a_folder_with_other_weights_is_another_model(exported, same_graph, tmp_path):
+    folder, _, _ = exported
+    made = tmp_path / "out"
+    program.export(str(folder), made)
+    weights = made / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"holds another model \(model\.safetensors differs\)"):
+        program.export(str(folder), made)
+    assert weights.read_bytes() == content
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_own_files_of_other_weights_do_not_stay(exported, same_graph, tmp_path, elsewhere):
+    """As after more training: an 8 bit form of the old weights beside a new model.onnx."""
+    folder, segmenter, _ = exported
+    made = write_model(tmp_path / "model")
+    out = tmp_path / "out" if elsewhere else made
+    (out / "onnx").mkdir(parents=True)
+    graph = onnx.load_from_string(same_graph)
+    known = {**facts(segmenter, "logits"), "weights": "of others"}
+    (out / "onnx" / "model_quantized.onnx").write_bytes(with_facts(graph, known))
+    kept = (folder / "onnx" / "model_labels.onnx").read_bytes()  # of these weights
+    (out / "onnx" / "model_labels.onnx").write_bytes(kept)
+    (out / "onnx" / "model_fp16.onnx").write_bytes(b"somebody's")
+    with pytest.warns(UserWarning, match=r"model_quantized\.onnx: removed, .*--int8 makes it anew"):
+        program.export(str(made), out)
+    names = {path.name for path in (out / "onnx").iterdir()}
+    assert names == {"model.onnx", "model_labels.onnx", "model_fp16.onnx"}
+
+
+def test_the_digest_is_of_the_weights(exported, tmp_path):
+    folder, segmenter, _ = exported
+    other = Segmenter.load(folder, device="cpu")
+    assert digest_of(other.model) == digest_of(segmenter.model)
+    for name in ("onnx/model.onnx", "onnx/model_fp16.onnx", "model.pt2"):
+        assert facts_of(folder / name)["weights"] == digest_of(segmenter.model)
+    with torch.no_grad():
+        other.model.decode_head.classifier.bias[0] += 1e-6
+    assert digest_of(other.model) != digest_of(segmenter.model)
+
+
+def test_a_broken_pt2_is_somebody_elses(exported, tmp_path):
+    folder, _, _ = exported
+    content = (folder / "model.pt2").read_bytes()
+    theirs = tmp_path / "model.pt2"
+    end = content.rindex(b"PK\x05\x06")
+    for broken in (content[:999], b"x" * 99 + content[end:], b"PK\x05\x06" + b"\xff" * 18):
+        theirs.write_bytes(broken)
+        with pytest.raises(UserError, match=r"model\.pt2: was not written by finetune export"):
+            program.export(str(folder), tmp_path, program.Options(pt2=True))
+        assert theirs.read_bytes() == broken
+
+
 @pytest.mark.parametrize("content", [b"not ONNX", b""])
 def test_somebody_elses_file_is_not_replaced(exported, tmp_path, content):
     folder, _, _ = exported
@@ -294,7 +359,9 @@ def test_labels_of_one_class_and_of_many(exported, num_labels, kind):
         SimpleNamespace(
             to=lambda _: SimpleNamespace(
                 eval=lambda: SimpleNamespace(
-                    config=SegformerConfig(num_labels=num_labels), name_or_path="nowhere"
+                    config=SegformerConfig(num_labels=num_labels),
+                    name_or_path="nowhere",
+                    state_dict=dict,
                 )
             )
         ),
