@@ -7,18 +7,18 @@ preprocessor_config.json is what transformers.js looks for:
     onnx/model.onnx             logits, float32
     onnx/model_quantized.onnx   logits, 8 bit inside (--int8)
     onnx/model_fp16.onnx        logits, 16 bit inside (--fp16)
-    onnx/model_labels.onnx      class ids at the picture's own size (--labels)
+    onnx/model_labels.onnx      class ids at the size of pixel_values, that was shown (--labels)
     model.pt2                   logits, for torch.export.load (--pt2)
 """
 
 import filecmp
 import warnings
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 import torch
 from transformers.utils import cached_file
@@ -27,6 +27,7 @@ from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
 from finetune.export.graph import (
     PlainForm,
+    check_card,
     digest_of,
     facts_of,
     save_pt2,
@@ -40,6 +41,7 @@ from finetune.inference import Segmenter
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
 from finetune.tracking import progress_bar, write_whole
+from finetune.trainers.segmentation import SegmentationTask, check_same_task
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 FILES = {
@@ -50,6 +52,8 @@ FILES = {
     "pt2": "model.pt2",
 }
 """The forms that a model can take, and where transformers.js looks for those that it knows."""
+CALIBRATION = 64
+"""Training images that give 8 bit its ranges."""
 COPIED = ("config.json", "preprocessor_config.json", "model.safetensors", "README.md")
 """What else a folder needs to be a model's, for transformers.js and for stock transformers."""
 
@@ -81,7 +85,10 @@ class Options:
     pt2: bool = False
     web: Path | None = None
     web_runtime: Path | None = None
-    calibration: int = 64
+    calibration: int | None = None
+    """Training images for `int8`; None: `CALIBRATION`."""
+    scores: bool = False
+    """Whether the recipe's validation split is going to be read, and had better be there."""
 
     @property
     def forms(self) -> list[str]:
@@ -111,7 +118,7 @@ def export(
         model: a folder or Hub id.
         output: the folder that is to hold them; None: the model's own.
         options: which files.
-        recipe: whose training images 8 bit is calibrated on.
+        recipe: whose training images 8 bit is calibrated on; must be of the model's classes.
 
     Returns:
         The model, and the files in the order of `FILES`.
@@ -123,22 +130,30 @@ def export(
     options = options or Options()
     if options.int8 and recipe is None:
         raise UserError("--int8: needs --recipe, whose training images give the ranges")
+    if options.calibration is not None and not options.int8:
+        raise UserError("--calibration: is for 8 bit; add --int8, or leave it out")
+    if options.web_runtime is not None and options.web is None:
+        raise UserError("--web-runtime: goes beside a page; name its folder with --web")
     folder = _folder(model, output)
     segmenter = Segmenter.load(model, device="cpu")
-    _check_classes(segmenter, recipe)
+    check_card(segmenter.model)
+    if recipe is not None:
+        check_same_task(segmenter, recipe, f"model {model}")
     copies = _copies(model, folder)
     if options.web is not None:
         check_page(options.web, segmenter, options.web_runtime)
     for form in options.forms:
         refuse_foreign(folder / FILES[form])
     stale = _stale(folder, segmenter, options.forms)
+    if recipe is not None:
+        _open_splits(segmenter, recipe, options)
     done = []
     bar = progress_bar(
         total=len(options.forms), desc="exporting", unit="file", show=True, leave=False
     )
-    with TemporaryDirectory() as scratch, closing(bar):
+    with _scratch() as scratch, closing(bar):
         for form in options.forms:
-            made = Path(scratch) / Path(FILES[form]).name
+            made = scratch / Path(FILES[form]).name
             _make(form, made, segmenter, options, recipe)
             done.append((form, made, _checked(form, made, segmenter)))
             bar.update()
@@ -150,6 +165,19 @@ def export(
     return segmenter, [
         Exported(form, path, path.stat().st_size, checked) for form, path, checked in files
     ]
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder for files that are not checked yet."""
+    try:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise UserError(
+            f"cannot export by way of {gettempdir()}: {error.strerror or error}; free some space "
+            "there, or name another folder in the variable TMPDIR"
+        ) from error
 
 
 def _make(
@@ -168,7 +196,7 @@ def _make(
         from finetune.export.quantise import quantise  # onnxruntime's tools take seconds
 
         assert recipe is not None, "asked for before"
-        quantise(logits, path, segmenter, recipe, options.calibration)
+        quantise(logits, path, segmenter, recipe, options.calibration or CALIBRATION)
 
 
 def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
@@ -214,13 +242,13 @@ def _folder(model: str, output: Path | None) -> Path:
     return Path(model)
 
 
-def _check_classes(segmenter: Segmenter, recipe: Recipe | None) -> None:
-    wanted = None if recipe is None else tuple(recipe.labels.names)
-    if wanted is not None and wanted != segmenter.names:
-        raise UserError(
-            f"--recipe: its {len(wanted)} classes are not the model's "
-            f"{len(segmenter.names)} ({', '.join(segmenter.names[:3])}, ...)"
-        )
+def _open_splits(segmenter: Segmenter, recipe: Recipe, options: Options) -> None:
+    """Opens the splits that are going to be read: a wrong data.path is to cost nothing."""
+    task = SegmentationTask(recipe, segmenter.preprocessing)
+    if options.int8:
+        task.check_split(task.train_samples)
+    if options.scores:
+        task.check_split(task.val_samples)
 
 
 def _copies(model: str, folder: Path) -> dict[Path, Path]:

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+import yaml
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -206,7 +207,9 @@ def save_pt2(program: torch.export.ExportedProgram, segmenter: Segmenter, path: 
     """Writes what `torch.export.load` reads."""
     with _quietly():
         notes = {MARK: json.dumps(facts(segmenter, "logits"))}
-        torch.export.save(program, path, extra_files=notes)
+        content = io.BytesIO()  # of a full disk torch would say nothing that can be understood
+        torch.export.save(program, content, extra_files=notes)
+        path.write_bytes(content.getbuffer())
 
 
 def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> bytes:
@@ -375,9 +378,27 @@ def _license(model: Any) -> str | None:
     """What the model's card says of it, if there is one that says so."""
     try:
         card = cached_file(model.name_or_path, "README.md")
-        return None if card is None else ModelCard.load(card).data.license
-    except (OSError, ValueError):  # no card, or one without a readable head: it is not known
+        found = None if card is None else ModelCard.load(card).data.license
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one without a readable head
         return None
+    return None if found is None else str(found)
+
+
+def check_card(model: Any) -> None:
+    """Warns of a card that cannot be read: its licence will be missing in the files."""
+    try:
+        card = cached_file(model.name_or_path, "README.md")
+    except OSError:
+        return
+    try:
+        if card is not None:
+            ModelCard.load(card)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:120]
+        warnings.warn(
+            f"{card}: its head is no YAML that can be read ({reason}); the files name no licence",
+            stacklevel=3,
+        )
 
 
 @contextmanager

@@ -103,13 +103,14 @@ def measure(
         seconds = take_turns(
             sides, (torch.randn(shape, generator=generator),), rounds=ROUNDS, device="cpu"
         )
+    task = None if recipe is None else SegmentationTask(recipe, segmenter.preprocessing)
     sizes = {file.form: file.bytes for file in files}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = []
     for form, value in seconds.items():
         base = seconds.get(f"{EAGER}, labels" if form.endswith("labels") else EAGER, 0.0)
         megabytes = sizes.get(form, weights) / 1e6
-        score = None if recipe is None else _mean_iou(form, segmenter, recipe, files)
+        score = None if task is None else _mean_iou(form, segmenter, task, files)
         rows.append(Row(form, megabytes, value, value / base, score))
     return rows
 
@@ -122,7 +123,7 @@ def _runner(file: Exported) -> Callable[[Tensor], Tensor]:
 
 
 def _mean_iou(
-    form: str, segmenter: Segmenter, recipe: Recipe, files: Sequence[Exported]
+    form: str, segmenter: Segmenter, task: SegmentationTask, files: Sequence[Exported]
 ) -> float | None:
     """By training's own evaluation, with the file in the place of the model."""
     path = {file.form: file.path for file in files}.get(form)
@@ -132,7 +133,6 @@ def _mean_iou(
         return None
     else:
         model = InOnnxRuntime(session(path), segmenter.model.config)
-    task = SegmentationTask(recipe, segmenter.preprocessing)
     done = task.evaluate(model, rank=0, world_size=1, stop=lambda: False)
     assert done is not None, "nobody can stop it"
     return done.metrics["eval/mean_iou"]

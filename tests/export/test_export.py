@@ -1,8 +1,10 @@
 """The files of `finetune export` against the model, and against what may go wrong with them."""
 
+import errno
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -302,6 +304,32 @@ def test_a_broken_pt2_is_somebody_elses(exported, tmp_path):
         with pytest.raises(UserError, match=r"model\.pt2: was not written by finetune export"):
             program.export(str(folder), tmp_path, program.Options(pt2=True))
         assert theirs.read_bytes() == broken
+
+
+@pytest.mark.parametrize("head", ["license: [mit", "license: 2024-01-01", "- a list"])
+def test_a_card_with_a_broken_head_is_no_traceback(exported, same_graph, tmp_path, head):
+    made = write_model(tmp_path / "model")
+    (made / "README.md").write_text(f"---\n{head}\n---\n# Model\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        program.export(str(made), options=program.Options(labels=True))
+    is_date = "2024" in head
+    texts = [str(one.message) for one in said if "README.md: its head" in str(one.message)]
+    assert len(texts) == (0 if is_date else 1)
+    known = facts_of(made / "onnx" / "model_labels.onnx")
+    assert known["license"] == ("2024-01-01" if is_date else None)
+
+
+def test_a_full_scratch_disk_is_answered(exported, same_graph, tmp_path, monkeypatch):
+    folder, _, _ = exported
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(program, "_make", full)
+    with pytest.raises(UserError, match=r"No space left on device; free some space.*TMPDIR"):
+        program.export(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"not ONNX", b""])
