@@ -36,7 +36,7 @@ from finetune.export.graph import (
     trace,
     with_labels,
 )
-from finetune.export.web import check_page, write_page
+from finetune.export.web import check_apart, check_page, write_page
 from finetune.inference import Segmenter
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
@@ -135,6 +135,9 @@ def export(
     if options.web_runtime is not None and options.web is None:
         raise UserError("--web-runtime: goes beside a page; name its folder with --web")
     folder = _folder(model, output)
+    if options.web is not None:
+        check_apart(options.web, {"MODEL": Path(model)} if Path(model).is_dir() else {})
+        check_apart(options.web, {"-o": folder})
     segmenter = Segmenter.load(model, device="cpu")
     check_card(segmenter.model)
     if recipe is not None:
