@@ -23,7 +23,7 @@ from finetune.export.graph import digest_of, facts, facts_of, with_facts
 from finetune.inference import Segmenter
 from finetune.segformer import SegformerConfig
 
-from .conftest import COLORS, MEAN, NAMES, STD, write_model
+from .conftest import COLORS, MEAN, NAMES, STD, skip, write_model
 
 SIZES = [(1, 64, 64), (2, 61, 99), (1, 97, 130), (3, 40, 75), (1, 29, 29), (1, 30, 211)]
 
@@ -209,6 +209,34 @@ def test_a_model_that_gives_no_numbers_is_refused(exported):
         broken.model.decode_head.classifier.bias[0] = float("nan")
     with pytest.raises(UserError, match="its own logits hold NaN"):
         check(lambda shown: broken.model(shown).logits, broken)
+
+
+def test_a_check_sees_several_classes(exported):
+    _, segmenter, files = exported
+    assert all(file.check.classes > 2 for file in files.values())
+    shown = []
+    check(lambda batch: shown.append(batch) or segmenter.model(batch).logits.detach(), segmenter)
+    roughness = [float(batch.diff(dim=3).abs().mean() / batch.std()) for batch in shown]
+    assert min(roughness) < 0.3 < 1 < max(roughness)  # areas and noise
+
+
+@torch.no_grad()
+def test_ties_do_not_count_and_what_is_clear_does(exported):
+    _, segmenter, _ = exported
+    tied = Segmenter.load(exported[0], device="cpu")
+    head = tied.model.decode_head.classifier
+    best = int(segmenter.model(images(1, 64, 64)).logits.argmax(1).flatten().mode().values)
+    twin = (best + 1) % len(NAMES)
+    head.weight[twin], head.bias[twin] = head.weight[best], head.bias[best] + 1e-6
+
+    def other_twin(shown):
+        logits = tied.model(shown).logits.clone()
+        logits[:, best] += 2e-6  # as little as another order of a sum may do
+        return logits
+
+    assert check(other_twin, tied).holds
+
+    assert check(lambda shown: segmenter.model(shown).logits.roll(1, 1), segmenter).equal < 0.5
 
 
 def test_sizes_below_the_smallest_side_are_refused_by_name(exported):
@@ -404,3 +432,15 @@ def test_labels_of_one_class_and_of_many(exported, num_labels, kind):
     expected = large.argmax(1) if num_labels > 1 else (large > 0)[:, 0]
     assert labels.dtype == kind
     assert (labels == expected.numpy()).mean() > 0.9999
+
+
+def test_nothing_is_skipped_in_ci(monkeypatch):
+    monkeypatch.setenv("FINETUNE_CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="needs Chromium"):
+        skip("needs Chromium")
+    monkeypatch.delenv("FINETUNE_CI")
+    with pytest.raises(pytest.skip.Exception):
+        skip("needs Chromium")
+    script = (Path(__file__).parents[2] / ".ci" / "run").read_text()
+    assert "FINETUNE_CI=1" in script
+    assert "||\n" not in script  # a failed installation ends it
