@@ -496,7 +496,9 @@ def export(
     labels: Annotated[
         bool,
         typer.Option(
-            "--labels", help="onnx/model_labels.onnx too: class ids at the picture's own size."
+            "--labels",
+            help="onnx/model_labels.onnx too: class ids, at the size of pixel_values (the size "
+            "that was shown to the model, not the picture's own).",
         ),
     ] = False,
     int8: Annotated[
@@ -534,8 +536,9 @@ def export(
         ),
     ] = None,
     calibration: Annotated[
-        int, typer.Option(min=1, help="--int8: number of training images.")
-    ] = 64,
+        int | None,
+        typer.Option(min=1, help="--int8: number of training images. Default: 64."),
+    ] = None,
     table: Annotated[
         bool, typer.Option(help="Measure size, latency and mIoU of each form.")
     ] = True,
@@ -582,12 +585,15 @@ def export(
         calibration=calibration,
         web=web,
         web_runtime=web_runtime,
+        scores=table,
     )
     segmenter, files = program.export(model, output, options, loaded)
     rows = []
-    if table:
-        rows = tables.measure(segmenter, files, loaded, size=shape, compiled=compiled)
-    tables.show(model, files, rows, page=web, as_json=as_json)
+    try:
+        if table:
+            rows = tables.measure(segmenter, files, loaded, size=shape, compiled=compiled)
+    finally:  # what is written is listed, come what may of the table
+        tables.show(model, files, rows, page=web, as_json=as_json)
 
 
 @app.command()

@@ -9,13 +9,11 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from finetune.data.presets import SYNONYMS
-from finetune.errors import UserError
 from finetune.inference import Protocol, Segmenter
 from finetune.parallel import set_threads
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.trainers import Evaluation
-from finetune.trainers.segmentation import SegmentationTask, protocol_of
+from finetune.trainers.segmentation import SegmentationTask, check_same_task, protocol_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -88,18 +86,6 @@ def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
 
 def _load(model: str, recipe: Recipe) -> Segmenter:
     """The model, which must be of the recipe's classes and channels."""
-    what = f"model {model}"
     segmenter = Segmenter.load(model)
-    channels = recipe.model.num_channels
-    if segmenter.preprocessing.num_channels != channels:
-        raise UserError(
-            f"{what}: reads images of {segmenter.preprocessing.num_channels} channels, but the "
-            f"recipe's model.num_channels is {channels}"
-        )
-    names, wanted = segmenter.names, recipe.labels.names
-    if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
-        raise UserError(
-            f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
-            f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"
-        )
+    check_same_task(segmenter, recipe, f"model {model}")
     return segmenter

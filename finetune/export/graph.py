@@ -8,10 +8,13 @@ to its last, so that a runtime turns the narrow map around and not the four time
 """
 
 import copy
+import hashlib
 import io
 import json
 import logging
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
@@ -20,6 +23,7 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
+import yaml
 from huggingface_hub import ModelCard
 from torch import Tensor, nn
 from transformers.utils import cached_file
@@ -203,7 +207,9 @@ def save_pt2(program: torch.export.ExportedProgram, segmenter: Segmenter, path: 
     """Writes what `torch.export.load` reads."""
     with _quietly():
         notes = {MARK: json.dumps(facts(segmenter, "logits"))}
-        torch.export.save(program, path, extra_files=notes)
+        content = io.BytesIO()  # of a full disk torch would say nothing that can be understood
+        torch.export.save(program, content, extra_files=notes)
+        path.write_bytes(content.getbuffer())
 
 
 def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> bytes:
@@ -325,6 +331,7 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
     how = segmenter.preprocessing
     return {
         "version": finetune.__version__,
+        "weights": digest_of(segmenter.model),
         "output": output,
         "names": list(segmenter.names),
         "colors": [list(color) for color in segmenter.colors],
@@ -337,13 +344,61 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
     }
 
 
+def digest_of(model: Any) -> str:
+    """Of a model's weights: by it a file is known to be made of them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def facts_of(path: Path) -> dict[str, Any] | None:
+    """What `facts` were of a file that we wrote; None of any other."""
+    if path.suffix == ".pt2":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                marks = [name for name in archive.namelist() if name.endswith(f"/{MARK}")]
+                return dict(json.loads(archive.read(marks[0]))) if marks else None
+        except (zipfile.BadZipFile, zlib.error, OSError, EOFError, ValueError, TypeError):
+            return None
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+        if model.producer_name != PRODUCER:
+            return None
+        return {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    except (DecodeError, OSError, ValueError):
+        return None
+
+
 def _license(model: Any) -> str | None:
     """What the model's card says of it, if there is one that says so."""
     try:
         card = cached_file(model.name_or_path, "README.md")
-        return None if card is None else ModelCard.load(card).data.license
-    except (OSError, ValueError):  # no card, or one without a readable head: it is not known
+        found = None if card is None else ModelCard.load(card).data.license
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one without a readable head
         return None
+    return None if found is None else str(found)
+
+
+def check_card(model: Any) -> None:
+    """Warns of a card that cannot be read: its licence will be missing in the files."""
+    try:
+        card = cached_file(model.name_or_path, "README.md")
+    except OSError:
+        return
+    try:
+        if card is not None:
+            ModelCard.load(card)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:120]
+        warnings.warn(
+            f"{card}: its head is no YAML that can be read ({reason}); the files name no licence",
+            stacklevel=3,
+        )
 
 
 @contextmanager

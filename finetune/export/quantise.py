@@ -5,12 +5,16 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from finetune.export.graph import facts, with_facts
 from finetune.inference import Segmenter
+from finetune.inference.scores import score_bands
 from finetune.recipe import Recipe
 from finetune.tracking import progress_bar
 from finetune.trainers.segmentation import SegmentationTask
@@ -65,15 +69,45 @@ def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, c
 
 
 def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.ndarray, None, None]:
-    """Training images, evenly spread, as the model is shown them: (1, C, H, W) float32."""
+    """Training images, evenly spread, as the model is shown them: (1, C, H, W) float32.
+
+    Padded, in windows and mirrored where evaluations do so, because it is they who ask.
+    """
     samples = SegmentationTask(recipe, segmenter.preprocessing).train_samples
     places = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
     bar = progress_bar(total=len(places), desc="calibrating", unit="image", show=True, leave=False)
     with closing(bar):
         for place in places:
-            for view in segmenter.views([samples[int(place)]["image"]]):
-                yield np.ascontiguousarray(segmenter.preprocessing.normalise(view).numpy())
+            image = samples[int(place)]["image"]
+            size = image.shape[0], image.shape[1]
+            listener = _Listener(segmenter.model.config)
+            views = segmenter.views([image])
+            for _ in score_bands(listener, views, segmenter.preprocessing, size):
+                yield from listener.heard()
             bar.update()
+
+
+class _Listener(nn.Module):
+    """In the place of the model: keeps what it is shown, and finds nothing in it."""
+
+    dtype = torch.float32
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config, self._shown = config, list[np.ndarray]()
+        self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        """Logits of zeros."""
+        self._shown.append(np.ascontiguousarray(pixel_values.numpy()))
+        batch, _, height, width = pixel_values.shape
+        shape = batch, self.config.num_labels, -(-height // 4), -(-width // 4)
+        return SimpleNamespace(logits=torch.zeros(shape))
+
+    def heard(self) -> list[np.ndarray]:
+        """What was shown since this was asked last."""
+        shown, self._shown = self._shown, []
+        return shown
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Size, latency and mIoU of each form beside PyTorch's."""
 
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -102,13 +103,14 @@ def measure(
         seconds = take_turns(
             sides, (torch.randn(shape, generator=generator),), rounds=ROUNDS, device="cpu"
         )
+    task = None if recipe is None else SegmentationTask(recipe, segmenter.preprocessing)
     sizes = {file.form: file.bytes for file in files}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = []
     for form, value in seconds.items():
         base = seconds.get(f"{EAGER}, labels" if form.endswith("labels") else EAGER, 0.0)
         megabytes = sizes.get(form, weights) / 1e6
-        score = None if recipe is None else _mean_iou(form, segmenter, recipe, files)
+        score = None if task is None else _mean_iou(form, segmenter, task, files)
         rows.append(Row(form, megabytes, value, value / base, score))
     return rows
 
@@ -121,7 +123,7 @@ def _runner(file: Exported) -> Callable[[Tensor], Tensor]:
 
 
 def _mean_iou(
-    form: str, segmenter: Segmenter, recipe: Recipe, files: Sequence[Exported]
+    form: str, segmenter: Segmenter, task: SegmentationTask, files: Sequence[Exported]
 ) -> float | None:
     """By training's own evaluation, with the file in the place of the model."""
     path = {file.form: file.path for file in files}.get(form)
@@ -131,7 +133,6 @@ def _mean_iou(
         return None
     else:
         model = InOnnxRuntime(session(path), segmenter.model.config)
-    task = SegmentationTask(recipe, segmenter.preprocessing)
     done = task.evaluate(model, rank=0, world_size=1, stop=lambda: False)
     assert done is not None, "nobody can stop it"
     return done.metrics["eval/mean_iou"]
@@ -152,7 +153,7 @@ def show(
             for file in files
         ]
         values = {"model": model, "files": written, "table": [asdict(row) for row in rows]}
-        print(json.dumps({**values, "web": page and str(page)}))
+        print(json.dumps(_plain({**values, "web": page and str(page)}), allow_nan=False))
         return
     console = Console()
     for file in files:
@@ -186,3 +187,12 @@ def show(
         console.print(table)
     if page is not None:
         print(f"\nPage: {page}. Try it: python -m http.server -d {page}")
+
+
+def _plain(value: Any) -> Any:
+    """With null for what JSON does not know: NaN and infinity."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -24,6 +24,7 @@ from finetune.data.loader import (
     eval_loader,
     train_loader,
 )
+from finetune.data.presets import SYNONYMS
 from finetune.data.samples import (
     check_one_depth,
     first_dtype,
@@ -403,6 +404,28 @@ class SegmentationTask:
 def protocol_of(recipe: Recipe) -> Protocol:
     """How a recipe's evaluations show images."""
     return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
+
+
+def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
+    """Raises a UserError if a model is not of a recipe's classes and channels.
+
+    Args:
+        segmenter: the model.
+        recipe: resolved.
+        what: the model, for the message.
+    """
+    found, channels = segmenter.preprocessing.num_channels, recipe.model.num_channels
+    if found != channels:
+        raise UserError(
+            f"{what}: reads images of {found} channels, but the recipe's model.num_channels is "
+            f"{channels}"
+        )
+    names, wanted = segmenter.names, recipe.labels.names
+    if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
+        raise UserError(
+            f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
+            f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"
+        )
 
 
 _FIRST = "segformer.encoder.patch_embeddings.0.proj.weight"

@@ -1,8 +1,10 @@
 """The files of `finetune export` against the model, and against what may go wrong with them."""
 
+import errno
 import json
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,10 +19,11 @@ import transformers
 from finetune import export as program
 from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
+from finetune.export.graph import digest_of, facts, facts_of, with_facts
 from finetune.inference import Segmenter
 from finetune.segformer import SegformerConfig
 
-from .conftest import COLORS, MEAN, NAMES, STD
+from .conftest import COLORS, MEAN, NAMES, STD, skip, write_model
 
 SIZES = [(1, 64, 64), (2, 61, 99), (1, 97, 130), (3, 40, 75), (1, 29, 29), (1, 30, 211)]
 
@@ -165,6 +168,77 @@ def test_a_check_finds_what_is_wrong(exported):
     assert check(lambda shown: model(shown).logits, segmenter).holds
 
 
+def test_16_bit_that_overflows_is_not_written(exported, monkeypatch):
+    """ONNX Runtime computes in float32 on the CPU and would not notice."""
+    folder, _, _ = exported
+    wide = Segmenter.load(folder, device="cpu")
+    with torch.no_grad():
+        wide.model.segformer.encoder.layer_norm[0].weight.mul_(3e4)  # fits; what it scales does not
+    with torch.no_grad():
+        assert wide.model(images(1, 64, 64)).logits.isfinite().all()
+    ours = folder / "onnx" / "model_fp16.onnx"
+    monkeypatch.setattr(program, "run_in", lambda _, shown: wide.model(shown).logits.detach())
+    with pytest.raises(UserError, match=r"--fp16: .*do not fit into 16 bit.*without --fp16"):
+        program._checked("fp16", ours, wide)
+
+
+@torch.no_grad()
+def test_what_is_no_number_is_refused(exported, monkeypatch):
+    folder, segmenter, _ = exported
+    for value in ("nan", "inf"):
+
+        def broken(_, shown, value=value):
+            logits = segmenter.model(shown).logits.clone()
+            logits[..., 0, 0] = float(value)
+            return logits
+
+        found = check(lambda shown, run=broken: run(None, shown), segmenter)
+        assert not found.finite
+        assert not found.holds
+        monkeypatch.setattr(program, "run_in", broken)
+        ours = folder / "onnx" / "model.onnx"
+        for form, error in (("fp16", UserError), ("int8", UserError), ("onnx", RuntimeError)):
+            with pytest.raises(error):
+                program._checked(form, ours, segmenter)
+
+
+def test_a_model_that_gives_no_numbers_is_refused(exported):
+    folder, _, _ = exported
+    broken = Segmenter.load(folder, device="cpu")
+    with torch.no_grad():
+        broken.model.decode_head.classifier.bias[0] = float("nan")
+    with pytest.raises(UserError, match="its own logits hold NaN"):
+        check(lambda shown: broken.model(shown).logits, broken)
+
+
+def test_a_check_sees_several_classes(exported):
+    _, segmenter, files = exported
+    assert all(file.check.classes > 2 for file in files.values())
+    shown = []
+    check(lambda batch: shown.append(batch) or segmenter.model(batch).logits.detach(), segmenter)
+    roughness = [float(batch.diff(dim=3).abs().mean() / batch.std()) for batch in shown]
+    assert min(roughness) < 0.3 < 1 < max(roughness)  # areas and noise
+
+
+@torch.no_grad()
+def test_ties_do_not_count_and_what_is_clear_does(exported):
+    _, segmenter, _ = exported
+    tied = Segmenter.load(exported[0], device="cpu")
+    head = tied.model.decode_head.classifier
+    best = int(segmenter.model(images(1, 64, 64)).logits.argmax(1).flatten().mode().values)
+    twin = (best + 1) % len(NAMES)
+    head.weight[twin], head.bias[twin] = head.weight[best], head.bias[best] + 1e-6
+
+    def other_twin(shown):
+        logits = tied.model(shown).logits.clone()
+        logits[:, best] += 2e-6  # as little as another order of a sum may do
+        return logits
+
+    assert check(other_twin, tied).holds
+
+    assert check(lambda shown: segmenter.model(shown).logits.roll(1, 1), segmenter).equal < 0.5
+
+
 def test_sizes_below_the_smallest_side_are_refused_by_name(exported):
     _, segmenter, _ = exported
     with pytest.raises(UserError, match=r"28 x 64 pixels are too small.*at least 29"):
@@ -194,6 +268,96 @@ def test_a_new_folder_is_complete(exported, tmp_path, monkeypatch):
     (made / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds another model"):
         program.export(str(folder), made)
+
+
+@pytest.fixture
+def same_graph(exported, monkeypatch):
+    """No tracing: what is written is the graph that is there already, with the facts of now."""
+    content = (exported[0] / "onnx" / "model.onnx").read_bytes()
+    monkeypatch.setattr(program, "trace", lambda *_: None)
+    monkeypatch.setattr(program, "to_onnx", lambda *_: content)
+    return content
+
+
+def test_a_folder_with_other_weights_is_another_model(exported, same_graph, tmp_path):
+    folder, _, _ = exported
+    made = tmp_path / "out"
+    program.export(str(folder), made)
+    weights = made / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=r"holds another model \(model\.safetensors differs\)"):
+        program.export(str(folder), made)
+    assert weights.read_bytes() == content
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_own_files_of_other_weights_do_not_stay(exported, same_graph, tmp_path, elsewhere):
+    """As after more training: an 8 bit form of the old weights beside a new model.onnx."""
+    folder, segmenter, _ = exported
+    made = write_model(tmp_path / "model")
+    out = tmp_path / "out" if elsewhere else made
+    (out / "onnx").mkdir(parents=True)
+    graph = onnx.load_from_string(same_graph)
+    known = {**facts(segmenter, "logits"), "weights": "of others"}
+    (out / "onnx" / "model_quantized.onnx").write_bytes(with_facts(graph, known))
+    kept = (folder / "onnx" / "model_labels.onnx").read_bytes()  # of these weights
+    (out / "onnx" / "model_labels.onnx").write_bytes(kept)
+    (out / "onnx" / "model_fp16.onnx").write_bytes(b"somebody's")
+    with pytest.warns(UserWarning, match=r"model_quantized\.onnx: removed, .*--int8 makes it anew"):
+        program.export(str(made), out)
+    names = {path.name for path in (out / "onnx").iterdir()}
+    assert names == {"model.onnx", "model_labels.onnx", "model_fp16.onnx"}
+
+
+def test_the_digest_is_of_the_weights(exported, tmp_path):
+    folder, segmenter, _ = exported
+    other = Segmenter.load(folder, device="cpu")
+    assert digest_of(other.model) == digest_of(segmenter.model)
+    for name in ("onnx/model.onnx", "onnx/model_fp16.onnx", "model.pt2"):
+        assert facts_of(folder / name)["weights"] == digest_of(segmenter.model)
+    with torch.no_grad():
+        other.model.decode_head.classifier.bias[0] += 1e-6
+    assert digest_of(other.model) != digest_of(segmenter.model)
+
+
+def test_a_broken_pt2_is_somebody_elses(exported, tmp_path):
+    folder, _, _ = exported
+    content = (folder / "model.pt2").read_bytes()
+    theirs = tmp_path / "model.pt2"
+    end = content.rindex(b"PK\x05\x06")
+    for broken in (content[:999], b"x" * 99 + content[end:], b"PK\x05\x06" + b"\xff" * 18):
+        theirs.write_bytes(broken)
+        with pytest.raises(UserError, match=r"model\.pt2: was not written by finetune export"):
+            program.export(str(folder), tmp_path, program.Options(pt2=True))
+        assert theirs.read_bytes() == broken
+
+
+@pytest.mark.parametrize("head", ["license: [mit", "license: 2024-01-01", "- a list"])
+def test_a_card_with_a_broken_head_is_no_traceback(exported, same_graph, tmp_path, head):
+    made = write_model(tmp_path / "model")
+    (made / "README.md").write_text(f"---\n{head}\n---\n# Model\n")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        program.export(str(made), options=program.Options(labels=True))
+    is_date = "2024" in head
+    texts = [str(one.message) for one in said if "README.md: its head" in str(one.message)]
+    assert len(texts) == (0 if is_date else 1)
+    known = facts_of(made / "onnx" / "model_labels.onnx")
+    assert known["license"] == ("2024-01-01" if is_date else None)
+
+
+def test_a_full_scratch_disk_is_answered(exported, same_graph, tmp_path, monkeypatch):
+    folder, _, _ = exported
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(program, "_make", full)
+    with pytest.raises(UserError, match=r"No space left on device; free some space.*TMPDIR"):
+        program.export(str(folder), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("content", [b"not ONNX", b""])
@@ -251,7 +415,9 @@ def test_labels_of_one_class_and_of_many(exported, num_labels, kind):
         SimpleNamespace(
             to=lambda _: SimpleNamespace(
                 eval=lambda: SimpleNamespace(
-                    config=SegformerConfig(num_labels=num_labels), name_or_path="nowhere"
+                    config=SegformerConfig(num_labels=num_labels),
+                    name_or_path="nowhere",
+                    state_dict=dict,
                 )
             )
         ),
@@ -266,3 +432,15 @@ def test_labels_of_one_class_and_of_many(exported, num_labels, kind):
     expected = large.argmax(1) if num_labels > 1 else (large > 0)[:, 0]
     assert labels.dtype == kind
     assert (labels == expected.numpy()).mean() > 0.9999
+
+
+def test_nothing_is_skipped_in_ci(monkeypatch):
+    monkeypatch.setenv("FINETUNE_CI", "1")
+    with pytest.raises(pytest.fail.Exception, match="needs Chromium"):
+        skip("needs Chromium")
+    monkeypatch.delenv("FINETUNE_CI")
+    with pytest.raises(pytest.skip.Exception):
+        skip("needs Chromium")
+    script = (Path(__file__).parents[2] / ".ci" / "run").read_text()
+    assert "FINETUNE_CI=1" in script
+    assert "||\n" not in script  # a failed installation ends it

@@ -1,6 +1,7 @@
 """The page of --web in headless Chromium, used as a person would: a file in, a PNG out."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,8 +9,9 @@ from PIL import Image
 
 from finetune import export as program
 from finetune.errors import UserError
-from finetune.export.web import RUNTIME_VERSION, check_page, write_page
-from finetune.inference import Protocol, segment
+from finetune.export import web
+from finetune.export.web import RUNTIME, RUNTIME_VERSION, check_page, write_page
+from finetune.inference import Protocol, Segmenter, segment
 
 from .browser import Page
 from .conftest import COLORS, NAMES, PACKAGE, write_model
@@ -132,3 +134,98 @@ def test_a_page_goes_into_a_folder_of_its_own(exported, tmp_path):
         check_page(tmp_path / "new", segmenter, tmp_path)
     for _ in range(2):  # ours is replaced
         write_page(tmp_path / "new", segmenter, folder / "onnx" / "model.onnx")
+
+
+def test_a_page_is_swapped_in_whole(exported, tmp_path, monkeypatch):
+    folder, segmenter, _ = exported
+    page, model = tmp_path / "page", folder / "onnx" / "model.onnx"
+    write_page(page, segmenter, model)
+    before = {path.name: path.read_bytes() for path in page.iterdir()}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(web.json, "dumps", killed)
+        for target in (page, tmp_path / "other"):
+            with pytest.raises(KeyboardInterrupt):
+                write_page(target, segmenter, model)
+    with monkeypatch.context() as patch:
+        patch.setattr(web, "swap_folder", killed)
+        for target in (page, tmp_path / "other"):
+            with pytest.raises(KeyboardInterrupt):
+                write_page(target, segmenter, model)
+    assert {path.name: path.read_bytes() for path in page.iterdir()} == before
+    assert not (tmp_path / "other").exists()
+    write_page(tmp_path / "other", segmenter, model)  # what the kill left is not in the way
+    assert {path.name for path in tmp_path.iterdir()} == {"page", "other", ".page.new"}
+    (page / "CNAME").write_text("example.org")
+    with pytest.raises(UserError, match="holds CNAME, which is none of the page's"):
+        write_page(page, segmenter, model)
+    with pytest.raises(UserError, match="holds the working directory"):
+        check_page(Path(), segmenter)
+
+
+def test_a_page_overlaps_with_nothing(exported, tmp_path, monkeypatch):
+    folder, _, _ = exported
+    monkeypatch.setattr(program, "trace", None)
+    out = tmp_path / "out"
+    for web_ in (out, out / "page", tmp_path, folder, folder / "page", folder.parent):
+        with pytest.raises(UserError, match=r"--web .*: overlaps with (-o|MODEL)"):
+            program.export(str(folder), out, program.Options(web=web_))
+    assert not list(tmp_path.iterdir())
+
+
+def test_windows_are_warned_of_once(exported, tmp_path, monkeypatch):
+    folder, _, _ = exported
+    content = (folder / "onnx" / "model.onnx").read_bytes()
+    monkeypatch.setattr(program, "trace", lambda *_: None)
+    monkeypatch.setattr(program, "to_onnx", lambda *_: content)
+    made = write_model(tmp_path / "model", Protocol(window=(64, 64), stride=(40, 40)))
+    with pytest.warns(UserWarning, match="whole and once") as said:
+        program.export(str(made), options=program.Options(web=tmp_path / "page"))
+    assert len([one for one in said if "whole and once" in str(one.message)]) == 1
+
+
+def test_names_of_classes_are_text(browser, served, exported, node_modules, tmp_path):
+    folder, segmenter, _ = exported
+    root, address = served
+    evil = "<img src=x onerror=window.ran=1>"
+    names = [f"{evil} {i} \"quoted\" 'too'\nand a second line" for i in range(len(NAMES))]
+    other = Segmenter(
+        segmenter.model, segmenter.preprocessing, names=names, colors=COLORS, device="cpu"
+    )
+    runtime = node_modules / "onnxruntime-web" / "dist"
+    write_page(root / "evil", other, folder / "onnx" / "model.onnx", runtime)
+    port, profile = browser
+    (profile / "evil").mkdir()
+    with Page(port, profile / "evil") as tab:
+        tab.open(f"{address}/evil/")
+        tab.value(
+            "window.broken = []; document.addEventListener('securitypolicyviolation', "
+            "(event) => broken.push(event.violatedDirective)); 0"
+        )
+        said = tab.choose(saved(tmp_path / "picture.png", picture(96, 128)))
+        assert said.startswith("128 x 96 pixels in"), said
+        assert tab.download().size == (128, 96)
+        shown = tab.value("[...document.querySelectorAll('#legend span')].map(x => x.textContent)")
+        assert shown
+        assert set(shown) <= set(names)
+        assert tab.value("document.querySelectorAll('main img').length") == 0
+        assert tab.value("broken") == []
+        # And were it markup, the policy would not let it run.
+        tab.value(f"document.querySelector('#legend').innerHTML = {evil!r}; 0")
+        tab.wait("broken.length > 0")
+        assert tab.value("typeof window.ran") == "undefined"
+
+
+def test_only_the_runtime_is_loaded_from_elsewhere(exported, node_modules, tmp_path):
+    folder, segmenter, _ = exported
+    model = folder / "onnx" / "model.onnx"
+    write_page(tmp_path / "far", segmenter, model)
+    write_page(tmp_path / "near", segmenter, model, node_modules / "onnxruntime-web" / "dist")
+    far, near = ((tmp_path / name / "index.html").read_text() for name in ("far", "near"))
+    assert far.count(RUNTIME) == 2
+    assert far.replace(f" {RUNTIME}", "") == near
+    assert "RUNTIME" not in far
+    assert "https:" not in near

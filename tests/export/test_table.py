@@ -1,6 +1,9 @@
 """8 bit, the table and the command, on the drawn shapes."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -13,10 +16,10 @@ from finetune import cli, evaluation
 from finetune import export as program
 from finetune.errors import UserError
 from finetune.export import table
-from finetune.export.check import InOnnxRuntime, session
-from finetune.inference import Segmenter, segment
+from finetune.export.check import Check, InOnnxRuntime, session
+from finetune.inference import Protocol, Segmenter, segment
 from finetune.recipe import load_recipe
-from finetune.trainers.segmentation import SegmentationTask
+from finetune.trainers.segmentation import SegmentationTask, check_same_task
 
 from .conftest import NAMES
 from .pictures import picture
@@ -90,6 +93,37 @@ def test_8_bit_is_calibrated_on_training_images_alone(quantised, recipe, monkeyp
     assert len(list(_shown(segmenter, recipe, 5))) == 5
 
 
+@pytest.mark.parametrize(
+    "protocol",
+    [
+        Protocol(shortest_edge=20),  # below the smallest side: padded
+        Protocol(window=(64, 64), stride=(40, 40)),
+        Protocol(flip=True, scales=(0.5, 1.0)),
+    ],
+)
+def test_8_bit_is_calibrated_on_what_evaluations_show(exported, recipe, monkeypatch, protocol):
+    from finetune.export.quantise import _shown
+
+    _, segmenter, _ = exported
+    how = replace(segmenter.preprocessing, protocol=protocol)
+    other = Segmenter(segmenter.model, how, names=NAMES, device="cpu")
+    expected = []
+    forward = other.model.forward
+
+    def heard(pixel_values):
+        expected.append(pixel_values.numpy().copy())
+        return forward(pixel_values)
+
+    monkeypatch.setattr(other.model, "forward", heard)
+    image = SegmentationTask(recipe).train_samples[0]["image"]
+    other(image, confidence=False)
+    found = list(_shown(other, recipe, 1))
+    assert len(found) == len(expected) >= 1
+    for one, another in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one, another)
+        assert min(one.shape[2:]) >= 29
+
+
 def test_transformers_js_takes_8_bit(quantised, node_modules, tmp_path):
     folder, segmenter, _ = quantised
     file = tmp_path / "picture.png"
@@ -140,12 +174,76 @@ def test_the_command_says_what_it_wrote(exported, tmp_path, monkeypatch):
     assert "100.00% of the pixels as PyTorch's" in said.stdout
 
 
+def test_json_knows_no_nan(capsys):
+    nan = float("nan")
+    files = [program.Exported("fp16", Path("x"), 1, Check(((1, 64, 64),), nan, 0.5))]
+    table.show(
+        "model", files, [table.Row("fp16", 1.0, 1.0, float("inf"), nan)], page=None, as_json=True
+    )
+    said = capsys.readouterr().out
+    found = json.loads(said, parse_constant=lambda name: pytest.fail(name))
+    assert found["files"][0]["difference"] is None
+    assert found["table"][0]["ratio"] is None
+    assert found["table"][0]["mean_iou"] is None
+
+
+@pytest.mark.parametrize("more", [["--int8", "--no-table"], []])
+def test_a_wrong_path_costs_no_export(exported, tmp_path, monkeypatch, more):
+    folder, _, _ = exported
+    monkeypatch.setattr(program, "trace", None)
+    recipe = tmp_path / "recipe.yaml"
+    data = {"source": "folder", "path": str(tmp_path / "nowhere")}
+    recipe.write_text(json.dumps({"data": data, "labels": {"names": list(NAMES)}}))
+    command = ["export", str(folder), "-o", str(tmp_path / "out"), "--recipe", str(recipe), *more]
+    said = CliRunner().invoke(cli.app, command)
+    assert isinstance(said.exception, UserError), said.exception
+    assert "nowhere" in str(said.exception)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_are_listed_though_the_table_fails(exported, tmp_path, monkeypatch):
+    folder, _, _ = exported
+    content = (folder / "onnx" / "model.onnx").read_bytes()
+    monkeypatch.setattr(program, "trace", lambda *_: None)
+    monkeypatch.setattr(program, "to_onnx", lambda *_: content)
+
+    def broken(*_, **__):
+        raise UserError("val/7.png: is broken")
+
+    monkeypatch.setattr(table, "measure", broken)
+    said = CliRunner().invoke(cli.app, ["export", str(folder), "-o", str(tmp_path / "out")])
+    assert str(said.exception) == "val/7.png: is broken"
+    assert f"{tmp_path}/out/onnx/model.onnx: " in said.stdout
+
+
+def test_synonyms_of_classes_are_the_same_classes(exported):
+    _, segmenter, _ = exported
+    recipe = SimpleNamespace(
+        model=SimpleNamespace(num_channels=3),
+        labels=SimpleNamespace(names=["television", *NAMES[1:]]),
+    )
+    names = ["television receiver", *NAMES[1:]]
+    other = Segmenter(segmenter.model, segmenter.preprocessing, names=names, device="cpu")
+    check_same_task(other, recipe, "model")
+    recipe.labels.names[0] = "radio"
+    with pytest.raises(UserError, match="model: its 6 classes"):
+        check_same_task(other, recipe, "model")
+    recipe.model.num_channels = 4
+    with pytest.raises(UserError, match=r"model: reads images of 3 channels, but .* is 4"):
+        check_same_task(other, recipe, "model")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["train.steps=3"], "name it with --recipe"),
         (["--int8"], "--int8: needs --recipe"),
-        (["--recipe", "camvid"], "its 11 classes are not the model's 6"),
+        (["--recipe", "camvid"], "its 6 classes (background, disc, square, ...) are not the 11 of"),
+        (["--calibration", "8"], "--calibration: is for 8 bit; add --int8"),
+        (
+            ["--web-runtime", "dist"],
+            "--web-runtime: goes beside a page; name its folder with --web",
+        ),
         (["--size", "12"], "sides must be 64"),
         (["--size", "axb"], "say 512"),
     ],
