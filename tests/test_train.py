@@ -736,7 +736,7 @@ def test_a_model_that_starts_from_another(finished, tmp_path):
     name = "segformer.encoder.block.2.0.attention.self.query.weight"
     torch.testing.assert_close(mine[name], theirs[name])
     assert mine["decode_head.classifier.weight"].shape[0] == 2
-    with pytest.raises(UserError, match=r"depths .*model.variant"):
+    with pytest.raises(UserError, match=r"depths .*Set model\.depths="):
         fit(load_recipe("shapes", [f"model.init={finished / 'best'}", f"output={tmp_path / 'x'}"]))
     with pytest.raises(UserError, match=r"model\.init=.*not a model folder"):
         fit(load_recipe("shapes", [f"model.init={tmp_path}", f"output={tmp_path / 'y'}"]))

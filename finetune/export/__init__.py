@@ -27,7 +27,6 @@ from finetune.errors import UserError
 from finetune.export.check import Check, check, run_in, session, sizes_of
 from finetune.export.graph import (
     PlainForm,
-    check_card,
     digest_of,
     facts_of,
     save_pt2,
@@ -139,7 +138,6 @@ def export(
         check_apart(options.web, {"MODEL": Path(model)} if Path(model).is_dir() else {})
         check_apart(options.web, {"-o": folder})
     segmenter = Segmenter.load(model, device="cpu")
-    check_card(segmenter.model)
     if recipe is not None:
         check_same_task(segmenter, recipe, f"model {model}")
     copies = _copies(model, folder)

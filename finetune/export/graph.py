@@ -379,26 +379,9 @@ def _license(model: Any) -> str | None:
     try:
         card = cached_file(model.name_or_path, "README.md")
         found = None if card is None else ModelCard.load(card).data.license
-    except (OSError, ValueError, yaml.YAMLError):  # no card, or one without a readable head
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or, as loading said, a broken one
         return None
     return None if found is None else str(found)
-
-
-def check_card(model: Any) -> None:
-    """Warns of a card that cannot be read: its licence will be missing in the files."""
-    try:
-        card = cached_file(model.name_or_path, "README.md")
-    except OSError:
-        return
-    try:
-        if card is not None:
-            ModelCard.load(card)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())[:120]
-        warnings.warn(
-            f"{card}: its head is no YAML that can be read ({reason}); the files name no licence",
-            stacklevel=3,
-        )
 
 
 @contextmanager

@@ -13,12 +13,11 @@ is, nothing is done again, whatever killed the program. The tables, of all that 
 together at the end from the journals, one a process, in `OUT/.predict`.
 """
 
-import csv
 import io
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from finetune.drawing import Color, overlay, with_legend
 from finetune.errors import UserError
 from finetune.locks import alone_in
 from finetune.predict.inputs import Item
+from finetune.predict.tables import AreasCsv, AreasJson, CocoJson, Table, not_written
 from finetune.tracking import write_whole
 
 WRITES = ("overlay", "palette", "confidence", "coco", "areas")
@@ -233,7 +233,7 @@ class Outputs:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**row, "time": time.time()}) + "\n")
         except OSError as error:
-            raise _not_written(self._journal, error) from error
+            raise not_written(self._journal, error) from error
 
     def video_path(self, name: str) -> Path:
         """Where a video's overlay goes; its folder is made."""
@@ -277,8 +277,10 @@ class Outputs:
         message = f"{self.folder}: another process has been writing its tables for ten minutes"
         with ExitStack() as stack:
             stack.enter_context(alone_in(self._hidden, message, patience=600))
-            tables = [_Csv(self), _Json(self)] if "areas" in self.writes else []
-            tables += [_Coco(self)] if "coco" in self.writes else []
+            kinds: list[Callable[..., Table]] = []
+            kinds += [AreasCsv, AreasJson] if "areas" in self.writes else []
+            kinds += [CocoJson] if "coco" in self.writes else []
+            tables = [kind(self.folder, self.names) for kind in kinds]
             for table in tables:
                 stack.enter_context(table)
             for row in self._rows():
@@ -353,7 +355,7 @@ class Outputs:
                     if file.read() != b"\n":
                         file.write(b"\n")
         except OSError as error:
-            raise _not_written(self._journal, error) from error
+            raise not_written(self._journal, error) from error
 
     def _path(self, folder: str, name: str) -> Path:
         return self.folder / folder / f"{name}{_FOLDERS[folder]}"
@@ -362,134 +364,6 @@ class Outputs:
         path = self._path(folder, name)
         _make(path.parent)
         write_whole(path, content)
-
-
-class _Table:
-    """A file that is written line by line, aside, and renamed at the end."""
-
-    def __init__(self, outputs: Outputs, name: str):
-        self.outputs = outputs
-        self.path = outputs.folder / name
-        self.temp = self.path.with_name(f".{name}.new")
-
-    def __enter__(self) -> "_Table":
-        try:
-            # Names of files may hold any bytes.
-            options: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-            self.file = open(self.temp, "w", **options)
-        except OSError as error:
-            raise _not_written(self.path, error) from error
-        self.begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what is left in its buffer is not wanted, and the disk is full
-            self.file.close()
-        self.temp.unlink(missing_ok=True)
-
-    def begin(self) -> None:
-        """Writes what comes first."""
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Writes what a picture adds."""
-
-    def end(self) -> None:
-        """Writes what comes last."""
-
-    def take(self, row: Mapping[str, Any]) -> None:
-        """`add`, on a disk that may be full."""
-        try:
-            self.add(row)
-        except OSError as error:
-            raise _not_written(self.path, error) from error
-
-    def finish(self) -> None:
-        """Puts the file into place."""
-        try:
-            self.end()
-            self.file.close()
-            self.temp.replace(self.path)
-        except OSError as error:
-            raise _not_written(self.path, error) from error
-
-
-class _Csv(_Table):
-    """A line a class that occurs in a picture."""
-
-    def __init__(self, outputs: Outputs):
-        super().__init__(outputs, "areas.csv")
-
-    def begin(self) -> None:
-        self.rows = csv.writer(self.file)
-        self.rows.writerow(["name", "image", "class_id", "class", "pixels", "share"])
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        total = sum(row["pixels"].values())
-        for label, pixels in row["pixels"].items():
-            known = self.outputs.names[int(label)]
-            share = f"{pixels / total:.6f}"
-            self.rows.writerow([row["name"], row["image"], label, known, pixels, share])
-
-
-class _Json(_Table):
-    """{picture: {class: {pixels, share}}}."""
-
-    def __init__(self, outputs: Outputs):
-        super().__init__(outputs, "areas.json")
-        self.separator = "\n"
-
-    def begin(self) -> None:
-        self.file.write("{")
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        total = sum(row["pixels"].values())
-        areas = {
-            self.outputs.names[int(label)]: {"pixels": pixels, "share": round(pixels / total, 6)}
-            for label, pixels in row["pixels"].items()
-        }
-        self.file.write(f"{self.separator}{json.dumps(row['name'])}: {json.dumps(areas)}")
-        self.separator = ",\n"
-
-    def end(self) -> None:
-        self.file.write("\n}\n")
-
-
-class _Coco(_Table):
-    """One annotation a class and picture, numbered from 1 as COCO's are."""
-
-    def __init__(self, outputs: Outputs):
-        super().__init__(outputs, "coco.json")
-        self.images: list[dict[str, Any]] = []
-        self.annotations = 0
-
-    def begin(self) -> None:
-        self.file.write('{"annotations": [')
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        if "rle" not in row:  # a video
-            return
-        height, width = row["size"]
-        number = len(self.images) + 1
-        image = {"id": number, "file_name": row["image"], "height": height, "width": width}
-        self.images.append(image)
-        for label, rle in row["rle"].items():
-            self.file.write(",\n" if self.annotations else "\n")
-            self.annotations += 1
-            annotation = {
-                "id": self.annotations,
-                "image_id": number,
-                "category_id": int(label),
-                "segmentation": {"size": [height, width], "counts": rle["counts"]},
-                "area": row["pixels"][label],
-                "bbox": rle["bbox"],
-                "iscrowd": 0,
-            }
-            self.file.write(json.dumps(annotation))
-
-    def end(self) -> None:
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.outputs.names)]
-        self.file.write(f'\n], "images": {json.dumps(self.images)}, ')
-        self.file.write(f'"categories": {json.dumps(categories)}}}\n')
 
 
 def _pixels(mask: np.ndarray) -> dict[str, int]:
@@ -528,10 +402,3 @@ def _make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from error
-
-
-def _not_written(path: Path, error: OSError) -> UserError:
-    return UserError(
-        f"{path}: cannot be written ({error.strerror or error}). What is done stays; make room, "
-        "and the same command goes on"
-    )
