@@ -175,7 +175,9 @@ def _predictions(evidence: Evidence, examples: Examples | None, path: Path) -> l
             chosen = "those with pixels that count, best first"
         among = f"Of the {examples.total} validation images"
         if examples.looked_at < examples.total:
-            among = f"Of the first {examples.looked_at} of {examples.total} validation images"
+            among = (
+                f"Of {examples.looked_at} evenly spread over the {examples.total} validation images"
+            )
         return [*title, *picture, f"{among}, {chosen}, by the image's own mean IoU. {_COLUMNS}"]
     drawn = evidence.run / "panel.png" if evidence.run else None
     if drawn is not None and drawn.is_file():
@@ -200,7 +202,7 @@ def _training(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | Non
     }
     if results is not None:
         of = f"{results.step} of {train.steps}"
-        facts["steps"] = f"{of}, the best of {results.evaluations} evaluations so far"
+        facts["steps"] = f"{of}, the best of {results.evaluations} evaluations"
         if evidence.folder.resolve().name == "last":
             facts["steps"] = of
         facts["images seen"] = f"{results.step * train.global_batch:,}"
@@ -241,8 +243,10 @@ def _started_from(evidence: Evidence, recipe: Recipe) -> str:
 
 
 def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60:02} min" if minutes else f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours:
+        return f"{hours} h {minutes:02} min"
+    return f"{minutes} min" if minutes else f"{seconds:.0f} s"
 
 
 def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[str]:
@@ -250,8 +254,7 @@ def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[
     lines = ["## Use", "", "With transformers alone:", "", *usage(channels, repo)]
     lines += [
         "",
-        "With the package `finetune`: the same logits in less time, any size of picture, areas and "
-        "overlay.",
+        "With the package `finetune`, the same logits in less time:",
         "",
         "```python",
         "from finetune.inference import segment",
@@ -300,7 +303,7 @@ def _limits(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | None)
             )
         lines.append(
             f"Measured on one split of one set, {escaped(data_set.name)}, after one training. "
-            "Pictures of other places, cameras or seasons were not tried."
+            "Pictures of other origin were not tried."
         )
         if evidence.folder.resolve().name != "last" and results.evaluations > 1:
             lines.append(

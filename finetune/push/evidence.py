@@ -24,7 +24,7 @@ from finetune.weights import Card, card_of, is_checkpoint_file
 
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 LOOKED_AT = 64
-"""Validation images among which the best and the worst are looked for."""
+"""Validation images, evenly spread, among which the best and the worst are looked for."""
 BEST, WORST = 2, 2
 
 
@@ -101,13 +101,18 @@ def gather(run: Path) -> Evidence:
     Raises:
         UserError: there is no model, or a file cannot be read; names it.
     """
-    folder, home = _folders(run)
+    folder, home = folders(run)
     segmenter = Segmenter.load(folder)
     card = card_of(str(folder), fetch=False)
     recipe = _recipe(folder / "recipe.yaml")
     if recipe is None:
         return Evidence(folder, None, folder.resolve().name, segmenter, card)
     data_set = _data_set(recipe, card)
+    colors = recipe.labels.build().colors
+    if not hasattr(segmenter.model.config, "finetune_colors") and len(colors) == len(
+        segmenter.names
+    ):
+        segmenter.colors = tuple(colors)  # an older folder, which does not say
     if home is None:
         return Evidence(folder, None, recipe.name, segmenter, card, recipe, data_set)
     return Evidence(
@@ -123,8 +128,8 @@ def gather(run: Path) -> Evidence:
     )
 
 
-def _folders(run: Path) -> tuple[Path, Path | None]:
-    """The model's folder and the run's, if there is one."""
+def folders(run: Path) -> tuple[Path, Path | None]:
+    """The model's folder and the run's, if there is one; argument and errors as of `gather`."""
     if (run / "config.json").is_file():
         home = run.resolve().parent
         own, above = _recipe(run / "recipe.yaml"), _recipe(home / "recipe.yaml")
@@ -205,7 +210,7 @@ def _environment(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
-    """The best and the worst predictions among the first validation images.
+    """The best and the worst predictions among some validation images.
 
     Args:
         evidence: with the model.
@@ -221,20 +226,22 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
         check_same_task(segmenter, recipe, f"model {evidence.folder}")
         task = SegmentationTask(recipe, segmenter.preprocessing)
         samples, labels = task.val_samples, task.labels
+        # Neighbours are alike where a set is made of videos.
         count = min(LOOKED_AT, len(samples))
+        chosen = np.linspace(0, len(samples) - 1, count).astype(int).tolist()
         bar = progress_bar(
             total=count, desc="looking at predictions", unit="image", show=True, leave=False
         )
         ious = []
         with closing(bar):
-            for index in range(count):
+            for index in chosen:
                 row = _predicted(samples[index], segmenter, labels.num_labels, labels.ignore_index)
                 ious.append(row.mean_iou)
                 bar.update()
         # Read again instead of kept: 64 photographs of a camera would take gigabytes.
         rows = [
-            _predicted(samples[index], segmenter, labels.num_labels, labels.ignore_index)
-            for index in best_and_worst(ious)
+            _predicted(samples[chosen[n]], segmenter, labels.num_labels, labels.ignore_index)
+            for n in best_and_worst(ious)
         ]
     except UserError as error:
         warnings.warn(f"no predictions are shown: {error}", stacklevel=2)

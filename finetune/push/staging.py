@@ -1,6 +1,7 @@
 """The folder that is pushed: a stock model folder, its card, and nothing private."""
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +30,9 @@ KNOWN = {
     *("README.md", "config.json", "preprocessor_config.json", "recipe.yaml", WEIGHTS, INDEX),
     *(PICTURES, "onnx"),
 }
-"""What a staged folder holds at its top, besides shards of weights and the model's code."""
+"""What a staged model folder holds at its top, besides shards of weights and the model's code."""
+SPACE = {"README.md", "app.py", "requirements.txt"}
+_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
@@ -103,8 +106,14 @@ def check_nothing_secret(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------- folders
 
 
-def check_dry_run(output: Path, model: Path) -> None:
-    """Raises a UserError if a folder is not ours to replace: new, empty, or an earlier dry run."""
+def check_dry_run(output: Path, model: Path, kind: str) -> None:
+    """Raises a UserError if a folder is not ours to replace: new, empty, or an earlier dry run.
+
+    Args:
+        output: the folder.
+        model: what is pushed.
+        kind: of what goes there, model or space.
+    """
     target = output.resolve()
     if target == model.resolve() or target in model.resolve().parents:
         raise UserError(f"-o {output}: holds the model itself; name a new folder")
@@ -114,13 +123,11 @@ def check_dry_run(output: Path, model: Path) -> None:
         names = {path.name for path in output.iterdir()}
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise UserError(f"-o {output}: not a usable folder ({error})") from error
-    is_earlier = PICTURES in names and "README.md" in names
-    others = {
-        name
-        for name in names - KNOWN - {path.name for path in code_files()}
-        if not (name.startswith("model-") and name.endswith(".safetensors"))
-    }
-    if names and (others or not is_earlier):
+    others = names - (SPACE if kind == "space" else KNOWN | {path.name for path in code_files()})
+    others = {name for name in others if not _SHARD.fullmatch(name)}
+    # A model's own folder holds no pictures of a card.
+    mark = "app.py" if kind == "space" else PICTURES
+    if names and (others or mark not in names):
         raise UserError(
             f"-o {output}: holds {min(others or names)}, which no dry run wrote; name a new folder"
         )
