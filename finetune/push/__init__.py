@@ -33,7 +33,7 @@ class Pushed:
     Attributes:
         repo: OWNER/NAME.
         kind: model or space.
-        private: whether only its owner sees it.
+        private: whether only its owner sees it; of an older repository what it was already.
         files: their names in the repository -> bytes.
         url: of the repository; None: nothing was sent.
         commit: its new commit, or None.
@@ -185,7 +185,7 @@ def _sent(one: Pushed, folder: Path, message: str) -> Pushed:
     from finetune.push.upload import upload_folder  # the Hub's client: not for a dry run
 
     sent = upload_folder(folder, one.repo, private=one.private, message=message, repo_type=one.kind)
-    return replace(one, url=sent.url, commit=sent.commit)
+    return replace(one, url=sent.url, commit=sent.commit, private=sent.private)
 
 
 def show(done: Pushed) -> None:
