@@ -35,12 +35,12 @@ LAYERS = {
     3: ["trainers", "data.guess"],
     4: [
         *["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
-        *["convert", "export"],
+        *["convert", "export", "push"],
     ],
 }
 FOLDERS = (
     *("segformer", "weights", "inference", "trainers"),
-    *("benchmark", "doctor", "predict", "export"),
+    *("benchmark", "doctor", "predict", "export", "push"),
 )
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)

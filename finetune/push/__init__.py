@@ -1,0 +1,1 @@
+"""Sharing a model on the Hugging Face Hub."""
