@@ -7,49 +7,26 @@ sends once only (making the repository, checking the card, the commit) is tried 
 whose answer was lost may have been made: that is looked up before it is sent once more.
 """
 
-import contextlib
 import hashlib
-import json
-import logging
-import os
 import re
-import socket
-import ssl
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from time import monotonic, sleep
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
-    constants,
     get_token,
     hf_hub_url,
-    set_client_factory,
 )
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
-from huggingface_hub.utils import _http as hub_http
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from finetune.errors import UserError
-
-T = TypeVar("T")
-
-# The HTTP library that the client sits on: httpx, or httpx2 in newer versions.
-httpx: Any = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
-
-TRANSIENT = (408, 429, 500, 502, 503, 504)
-WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
-# What the client sends once only.
-SENT_ONCE = re.compile(
-    r"/api/(repos/create|validate-yaml|(models|spaces)/[^/]+/[^/]+(/(revision|commit)/[^/]+)?)$"
-)
+from finetune.push.link import Link, explain, without_xet
 
 # A new repository holds some of these; they are nobody's work, or stay whatever is pushed.
 NOT_WORK = re.compile(r"\.git(attributes|ignore)|README\.md|LICEN[SC]E(\.\w+)?", re.IGNORECASE)
@@ -104,12 +81,12 @@ def upload_folder(
     for path in files.values():
         if path.stat().st_size < 1_000_000 and token.encode() in path.read_bytes():
             raise UserError(f"{path}: holds your token of the Hub; take it out")
-    link = _Link(timeout, limit)
-    with _without_xet(), link.open():
+    link = Link(timeout, limit)
+    with without_xet(), link.open():
         try:
             return _Push(link, files, repo_id, repo_type, token).run(message, private)
         except Exception as error:
-            words = _explain(error, repo_id, link)
+            words = explain(error, repo_id, link)
             if words is None:
                 raise
             # The token stands in headers, which some errors of the HTTP library quote.
@@ -120,7 +97,7 @@ class _Push:
     """One upload."""
 
     def __init__(
-        self, link: "_Link", files: Mapping[str, Path], repo_id: str, repo_type: str, token: str
+        self, link: Link, files: Mapping[str, Path], repo_id: str, repo_type: str, token: str
     ):
         self.link = link
         self.files = files
@@ -137,7 +114,8 @@ class _Push:
         present = self._tree(info.sha)
         self._refuse_others_work(present, info.sha)
         stale = [path for path in present if path not in self.files and STALE.fullmatch(path)]
-        operations = [*self.additions, *(CommitOperationDelete(path) for path in stale)]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*self.additions]
+        operations += [CommitOperationDelete(path) for path in stale]
         tried = False
 
         def landed(head: str | None) -> str | None:
@@ -252,142 +230,6 @@ class _Push:
         return response.content
 
 
-# --------------------------------------------------------------------------------- the connection
-
-
-class _AgainError(Exception):
-    """An answer after which one tries again what the client sends once only."""
-
-    def __init__(self, status: int, wait: int | None, words: str):
-        super().__init__(words)
-        self.status = status
-        self.wait = wait  # seconds that the Hub asks for
-
-
-class _Link:
-    """The client's connections, with limits; and the tries that are missing in the client."""
-
-    def __init__(self, timeout: float, limit: float):
-        # Not the client's constant, which was read when it was imported.
-        self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
-        self.timeout = timeout
-        self.limit = limit
-        self.end = monotonic() + limit
-        self.reached = False  # whether the Hub has answered at all
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[None]:
-        """Puts the limits on all that the client sends; afterwards it is as it was."""
-        # The client's own have no time limit. Whoever set another factory (a proxy, certificates)
-        # keeps it: there is no public way to ask for it.
-        previous = hub_http._GLOBAL_CLIENT_FACTORY
-
-        def factory() -> Any:
-            client = previous()
-            client.event_hooks["request"].append(self._limited)
-            client.event_hooks["response"].append(self._looked_at)
-            return client
-
-        set_client_factory(factory)
-        hub_http.logger.addFilter(_without_signatures)
-        try:
-            yield
-        finally:
-            hub_http.logger.removeFilter(_without_signatures)
-            set_client_factory(previous)
-
-    def retry(self, call: Callable[[], T]) -> T:
-        """Calls it until it succeeds, fails for good, or was tried often enough."""
-        for wait in WAITS:
-            try:
-                return call()
-            except _AgainError as error:
-                problem, seconds = str(error), wait if error.wait is None else error.wait
-            except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-                # What the client tried again is over; and so is it where there is no network.
-                if not SENT_ONCE.search(error.request.url.path) or not self.reached:
-                    raise
-                problem, seconds = str(error) or type(error).__name__, wait
-            self.check(seconds)
-            print(f"the Hub: {problem}; again in {seconds} s", file=sys.stderr)
-            sleep(seconds)
-        return call()
-
-    def check(self, seconds: float = 0.0) -> None:
-        """Ends an upload that has taken too long, or would with a wait of so many seconds."""
-        if monotonic() + seconds > self.end:
-            raise UserError(
-                f"the upload did not end within {self.limit:.0f} seconds; the same command again "
-                "sends what is missing"
-            )
-
-    def _limited(self, request: Any) -> None:
-        self.check()
-        left = min(self.timeout, max(self.end - monotonic(), 0.001))
-        asked = request.extensions.get("timeout", {})
-        request.extensions["timeout"] = {
-            key: min(left, asked.get(key) or left) for key in ("connect", "read", "write", "pool")
-        }
-        request.stream = _Watched(request.stream, self)
-
-    def _looked_at(self, response: Any) -> None:
-        self.reached = True
-        status, path = response.status_code, response.request.url.path
-        if status not in TRANSIENT:
-            return
-        wait = _wait_of(response.headers)
-        self.check(wait or 0)
-        if SENT_ONCE.search(path):
-            raise _AgainError(status, wait, f"{status} at {path}")
-
-
-class _Watched(httpx.SyncByteStream):
-    """A request's body that ends when the time is over, however slowly it is taken."""
-
-    def __init__(self, stream: Any, link: _Link):
-        self.stream = stream
-        self.link = link
-
-    def __iter__(self) -> Iterator[bytes]:
-        for chunk in self.stream:
-            self.link.check()
-            yield chunk
-
-    def close(self) -> None:
-        self.stream.close()
-
-
-def _wait_of(headers: Mapping[str, str]) -> int | None:
-    """Seconds that an answer asks to wait."""
-    spent = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
-    seconds = spent[1] if spent else headers.get("retry-after", "").strip()
-    return int(seconds) if seconds.isdecimal() else None
-
-
-@contextlib.contextmanager
-def _without_xet() -> Iterator[None]:
-    """Files go by LFS: in one commit, over connections that have the limits of `_Link`.
-
-    HF_HUB_DISABLE_XET is read once, when huggingface_hub is imported, which transformers may have
-    done long ago. What it was read into is looked at with each upload.
-    """
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
-def _without_signatures(record: logging.LogRecord) -> bool:
-    """The client names addresses when it tries again; those of the storage are as good as keys."""
-    record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), ()
-    return True
-
-
-# --------------------------------------------------------------------------------- what is wrong
-
-
 def _files_of(folder: Path) -> dict[str, Path]:
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -409,88 +251,3 @@ def _checked(token: str | None) -> str:
     if not re.fullmatch(r"[\x21-\x7e]+", token):
         raise UserError("the token of the Hub holds spaces, or characters that no token has")
     return token
-
-
-def _explain(error: BaseException, repo_id: str, link: _Link) -> str | None:
-    """What to tell the user; None where it is a defect."""
-    while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__  # the client wraps what happens while a file is sent
-    hub = link.endpoint
-    if isinstance(error, UserError):
-        return f"{repo_id}: {error}" if repo_id not in str(error) else str(error)
-    if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
-    if isinstance(error, _AgainError):
-        return _explain_status(error.status, "", repo_id, hub)
-    if isinstance(error, HfHubHTTPError):
-        said = error.server_message or ""
-        return _explain_status(error.response.status_code, said, repo_id, hub)
-    if isinstance(error, httpx.HTTPError):
-        return f"{repo_id}: {_explain_network(error, hub, link.timeout)}"
-    if isinstance(error, json.JSONDecodeError):
-        return f"{repo_id}: {hub} answers as no Hub does; look at HF_ENDPOINT"
-    if isinstance(error, ValueError) and "README.md" in str(error):
-        return f"{repo_id}: the Hub refuses the card. {_one_line(str(error))}"
-    if isinstance(error, ValueError) and "LFS batch" in str(error):
-        return f"{repo_id}: the Hub does not take the files. {_one_line(str(error))}"
-    if isinstance(error, OSError):
-        return f"{repo_id}: a file cannot be read ({error.strerror}: {error.filename})"
-    return None
-
-
-def _explain_status(status: int, said: str, repo_id: str, hub: str) -> str:
-    full = status in (402, 413, 507) or re.search(r"quota|storage limit", said, re.IGNORECASE)
-    words = {
-        401: f"the Hub does not know this token. Make one that may write at {hub}/settings/tokens, "
-        "then `hf auth login`, or set HF_TOKEN",
-        403: "the token may not write there. Look at the owner's name, and at the token's rights "
-        f"at {hub}/settings/tokens",
-        404: "there is no such repository for this token, or it went away meanwhile",
-        409: "somebody else changed the repository meanwhile. Push again",
-        412: "somebody else changed the repository meanwhile. Push again",
-        429: "too many requests; wait some minutes, then push again",
-    }
-    if full:
-        text = "the Hub takes no more: the account's storage is full, or a file is too large"
-    elif status in words:
-        text = words[status]
-    elif status >= 500 or status == 408:
-        text = "the Hub fails. Push again later: what is there already is not sent again"
-    else:
-        text = "the Hub refuses it"
-    # What the Hub says of a 401 is of no use: the same for a missing repository.
-    reason = f" ({_one_line(said)})" if said and status != 401 else ""
-    return f"{repo_id}: {text} [{status}]{reason}."
-
-
-def _explain_network(error: BaseException, hub: str, timeout: float) -> str:
-    causes = list(_causes(error))
-    host = re.sub(r"^\w+://", "", hub)
-    if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"{host} is not found: there is no network, or HF_ENDPOINT is wrong"
-    if any(isinstance(cause, ssl.SSLError) for cause in causes):
-        return f"the certificate of {host} is not trusted ({_one_line(str(error))})"
-    if isinstance(error, httpx.TimeoutException):
-        return (
-            f"{host} was silent for {timeout:.0f} seconds, several times. Push again later: what "
-            "is there already is not sent again"
-        )
-    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
-        return f"HF_ENDPOINT={hub}: not an address, such as https://host"
-    reason = _one_line(str(error)) or type(error).__name__
-    return (
-        f"{host} cannot be reached, or breaks off ({reason}). Look at the network, then push "
-        "again: what is there already is not sent again"
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
-
-
-def _one_line(text: str, length: int = 300) -> str:
-    """Without signatures of addresses, and not the page of a proxy."""
-    text = re.sub(r"\?\S+", "", " ".join(text.split()))
-    return text if len(text) <= length else text[:length] + "..."
