@@ -39,12 +39,13 @@ LAYERS = {
     ],
 }
 FOLDERS = (
-    *("segformer", "weights", "inference", "trainers"),
+    *("segformer", "weights", "inference", "publish", "trainers"),
     *("benchmark", "cli", "doctor", "predict", "export", "push"),
 )
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
-STARTERS = ("cli", "benchmark.training", "benchmark.predicting")  # programs that run other programs
+# Programs that run other programs.
+STARTERS = ("cli", "benchmark.training", "benchmark.predicting", "push")
 
 
 def name_of(path: Path) -> str:
