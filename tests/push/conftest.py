@@ -1,9 +1,12 @@
 """A run as `finetune train` leaves it, with names that want escaping, and what is made of it."""
 
 import shutil
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from hub import TOKEN, Hub
+from huggingface_hub import constants
 from PIL import Image
 
 from finetune import push as program
@@ -59,6 +62,17 @@ def run(tmp_path_factory):
     more = {"data.path": str(place / "patches"), "output": str(place / "run")}
     fit(load_recipe("folder", {**SETTINGS, **more}))
     return place / "run"
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
+    """The Hub that this process knows, with a token for it. Large files go in parts."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
+    with Hub(tmp_path / "hub", part_size=100_000) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield hub
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from huggingface_hub import snapshot_download
 from safetensors.torch import load_file
 from tiny import save_tiny
 from typer.testing import CliRunner
@@ -194,3 +195,27 @@ def test_the_verb(own_run, tmp_path):
     assert isinstance(wrong.exception, UserError)
     help_text = CliRunner().invoke(app, ["push", "--help"]).stdout
     assert "Example: finetune push runs/camvid" in help_text
+
+
+def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
+    """Through the real client and a Hub on the loopback, which checks the card as the Hub does."""
+    command = ["push", str(run), "user/shapes", "--with-code", "--message", "hello"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["url"] == f"{hub.endpoint}/user/shapes"
+    assert told["private"]
+    assert hub.is_private("user/shapes")
+    assert hub.commits("user/shapes")[-1]["oid"] == told["commit"]
+    fetched = Path(
+        snapshot_download("user/shapes", endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+    )
+    (fetched / ".gitattributes").unlink()
+    shown = tmp_path / "shown"
+    program.push(run, "user/shapes", with_code=True, dry_run=shown)
+    assert contents(fetched) == contents(shown)
+    # The same again changes nothing there, and leaves nothing here.
+    again = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(again.stdout.splitlines()[-1])["commit"] == told["commit"]
+    assert sorted(os.listdir(run.parent)) == ["patches", "run"]
+    assert not [name for name in os.listdir(run) if "push" in name]
