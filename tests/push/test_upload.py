@@ -310,6 +310,21 @@ def test_a_time_limit_ends_it_however_long_it_is_asked_to_wait(hub, folder):
         push(folder, timeout=0.7, limit=1.0)
 
 
+def test_a_storage_that_takes_nothing_or_little_is_left_in_time(hub, folder, waits):
+    hub.part_size = None
+    (folder / "model.safetensors").write_bytes(bytes(12_000_000))  # more than a socket takes
+    hub.faults = [Fault("PUT", r"size=12000000", "stall")]
+    uploaded = push(folder, timeout=0.4)
+    assert len(waits) == 1
+    _nothing_lost_nor_doubled(hub, folder, uploaded)
+
+    (folder / "model.safetensors").write_bytes(bytes(12_000_001))
+    hub.faults = [Fault("PUT", r"size=12000001", "slow")]
+    with pytest.raises(UserError, match="did not end within 1 seconds"):
+        push(folder, limit=1.0)
+    assert hub.calls("PUT", "size=12000001") == [None]  # it was left while it was being sent
+
+
 # -------------------------------------------------------------------------------- plain words
 
 
