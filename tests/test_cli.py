@@ -44,6 +44,7 @@ def test_help_is_complete():
             "convert",
         ],
         "export",
+        "push",
         "benchmark",
     ]
     for verb in verbs:

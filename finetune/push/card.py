@@ -119,7 +119,7 @@ def _head(evidence: Evidence, data_set: DataSet | None, space: str | None) -> li
     text += "."
     if results is not None and data_set is not None:
         score = percent(results.scores["mean_iou"])
-        text += f" Mean IoU **{score}** on its split `{data_set.split}`."
+        text += f" Mean IoU **{score}** on its split {escaped(data_set.split)}."
     demo = f"Try it in the browser: {_link(f'spaces/{space}')}."
     return [f"# {escaped(evidence.name)}", "", text, *(["", demo] if space else [])]
 
@@ -152,13 +152,13 @@ def _results(evidence: Evidence, data_set: DataSet | None, examples: Examples | 
         return ["## Results", "", said, "", *classes]
     scores = [[_title(metric), percent(value)] for metric, value in results.scores.items()]
     images = f" ({examples.total} images)" if examples else ""
-    protocol = segmenter.preprocessing.protocol.describe()
+    where = escaped(f"split {data_set.split} of {data_set.name}{images}")
     return [
         "## Results",
         "",
         *table(["metric", "value"], scores),
         "",
-        f"Protocol: split `{data_set.split}` of {escaped(data_set.name)}{images}, {protocol}.",
+        f"Protocol: {where}, {segmenter.preprocessing.protocol.describe()}.",
         "",
         *classes,
     ]
@@ -196,7 +196,7 @@ def _training(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | Non
     train, results, environment = recipe.train, evidence.results, evidence.environment
     facts = {
         "started from": _started_from(evidence, recipe),
-        "data": f"{escaped(data_set.name)}, split `{data_set.train_split}`",
+        "data": escaped(f"{data_set.name}, split {data_set.train_split}"),
         "each step": f"{train.global_batch} crops of {recipe.augment.crop[0]} x "
         f"{recipe.augment.crop[1]} pixels, learning rate {train.lr:g}, {train.precision}",
     }
@@ -238,7 +238,7 @@ def _started_from(evidence: Evidence, recipe: Recipe) -> str:
     if recipe.model.init is None:
         return "random weights"
     licence = card.header.get("license")
-    told = f", whose card states the licence `{escaped(licence)}`" if licence else ""
+    told = f", whose card states the licence {escaped(licence)}" if licence else ""
     return (_link(base) if base else "a local model") + told
 
 
@@ -345,7 +345,7 @@ def _licence(evidence: Evidence, *, with_code: bool) -> list[str]:
     if remark:
         text = remark
     elif known:
-        text = f"`{escaped(known)}`, as the header says."
+        text = f"{escaped(known)}, as the header says."
     else:
         text = (
             "None is stated: the owner of this repository has to choose one (`license` in this "

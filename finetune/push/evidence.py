@@ -286,7 +286,7 @@ def public(evidence: Evidence) -> Recipe | None:
         return None
     values = evidence.recipe.model_dump()
     data, model = values["data"], values["model"]
-    values["output"], values["resume"] = f"runs/{shown_path(evidence.name)}", "auto"
+    values["output"], values["resume"] = f"runs/{evidence.name}", "auto"
     del values["hub"]  # whoever takes the recipe pushes elsewhere
     if evidence.data_set.id is None:
         data["path"] = shown_path(data["path"])

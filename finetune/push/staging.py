@@ -31,7 +31,7 @@ KNOWN = {
     *(PICTURES, "onnx"),
 }
 """What a staged model folder holds at its top, besides shards of weights and the model's code."""
-SPACE = {"README.md", "app.py", "requirements.txt"}
+SPACE = {"README.md", "app.py", "requirements.txt", "finetune", "examples"}
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 

@@ -6,7 +6,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,17 +25,6 @@ from finetune.push.upload import Uploaded, upload_folder
 REPO = "user/parrots"
 CARD = "---\nlicense: mit\npipeline_tag: image-segmentation\n---\n\n# Parrots\n"
 PART = 100_000
-
-
-@pytest.fixture
-def hub(tmp_path, monkeypatch) -> Iterator[Hub]:
-    """The Hub that this process knows, with a token for it. Large files go in parts."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-    with Hub(tmp_path / "hub", part_size=PART) as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        yield hub
 
 
 @pytest.fixture
