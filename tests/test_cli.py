@@ -31,8 +31,7 @@ def test_help_is_complete():
     verbs = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     assert verbs == [
         *["train", "recipes", "show", "init", "doctor", "pack", "eval", "predict", "convert"],
-        "export",
-        "benchmark",
+        *["export", "demo", "benchmark"],
     ]
     for verb in verbs:
         assert verb in said
