@@ -22,7 +22,7 @@ GRADIO = "6.31.0"
 """What the Space's page is tested with; constraints.txt has the same."""
 PYTHON = "3.11"
 REQUIREMENTS = (
-    *("huggingface_hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
+    *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
     *("torch", "tqdm", "transformers"),
 )
 """What the demo imports besides Gradio, which a Space installs by its header."""
@@ -82,12 +82,18 @@ def write_space(folder: Path, model_repo: str, *, title: str) -> None:
 
 
 def requirements() -> list[str]:
-    """Lines of requirements.txt: the bounds of this package's own dependencies."""
-    known = {}
-    for line in metadata.requires("finetune") or ():
-        requirement = line.partition(";")[0].strip()
-        name = re.split(r"[^\w.-]", requirement)[0]
-        known.setdefault(name.lower(), requirement)
+    """Lines of requirements.txt: the bounds of this package's own dependencies.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        lines = metadata.requires("finetune") or []
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            "a Space needs to know this package's dependencies: install it (`pip install -e .`)"
+        ) from error
+    known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if ";" not in line}
     return [known[name] for name in REQUIREMENTS]
 
 
