@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="values as in Python")
     parser.add_argument("--folder", type=Path, help="run there instead of in an empty folder")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     pairs = [pair.partition("=") for pair in options.parameters]
     values = {name: ast.literal_eval(value) for name, _, value in pairs}
     with tempfile.TemporaryDirectory() as empty:
