@@ -15,7 +15,7 @@ import logging
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -194,7 +194,7 @@ def trace(segmenter: Segmenter, dtype: torch.dtype = torch.float32) -> torch.exp
     sizes = {0: dim("batch"), 2: dim("height", min=side), 3: dim("width", min=side)}
     # The batch must not be 1: the exporter would take it for a constant.
     example = torch.zeros(2, segmenter.model.config.num_channels, 2 * side, 3 * side)
-    with _quietly():
+    with quietly():
         return torch.export.export(
             PlainForm(segmenter.model, dtype),
             (example,),
@@ -205,7 +205,7 @@ def trace(segmenter: Segmenter, dtype: torch.dtype = torch.float32) -> torch.exp
 
 def save_pt2(program: torch.export.ExportedProgram, segmenter: Segmenter, path: Path) -> None:
     """Writes what `torch.export.load` reads."""
-    with _quietly():
+    with quietly():
         notes = {MARK: json.dumps(facts(segmenter, "logits"))}
         content = io.BytesIO()  # of a full disk torch would say nothing that can be understood
         torch.export.save(program, content, extra_files=notes)
@@ -224,7 +224,7 @@ def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> byte
     """
     import onnx
 
-    with _quietly(), TemporaryDirectory() as folder:
+    with quietly(), TemporaryDirectory() as folder:
         made = torch.onnx.export(
             program,
             dynamo=True,
@@ -385,9 +385,15 @@ def _license(model: Any) -> str | None:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what exporters say about themselves, which nobody can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+def quietly(
+    names: Sequence[str | None] = ("torch.onnx", "onnxscript", "onnx_ir"),
+) -> Iterator[None]:
+    """Without what exporters say about themselves, which nobody can act on.
+
+    Args:
+        names: of their loggers; None is the root logger.
+    """
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -1,8 +1,7 @@
 """Weights and activations in 8 bit, their ranges taken from the recipe's own images."""
 
-import logging
-from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator
+from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune.export.graph import facts, with_facts
+from finetune.export.graph import facts, quietly, with_facts
 from finetune.inference import Segmenter
 from finetune.inference.scores import score_bands
 from finetune.recipe import Recipe
@@ -52,7 +51,8 @@ def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, c
             shown = next(images, None)
             return None if shown is None else {"pixel_values": shown}
 
-    with TemporaryDirectory() as folder, closing(images), _quietly():
+    # Its advice to do what has been done is given on the root logger.
+    with TemporaryDirectory() as folder, closing(images), quietly([None]):
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -108,14 +108,3 @@ class _Listener(nn.Module):
         """What was shown since this was asked last."""
         shown, self._shown = self._shown, []
         return shown
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without advice to do what has been done (it is given on the root logger)."""
-    level: Any = logging.getLogger().level
-    logging.getLogger().setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.getLogger().setLevel(level)

@@ -12,13 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-from huggingface_hub import ModelCard
+from tiny import save_tiny
 
 from finetune import export as program
 from finetune.inference import Preprocessing, Protocol
-from finetune.publish import save_model_folder
-from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
 from .browser import FLAGS
 
@@ -28,27 +25,8 @@ MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 
 
 def write_model(folder: Path, protocol: Protocol | None = None) -> Path:
-    """A model folder with fresh weights, of which no two are equal."""
-    torch.manual_seed(0)
-    config = SegformerConfig(
-        depths=[1, 2, 1, 1],
-        hidden_sizes=[8, 16, 40, 64],
-        decoder_hidden_size=32,
-        id2label=dict(enumerate(NAMES)),
-        label2id={name: i for i, name in enumerate(NAMES)},
-        semantic_loss_ignore_index=255,
-    )
-    model = SegformerForSemanticSegmentation(config).eval()
-    with torch.no_grad():
-        for name, tensor in model.state_dict().items():
-            if "norm" in name and tensor.is_floating_point():
-                tensor.uniform_(0.5, 1.5)  # fresh norms do nothing, folded or not
-            elif name.endswith("bias"):
-                tensor.uniform_(-0.5, 0.5)
     preprocessing = Preprocessing(protocol or Protocol(), MEAN, STD)
-    card = ModelCard("---\nlibrary_name: transformers\nlicense: cc0-1.0\n---\n")
-    save_model_folder(folder, model, preprocessing=preprocessing, colors=COLORS, card=card)
-    return folder
+    return save_tiny(folder, preprocessing, names=NAMES, colors=COLORS)
 
 
 @pytest.fixture(scope="session")

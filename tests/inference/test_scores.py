@@ -234,22 +234,22 @@ def test_a_protocol_says_what_it_is():
     assert "own size" in sliding
 
 
+STOCKS = [  # the protocols that stock's processor knows
+    Protocol(),
+    Protocol(fixed_size=(40, 56)),
+    Protocol(shortest_edge=64),
+    Protocol(shortest_edge=64, longest_edge=80),
+    Protocol(shortest_edge=71, longest_edge=97),
+]
+
+
 def stock_size(protocol, image):
     """The height and width that stock's processor resizes an image to."""
     processor = transformers.SegformerImageProcessorPil(**Preprocessing(protocol).to_stock())
     return tuple(processor(image, return_tensors="pt")["pixel_values"].shape[2:])
 
 
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        Protocol(),
-        Protocol(fixed_size=(40, 56)),
-        Protocol(shortest_edge=64),
-        Protocol(shortest_edge=64, longest_edge=80),
-        Protocol(shortest_edge=71, longest_edge=97),
-    ],
-)
+@pytest.mark.parametrize("protocol", STOCKS)
 def test_sizes_are_stocks_to_the_pixel(protocol):
     rng = np.random.default_rng(0)
     sizes = [(71, 97), (97, 71), (64, 64), (64, 200), *rng.integers(20, 300, (60, 2)).tolist()]
@@ -258,15 +258,7 @@ def test_sizes_are_stocks_to_the_pixel(protocol):
         assert protocol.size(height, width) == stock_size(protocol, image), (height, width)
 
 
-@pytest.mark.parametrize(
-    "protocol",
-    [
-        Protocol(),
-        Protocol(fixed_size=(40, 56)),
-        Protocol(shortest_edge=64),
-        Protocol(shortest_edge=64, longest_edge=80),
-    ],
-)
+@pytest.mark.parametrize("protocol", STOCKS)
 def test_what_is_saved_for_stock_is_read_back(protocol):
     own = Preprocessing(protocol, (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8), 65535)
     assert Preprocessing.from_stock(own.to_stock()) == own

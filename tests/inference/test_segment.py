@@ -9,43 +9,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import COLORS, NAMES, save_tiny
 
 from finetune.drawing import overlay
 from finetune.errors import UserError
 from finetune.inference import Preprocessing, Protocol, Segmenter, segment
-from finetune.publish import model_card, save_model_folder
-from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
-
-NAMES = ["road", "tree", "sky", "car", "house"]
-COLORS = [(10 * i, 200 - 20 * i, 30 * i) for i in range(5)]
+from finetune.segformer import SegformerForSemanticSegmentation
 
 
-def save(folder, protocol=Protocol(), channels=3, num_labels=5):  # noqa: B008 - frozen
-    torch.manual_seed(0)
-    names = NAMES[:num_labels]
-    config = SegformerConfig(
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 16, 40, 64],
-        decoder_hidden_size=32,
-        num_channels=channels,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-    )
-    model = SegformerForSemanticSegmentation(config)
+def save(folder, protocol=Protocol(), channels=3):  # noqa: B008 - frozen
     preprocessing = Preprocessing(protocol, (0.4,) * channels, (0.2,) * channels)
-    card = model_card(
-        name="tiny",
-        base_model=None,
-        names=names,
-        results={},
-        per_class_iou={},
-        protocol=protocol,
-        facts={},
-    )
-    save_model_folder(
-        folder, model, preprocessing=preprocessing, colors=COLORS[:num_labels], card=card
-    )
-    return folder
+    return save_tiny(folder, preprocessing, num_channels=channels)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +88,10 @@ def test_grey_and_sixteen_bit_are_made_rgb_as_in_training(folder, tmp_path):
 def test_what_a_segmentation_tells(folder):
     pixels = picture(40, 64)
     found = segment(folder, pixels)
-    assert found.names == tuple(NAMES)
-    assert found.colors == tuple(COLORS)
+    assert found.names == NAMES
+    assert found.colors == COLORS
     areas = found.areas()
-    assert list(areas) == NAMES
+    assert list(areas) == list(NAMES)
     assert sum(area["pixels"] for area in areas.values()) == 40 * 64
     for i, name in enumerate(NAMES):
         assert areas[name]["pixels"] == (found.mask == i).sum()

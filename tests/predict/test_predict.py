@@ -17,48 +17,19 @@ import pytest
 import torch
 from PIL import Image
 from pycocotools import mask as coco
+from tiny import COLORS, NAMES, save_tiny
 from typer.testing import CliRunner
 
 from finetune import cli
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Segmenter
+from finetune.inference import Segmenter
 from finetune.predict import predict
 from finetune.predict.inputs import collect
-from finetune.publish import model_card, save_model_folder
-from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
-
-NAMES = ["road", "tree", "sky", "car", "house"]
-COLORS = [(10 * i, 200 - 20 * i, 30 * i) for i in range(5)]
-
-
-def save(folder, names=NAMES, seed=0):
-    torch.manual_seed(seed)
-    config = SegformerConfig(
-        depths=[1, 1, 1, 1],
-        hidden_sizes=[8, 16, 40, 64],
-        decoder_hidden_size=32,
-        id2label=dict(enumerate(names)),
-        label2id={name: i for i, name in enumerate(names)},
-    )
-    preprocessing = Preprocessing()
-    card = model_card(
-        name="tiny",
-        base_model=None,
-        names=names,
-        results={},
-        per_class_iou={},
-        protocol=preprocessing.protocol,
-        facts={},
-    )
-    model = SegformerForSemanticSegmentation(config)
-    colors = [COLORS[i % 5] for i in range(len(names))]
-    save_model_folder(folder, model, preprocessing=preprocessing, colors=colors, card=card)
-    return folder
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("model") / "best")
+    return save_tiny(tmp_path_factory.mktemp("model") / "best")
 
 
 def picture(height, width, seed=0):
@@ -112,7 +83,7 @@ def test_what_is_written(model, photos, tmp_path):
         table = list(csv.DictReader(file))
     objects = json.loads((out / "coco.json").read_text())
     files = {image["file_name"]: image for image in objects["images"]}
-    assert [category["name"] for category in objects["categories"]] == NAMES
+    assert [category["name"] for category in objects["categories"]] == list(NAMES)
     for name in expected:
         image = photos / f"{name}.png"
         found = segmenter(image)
@@ -141,7 +112,7 @@ def test_what_is_written(model, photos, tmp_path):
         assert np.array_equal(rebuilt, found.mask)
     summary = json.loads((out / "predict.json").read_text())
     assert summary["done"] == 6
-    assert summary["names"] == NAMES
+    assert summary["names"] == list(NAMES)
     assert not [path for path in out.rglob(".*") if path.is_file() and ".predict" not in path.parts]
 
 
@@ -178,7 +149,7 @@ def test_batches_of_several_sizes_give_the_same_masks(model, photos, tmp_path, m
 
 
 def test_more_classes_than_a_byte_holds(tmp_path, photos):
-    model = save(tmp_path / "many", [f"class {i}" for i in range(300)])
+    model = save_tiny(tmp_path / "many", names=[f"class {i}" for i in range(300)])
     out = tmp_path / "out"
     done = run(model, photos / "0.png", "-o", out, "--write", "coco")
     assert done.exit_code == 0, done.output
@@ -271,7 +242,7 @@ def test_mistakes(model, photos, tmp_path, arguments, named):
 def test_a_folder_belongs_to_one_model(model, photos, tmp_path):
     out = tmp_path / "out"
     assert run(model, photos / "0.png", "-o", out).exit_code == 0
-    other = save(tmp_path / "other", seed=1)
+    other = save_tiny(tmp_path / "other", seed=1)
     done = run(other, photos / "0.png", "-o", out)
     assert "holds other predictions (weights differs" in str(done.exception)
     moved = shutil.copytree(model, tmp_path / "moved")
@@ -494,6 +465,18 @@ def test_results_are_no_inputs(model, photos, tmp_path):
     assert len(collect([str(folder), str(folder / "0.png")], tmp_path / "new")) == 6
 
 
+def test_what_is_passed_over_is_said(tmp_path):
+    picture(40, 56).save(tmp_path / "0.png")
+    os.mkfifo(tmp_path / "pipe.png")  # whose reader would wait for ever
+    for name in ("notes.txt", "more.TXT", "LICENSE"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"passed over \(2 \.txt, 1 no type\)"):
+        found = collect([str(tmp_path)], tmp_path / "out")
+    assert [item.name for item in found] == ["0"]
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        collect([str(tmp_path / "pipe.png")], tmp_path / "out")
+
+
 def test_a_changed_picture_is_done_again(model, tmp_path):
     out = tmp_path / "out"
     picture(40, 56).save(tmp_path / "0.png")
@@ -648,7 +631,7 @@ def test_two_calls_at_once_are_refused(model, photos, tmp_path):
 
     segmenter = Segmenter.load(model)
     with (
-        Outputs(tmp_path / "out", "", {}, [], NAMES, COLORS, rank=0),
+        Outputs(tmp_path / "out", "", {}, [], list(NAMES), list(COLORS), rank=0),
         pytest.raises(UserError, match="another `finetune predict`"),
     ):
         predict(segmenter, [str(photos)], tmp_path / "out", writes=[])

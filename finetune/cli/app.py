@@ -1,0 +1,57 @@
+"""The `finetune` command itself, and the arguments that several verbs take."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import finetune
+
+app = typer.Typer(
+    help="Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def complete_recipe(incomplete: str) -> Iterator[str]:
+    """What a shell offers where a recipe is wanted: names that ship, YAML files, folders."""
+    from finetune.recipe import shipped_recipes
+
+    yield from (p.stem for p in shipped_recipes() if p.stem.startswith(incomplete))
+    folder, _, start = incomplete.rpartition("/")
+    for path in sorted(Path(folder or ("/" if incomplete[:1] == "/" else ".")).glob("*")):
+        if path.name.startswith(start) and (path.is_dir() or path.suffix == ".yaml"):
+            yield f"{path}/" if path.is_dir() else str(path)
+
+
+RecipeArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a shipped recipe.",
+        autocompletion=complete_recipe,
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[key=value]...", help="Overrides, such as train.steps=100."),
+]
+
+
+def version(wanted: bool) -> None:
+    """Prints the version and leaves."""
+    if wanted:
+        print(f"finetune {finetune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    """Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model."""

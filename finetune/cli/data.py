@@ -1,0 +1,184 @@
+"""Verbs about data: what a folder holds, what is wrong with it, how it travels."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from finetune.cli.app import Overrides, RecipeArgument, app
+from finetune.errors import UserError
+
+if TYPE_CHECKING:
+    from finetune.data.recognise import Layout
+
+
+@app.command()
+def init(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[DIR]", help="Where images and masks are.")
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            help="Instead of a folder: hub:OWNER/NAME, also with @REVISION, or an address such as "
+            "hub:s3://bucket/set.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The recipe to write; must not exist.")
+    ] = Path("recipe.yaml"),
+    choice: Annotated[
+        int | None, typer.Option(help="Which one, of several that the folder may be.")
+    ] = None,
+) -> None:
+    """Write a recipe for a folder of images and masks that trains as it stands.
+
+    Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC,
+    COCO-Stuff and CamVid, two folders or endings with the same names, one file a class too, and
+    Parquet or Arrow that `datasets` wrote. Says what it saw and assumed; both are comments in the
+    recipe. What lies elsewhere is known by its columns and its first rows alone.
+
+    Example: finetune init my_data -o my_recipe.yaml
+
+    Example: finetune init --from hub:EduardoPacheco/FoodSeg103 -o food.yaml
+    """
+    from finetune.init import draft, draft_from_table
+
+    if source is None and folder is not None:
+        done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
+    elif source is not None and folder is None and source.startswith("hub:"):
+        path, _, revision = source.removeprefix("hub:").partition(
+            "@" if "://" not in source else " "
+        )
+        done = draft_from_table(path, output, revision=revision or None)
+    else:
+        raise UserError("name a folder, or --from hub:OWNER/NAME, and not both")
+    for title, found in (("Seen", done.found), ("Assumed", done.assumed)):
+        print(f"{title}:")
+        for line in found:
+            print(f"  {line}")
+    print(f"\nWritten: {output}. Next: finetune train {output}")
+
+
+@app.command()
+def doctor(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|DIR",
+            help="A YAML file, the name of a shipped recipe, or a folder of images and masks.",
+        ),
+    ],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="Folder for doctor.json and doctor.html. Default: runs/doctor-NAME.",
+        ),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what doctor.json holds, nothing else.")
+    ] = False,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that read. Default: one a core, at most 8."),
+    ] = None,
+    distance: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=63,
+            help="Near duplicates: how many of the 64 bits of two perceptual hashes may differ.",
+        ),
+    ] = 8,
+    choice: Annotated[
+        int | None, typer.Option(help="Which one, of several that a folder may be.")
+    ] = None,
+) -> None:
+    """Read a whole data set and say what is wrong with it, by file, before training does.
+
+    Finds files that are damaged, empty, of unequal size or without a partner; mask values that no
+    rule covers, or that look like slips; classes never seen, or seen in validation only; images
+    that stand in two splits, exactly or nearly, or twice with different masks. Counts classes,
+    ignored pixels and sizes, and suggests class weights, mean and standard deviation.
+
+    Example: finetune doctor camvid data.path=CamVid -o out
+
+    Example: finetune doctor my_data
+
+    A folder without a recipe is understood as `finetune init` does; key=value corrects that.
+
+    Exit status: 0 clean, 2 with problems (doctor.json and doctor.html are written either way) or
+    after a mistake that the message names, 130 stopped by Ctrl-C. Warnings alone are clean.
+    """
+    from finetune.doctor import examine, screen
+
+    try:
+        done = examine(
+            target,
+            overrides or [],
+            choose=lambda layouts: _chosen(layouts, target, choice),
+            workers=workers,
+            distance=distance,
+            show_progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; nothing is written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    files = done.write(output or Path("runs") / f"doctor-{done.name}")
+    if as_json:
+        print(files[0].read_text(encoding="utf-8"), end="")
+    else:
+        screen.show(done.to_json(), files)
+    raise typer.Exit(0 if done.clean else 2)
+
+
+@app.command()
+def pack(
+    recipe: RecipeArgument,
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    overrides: Overrides = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Threads; default: one a usable core.")
+    ] = None,
+) -> None:
+    """Write a recipe's data as sharded Parquet: to stream it, from a disk or a bucket.
+
+    Masks become PNG of class ids, images stay the bytes that they are. OUT/recipe.yaml trains on
+    it. A call that was stopped goes on where it was.
+
+    Example: finetune pack ade20k packed data.path=ADEChallengeData2016
+    """
+    from finetune import pack as program
+    from finetune.recipe import load_recipe
+
+    begun = time.monotonic()
+    done = program.pack(load_recipe(recipe, overrides or []), output, workers=workers)
+    speed = sum(done.samples.values()) / max(time.monotonic() - begun, 1e-9)
+    for split, count in done.samples.items():
+        print(f"{split}: {count} images, {done.bytes[split] / 1e6:.1f} MB")
+    kept = f", {done.kept} files were there already" if done.kept else ""
+    print(
+        f"Written: {output} ({speed:.0f} images/s{kept}). Next: finetune train {output}/recipe.yaml"
+    )
+
+
+def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None) -> "Layout":
+    """The only layout, or one of several: by number, by asking on a terminal, or a mistake."""
+    if len(layouts) == 1 and choice in (None, 1):
+        return layouts[0]
+    lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
+    options = "\n".join(lines)
+    number = choice
+    if number is None and sys.stdin.isatty():
+        print(f"{folder} may be one of these:\n{options}", file=sys.stderr)
+        number = typer.prompt("Which one", type=int, err=True)
+    if number is None or not 1 <= number <= len(layouts):
+        raise UserError(f"{folder} may be one of these; say which with --choice:\n{options}")
+    return layouts[number - 1]

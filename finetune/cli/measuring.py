@@ -1,0 +1,127 @@
+"""The verb that measures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from finetune.cli.app import app
+from finetune.errors import UserError
+
+
+@app.command()
+def benchmark(
+    what: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[WHAT|key=value]...",
+            help="forward, train-step, eval-image, loss, metric, loader, predict or training; "
+            "default: all but the last two. key=value overrides the recipe of training.",
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(help="b0 to b5, repeatable. Default: b0 b2 b5 forward, b0 b2 step, b2 eval."),
+    ] = None,
+    size: Annotated[
+        str | None,
+        typer.Option(help="512, or height x width. Default: 512; eval-image 1024x2048."),
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at once. Default: 1; train-step 2.")
+    ] = None,
+    num_labels: Annotated[int, typer.Option(help="Classes, 2 to 255.")] = 150,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16; by autocast, on both sides.")
+    ] = "float32",
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: the GPU if there is one.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
+    ] = None,
+    rounds: Annotated[
+        int | None, typer.Option(min=1, help="Timed runs a side. Default: 5 to 15.")
+    ] = None,
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="This also compiled, stock only compiled. Takes minutes."),
+    ] = False,
+    vs: Annotated[str, typer.Option(help="stock, or none: measure this package alone.")] = "stock",
+    memory: Annotated[
+        bool, typer.Option(help="Measure the peak of memory, each side in its own process.")
+    ] = True,
+    keep_freed_memory: Annotated[
+        bool, typer.Option(help="Let glibc keep freed memory, as training does; on both sides.")
+    ] = False,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="loader, predict: a folder of images. Default of loader: drawn ones."),
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option(help="predict: a model folder, on both sides.")
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="training: the recipe, on both sides.")] = None,
+    minutes: Annotated[
+        float, typer.Option(min=0.01, help="training: of each side, evaluation not counted.")
+    ] = 20.0,
+    output: Annotated[
+        Path, typer.Option(help="training: where the run folders ours and stock go.")
+    ] = Path("runs/benchmark-training"),
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """Measure time and memory against stock transformers: the figures of the README.
+
+    Example: finetune benchmark forward --variant b0 --threads 2
+
+    Example: finetune benchmark training --recipe camvid data.path=CamVid --minutes 20
+
+    Both sides run in one process in turns, with the same weights and inputs; medians, and the
+    largest difference of the results over the largest value. "of peak": arithmetic of the model a
+    second, of what the largest matrix products reach here (on a GPU, or of its bandwidth).
+    training runs the whole loop for equal minutes with our model and with stock's.
+    """
+    from finetune import benchmark as program
+    from finetune.benchmark import table, training
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    overrides = [text for text in what or () if "=" in text]
+    names = [text for text in what or () if "=" not in text] or list(program.TABLE)
+    options = program.Options(
+        variants=variant or (),
+        size=size,
+        batch=batch,
+        num_labels=num_labels,
+        dtype=dtype,
+        device=device,
+        threads=threads,
+        rounds=rounds,
+        compile=compiled,
+        vs=vs,
+        memory=memory,
+        keep_freed_memory=keep_freed_memory,
+        data=data,
+        model=model,
+    )
+    train_both = "training" in names
+    if train_both != (recipe is not None) or (overrides and not train_both):
+        raise UserError("--recipe and key=value go with `benchmark training`, which needs --recipe")
+    cases = program.plan([name for name in names if name != "training"], options)
+    if recipe is not None:
+        training.check(recipe, overrides, output)
+    results = []
+    try:
+        for case in cases:
+            label = " ".join(filter(None, [case.what, case.variant]))
+            with Console(stderr=True).status(f"measuring {label}"):
+                results.append(program.measure(case, options))
+            if as_json:
+                table.print_json(results[-1])
+    finally:  # what has been measured is shown, whatever came after
+        if results and not as_json:
+            table.print_tables(results)
+    if recipe is not None:
+        both = training.compare(recipe, overrides, minutes=minutes, output=output)
+        (table.print_json if as_json else table.print_training)(both)

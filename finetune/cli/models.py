@@ -1,0 +1,335 @@
+"""Verbs about a saved model: score it, use it, bring it in, export it."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.app import Overrides, app, complete_recipe
+from finetune.errors import UserError
+
+
+@app.command(name="eval")
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="The recipe whose validation split is scored.", autocompletion=complete_recipe
+        ),
+    ],
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+) -> None:
+    """Score a saved model: IoU and accuracy per class, in the folder's own protocol.
+
+    Example: finetune eval runs/camvid/best --recipe camvid data.path=CamVid
+    """
+    from finetune import evaluation
+    from finetune.recipe import load_recipe
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    loaded = load_recipe(recipe, overrides or [])
+    sections = [text.partition("=")[0].partition(".") for text in overrides or ()]
+    overridden = [key for section, _, key in sections if section == "evaluation"]
+    done = evaluation.evaluate(model, loaded, overridden)
+    evaluation.show(done, model, loaded, as_json=as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="INPUT...",
+            help="Images, videos, folders, globs, data sets as hub:OWNER/NAME[@REVISION].",
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A new folder, or one to go on in.")
+    ],
+    write: Annotated[
+        str,
+        typer.Option(
+            help="What to write beside the class ids, separated by commas: overlay, palette, "
+            "confidence, coco, areas; or none."
+        ),
+    ] = "overlay,areas",
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of one size at once. Default: by their size, up to 8."),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads that decode and write. Default: one a core, at most 8."),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: this process's GPU, or cpu.")
+    ] = None,
+    dtype: Annotated[
+        str, typer.Option(help="float32, bfloat16 or float16, by autocast.")
+    ] = "float32",
+    window: Annotated[
+        str | None,
+        typer.Option(help="Sliding window, as 1024 or 512x1024. Default: as the model's folder."),
+    ] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="Of the window. Default: three quarters of it.")
+    ] = None,
+    scales: Annotated[
+        str | None, typer.Option(help="Several scales, such as 0.75,1,1.25: slower, better.")
+    ] = None,
+    flip: Annotated[
+        bool | None, typer.Option(help="Show images mirrored as well. Default: as the folder.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+    image_column: Annotated[
+        str | None, typer.Option(help="Of a data set. Default: known by its name.")
+    ] = None,
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images with more are refused. Default: 178,956,970."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no bar.")] = False,
+) -> None:
+    """Predict masks for images, videos and data sets. Goes on where an earlier call stopped.
+
+    Example: finetune predict runs/camvid/best photos clip.mp4 -o out
+
+    Example: accelerate launch --num_processes 2 -m finetune.cli predict MODEL photos -o out
+
+    OUT/ids holds PNGs of class ids; overlay, palette and confidence pictures; areas.csv and
+    areas.json pixels and share of each class; coco.json COCO's RLE; video overlay videos;
+    predict.json what was done.
+
+    Exit status: 0 done, 2 if an image cannot be read (it is named, the rest is done) or after a
+    mistake, 130 stopped by Ctrl-C; what is done is whole, and the same command goes on.
+    """
+    import torch
+
+    from finetune import predict as program
+    from finetune.inference import Segmenter
+    from finetune.parallel import keep_freed_memory, set_threads
+    from finetune.train import quiet_libraries
+
+    rank = int(os.environ.get("RANK", "0"))
+    quiet_libraries(main_process=rank == 0)
+    set_threads(None)
+    keep_freed_memory()
+    if device is None and torch.cuda.is_available():
+        device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+    protocol = {
+        "window": window and _sides("--window", window),
+        "stride": stride and _sides("--stride", stride),
+        "scales": scales and _factors(scales),
+        "flip": flip,
+    }
+    changes = {key: value for key, value in protocol.items() if value is not None}
+    segmenter = Segmenter.load(model, device=device, dtype=dtype, **changes)
+    begun = time.monotonic()
+    try:
+        done = program.predict(
+            segmenter,
+            inputs,
+            output,
+            model=model,
+            writes=[] if write == "none" else [part.strip() for part in write.split(",")],
+            batch_size=batch_size,
+            workers=workers,
+            split=split,
+            image_column=image_column,
+            max_pixels=max_pixels,
+            show_progress=not as_json,
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; what is done is whole, and the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    seconds = max(time.monotonic() - begun, 1e-9)
+    if rank == 0 and as_json:
+        facts = {"output": str(output), **vars(done), "seconds": seconds}
+        print(json.dumps(facts))
+    elif rank == 0:
+        program.show(done, output, seconds)
+    raise typer.Exit(2 if done.failed else 0)
+
+
+def _sides(option: str, text: str) -> tuple[int, int]:
+    """Height and width, from "512" or "512x1024"."""
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise UserError(
+            f"{option} {text}: must be a size such as 1024, or height x width: 512x1024"
+        )
+    return int(parts[0]), int(parts[-1])
+
+
+def _factors(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or not all(0 < factor <= 8 for factor in found):
+        raise UserError(f"--scales {text}: must be factors such as 0.75,1,1.25")
+    return found
+
+
+@app.command()
+def convert(
+    checkpoint: Annotated[
+        str,
+        typer.Argument(
+            metavar="CHECKPOINT", help="A .pth or .safetensors file, a model folder or a Hub id."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="The folder to write; new or empty.")
+    ],
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N,N,N,N",
+            help="Heads of attention a stage, for files of sizes that were never published.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
+) -> None:
+    """Turn weights of others into a stock folder that gives the same logits.
+
+    Reads .pth of NVlabs (segmentors, and mit_b*: the encoder with ImageNet's classifier) and of
+    mmsegmentation (its encoder; its head only where stock's can express it, else this says why
+    not), and folders and files in transformers' layout. Nothing in a file is run. Says what it
+    assumed, and which licence it knows of.
+
+    Example: finetune convert segformer.b0.512x512.ade.160k.pth b0-ade20k
+
+    model.init in a recipe reads the same files.
+    """
+    from finetune import convert as program
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    numbers = None
+    if heads is not None:
+        if not all(text.strip().isdecimal() for text in heads.split(",")):
+            raise UserError(f"--heads {heads}: a number a stage is wanted, such as 1,2,5,8")
+        numbers = [int(text) for text in heads.split(",")]
+    done = program.convert(checkpoint, output, heads=numbers)
+    print(done.to_json() if as_json else done.to_text())
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    overrides: Overrides = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="The folder to write into. Default: MODEL itself."),
+    ] = None,
+    labels: Annotated[
+        bool,
+        typer.Option(
+            "--labels",
+            help="onnx/model_labels.onnx too: class ids, at the size of pixel_values (the size "
+            "that was shown to the model, not the picture's own).",
+        ),
+    ] = False,
+    int8: Annotated[
+        bool,
+        typer.Option(
+            "--int8",
+            help="onnx/model_quantized.onnx too: 8 bit, calibrated on training images of --recipe.",
+        ),
+    ] = False,
+    fp16: Annotated[
+        bool,
+        typer.Option(
+            "--fp16", help="onnx/model_fp16.onnx too: half the size; slower on most CPUs."
+        ),
+    ] = False,
+    pt2: Annotated[
+        bool, typer.Option("--pt2", help="model.pt2 too, for torch.export.load without finetune.")
+    ] = False,
+    web: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A page for any static file server, with the model."),
+    ] = None,
+    web_runtime: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder dist of the npm package onnxruntime-web, to be copied beside the page, "
+            "which then needs no network. Default: the page loads it from jsDelivr."
+        ),
+    ] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help="The recipe whose validation split gives the mIoU of each form, and whose "
+            "training split the ranges of --int8; key=value overrides it.",
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
+    calibration: Annotated[
+        int | None,
+        typer.Option(min=1, help="--int8: number of training images. Default: 64."),
+    ] = None,
+    table: Annotated[
+        bool, typer.Option(help="Measure size, latency and mIoU of each form.")
+    ] = True,
+    size: Annotated[
+        str, typer.Option(help="Of the table's picture: 512, or height x width.")
+    ] = "512",
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="PyTorch compiled in the table too. Takes minutes.")
+    ] = False,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+) -> None:
+    """Write a model as ONNX, for transformers.js, ONNX Runtime and browsers; checked file by file.
+
+    Example: finetune export runs/camvid/best
+
+    Example: finetune export runs/camvid/best --int8 --web page --recipe camvid data.path=CamVid
+
+    onnx/model.onnx goes beside config.json and preprocessor_config.json, where transformers.js
+    looks for it; with -o these are copied. It takes (batch, channels, height, width) of any size
+    and gives logits at a quarter of it. Classes, colours, mean, std and sizes stand in its
+    metadata, as JSON. Each file is compared with PyTorch at several sizes before it is written.
+    Needs the packages of the extra `export` (onnx, onnxruntime, onnxscript).
+    """
+    from finetune import export as program
+    from finetune.export import table as tables
+    from finetune.parallel import set_threads
+    from finetune.recipe import load_recipe
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    if overrides and recipe is None:
+        raise UserError("key=value overrides a recipe: name it with --recipe")
+    set_threads(threads)
+    loaded = None if recipe is None else load_recipe(recipe, overrides or [])
+    shape = tables.size_of(size)
+    options = program.Options(
+        labels=labels,
+        int8=int8,
+        fp16=fp16,
+        pt2=pt2,
+        calibration=calibration,
+        web=web,
+        web_runtime=web_runtime,
+        scores=table,
+    )
+    segmenter, files = program.export(model, output, options, loaded)
+    rows = []
+    try:
+        if table:
+            rows = tables.measure(segmenter, files, loaded, size=shape, compiled=compiled)
+    finally:  # what is written is listed, come what may of the table
+        tables.show(model, files, rows, page=web, as_json=as_json)

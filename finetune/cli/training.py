@@ -1,0 +1,167 @@
+"""Verbs about recipes and training."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from finetune.cli.app import Overrides, RecipeArgument, app, complete_recipe
+from finetune.errors import UserError
+
+
+@app.command()
+def train(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    processes: Annotated[
+        int | None,
+        typer.Option(min=1, help="Processes on this machine; default: one a GPU, else one."),
+    ] = None,
+) -> None:
+    """Train on all local devices. Goes on where an earlier run of the same recipe stopped.
+
+    Example: finetune train camvid data.path=CamVid train.steps=2000
+
+    Exit status: 0 done, 2 a mistake that the message names, 130 / 143 stopped by Ctrl-C / SIGTERM
+    with the state saved, 1 a defect of this package.
+    """
+    import torch
+
+    from finetune.recipe import load_recipe
+    from finetune.train import quiet_libraries, run
+
+    overrides = overrides or []
+    if processes is None:
+        processes = max(1, torch.cuda.device_count())
+    if processes == 1:
+        raise typer.Exit(run(recipe, overrides))
+    if 0 < torch.cuda.device_count() < processes:
+        raise UserError(f"--processes {processes}: here are {torch.cuda.device_count()} GPUs")
+    quiet_libraries(main_process=False)  # rank 0 will say what there is to warn of
+    load_recipe(recipe, overrides).batch_split(processes)
+    raise typer.Exit(_launch(["--recipe", recipe, *overrides], processes))
+
+
+@app.command()
+def recipes() -> None:
+    """List the recipes that come with the package."""
+    from finetune.recipe import shipped_recipes
+
+    table = Table("recipe", "what it is", box=None, pad_edge=False)
+    for path in shipped_recipes():
+        table.add_row(path.stem, path.read_text(encoding="utf-8").split("\n")[0].lstrip("# "))
+    Console().print(table)
+
+
+@app.command()
+def show(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, or the name of a shipped recipe.",
+            autocompletion=complete_recipe,
+        ),
+    ] = None,
+    overrides: Overrides = None,
+    keys: Annotated[
+        bool, typer.Option("--keys", help="List every key with type, default and meaning.")
+    ] = False,
+) -> None:
+    """Print a recipe resolved: every value that a run of it would use.
+
+    Example: finetune show ade20k model.variant=b2
+    """
+    from finetune.recipe import describe_keys, load_recipe
+
+    if keys:
+        table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
+        for row in describe_keys():
+            table.add_row(*(text.replace("[", "\\[") for text in row))
+        Console().print(table)
+    elif recipe is None:
+        raise UserError("name a recipe, or ask for --keys; `finetune recipes` lists the recipes")
+    else:
+        print(load_recipe(recipe, overrides or []).to_yaml(), end="")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+) -> None:
+    """Write RUN/report.html anew: curves, scores, pictures and recipe on a page that opens offline.
+
+    A run writes it at its end; this shows one that still trains, or that was stopped.
+
+    Example: finetune report runs/camvid
+    """
+    from finetune.report import html_report
+
+    print(html_report(run))
+
+
+def _launch(arguments: list[str], processes: int) -> int:
+    """Runs `finetune.train` once a device and returns the ranks' status.
+
+    The ranks are in sessions of their own, so that Ctrl-C reaches them once, from here, and not
+    from the terminal as well; then this waits for as long as they save. If one fails, the others
+    would wait for it for ever: they are ended.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    ranks: list[subprocess.Popen[bytes]] = []
+    received: list[int] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in ranks:
+            if process.poll() is None:
+                process.send_signal(number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, pass_on)
+    for rank in range(processes):
+        environment = {
+            **os.environ,
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, "-m", "finetune.train", *arguments]
+        if received:  # before all are started
+            break
+        ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+    while any(process.poll() is None for process in ranks):
+        if any(process.poll() for process in ranks):
+            time.sleep(5)  # for messages, and for the others to end by themselves
+            for process in ranks:
+                process.terminate()
+            _wait_or_kill(ranks)
+        time.sleep(0.2)
+    # A UserError is raised on every rank; a crash elsewhere must not hide behind a 143.
+    # One that a signal ended before it could save anything has its number, negative.
+    statuses = [128 - p.returncode if p.returncode < 0 else p.returncode for p in ranks]
+    statuses += [128 + number for number in received[:1] if not ranks]
+    return next((status for status in (2, 1, 130, 143) if status in statuses), int(any(statuses)))
+
+
+def _wait_or_kill(ranks: list[subprocess.Popen[bytes]]) -> None:
+    deadline = time.monotonic() + 30
+    for process in ranks:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
