@@ -42,9 +42,9 @@ def test_what_is_no_parameter_is_refused(source, values, message):
 def test_it_runs_on_this_python_in_its_folder_without_a_network(tmp_path):
     path = notebook(
         tmp_path,
-        "import os, sys, urllib.request, finetune\n"
+        "import importlib.util, os, sys, urllib.request\n"
         "print(steps, sys.executable, os.getcwd(), os.environ['HF_HUB_OFFLINE'])\n"
-        "print(finetune.__file__)",
+        "print(importlib.util.find_spec('finetune').origin)",
         "try:\n    urllib.request.urlopen('http://example.com', timeout=5)\n"
         "except OSError as error:\n    print('refused:', error.reason.strerror)",
         "!command -v finetune",
