@@ -201,7 +201,7 @@ def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
     with ExitStack() as hooks:
         # A hook also keeps our fused Mix-FFN from going past the module.
         for module in modules.modules():
-            if isinstance(module, nn.Conv2d) and max(module.padding) > 0:
+            if isinstance(module, nn.Conv2d) and any(module.padding):
                 hooks.callback(module.register_forward_hook(repad).remove)
         yield
 
@@ -233,7 +233,7 @@ def receptive_field(forward: Forward, pixel_values: Tensor, *, seed: int = 0) ->
     return gradient.square().sum(1).mean(0).sqrt()
 
 
-def side_of(field: Tensor, share: float = 0.9) -> float:
+def side_of(field: Tensor, share: float) -> float:
     """The side, in pixels, of a square as large as the fewest pixels that hold most of a field.
 
     Args:
@@ -282,18 +282,3 @@ def mean_iou(
         found = segmenter(image, confidence=False)
         metric.add(prediction=found.mask, reference=truth)
     return float(metric.compute()["mean_iou"])
-
-
-def tiled(pictures: np.ndarray, count: int) -> np.ndarray:
-    """The same pixels in larger pictures.
-
-    Args:
-        pictures: (P, H, W, ...), P a multiple of `count` squared.
-        count: of pictures side by side, and of rows of them.
-
-    Returns:
-        (P / count^2, count H, count W, ...).
-    """
-    _, height, width, *channels = pictures.shape
-    rows = pictures.reshape(-1, count, count, height, width, *channels).swapaxes(2, 3)
-    return rows.reshape(-1, count * height, count * width, *channels)

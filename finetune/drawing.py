@@ -210,8 +210,8 @@ def sheet(
     for index, row in enumerate(rows):
         top = titles_height + index * (side + GAP)
         if captions:
-            place = (left - GAP, top + side // 2)
-            draw.multiline_text(place, captions[index], INK, _font(14), anchor="rm", align="right")
+            edge = (left - GAP, top + side // 2)
+            draw.multiline_text(edge, captions[index], INK, _font(14), anchor="rm", align="right")
         for place, picture in enumerate(row):
             shown = _scaled(picture, side)
             x = left + place * column + (column - GAP - shown.width) // 2

@@ -20,7 +20,6 @@ from finetune.analysis import (
     receptive_field,
     side_of,
     stage_map,
-    tiled,
     without_detail,
 )
 from finetune.costs import count_flop
@@ -50,8 +49,10 @@ def test_principal_colors_are_the_eigenvectors_of_the_covariance():
     shown = principal_colors(torch.einsum("kc,khw->chw", directions[:3], wanted) + 5)
     assert shown.dtype == np.uint8
     assert shown.shape == (8, 9, 3)
-    for component, truth in zip(shown.reshape(-1, 3).T, wanted.flatten(1).numpy(), strict=True):
-        assert abs(np.corrcoef(component, truth)[0, 1]) > 0.9
+    channels = zip(shown.reshape(-1, 3).T, wanted.flatten(1).numpy(), directions, strict=False)
+    for component, truth, direction in channels:
+        sign = float(direction[direction.abs().argmax()].sign())
+        assert sign * np.corrcoef(component, truth)[0, 1] > 0.9
         assert component.min() == 0
         assert component.max() == 255
 
@@ -212,12 +213,3 @@ def test_mean_iou_counts_all_pictures_together(model):
         ((found == k) & (true == k)).sum() / ((found == k) | (true == k)).sum() for k in range(3)
     ]
     assert mean_iou(segmenter, zip(images, truths, strict=True)) == pytest.approx(np.mean(ious))
-
-
-def test_tiles_stand_side_by_side():
-    pictures = np.random.default_rng(0).integers(0, 256, (8, 3, 5, 2))
-    found = tiled(pictures, 2)
-    assert found.shape == (2, 6, 10, 2)
-    a, b, c, d = pictures[4:]
-    np.testing.assert_array_equal(found[1], np.vstack([np.hstack([a, b]), np.hstack([c, d])]))
-    np.testing.assert_array_equal(tiled(pictures[..., 0], 2), found[..., 0])

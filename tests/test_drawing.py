@@ -125,7 +125,7 @@ def test_heat_runs_from_dark_to_yellow():
     values = np.linspace(0, 4, 9).reshape(3, 3)
     shown = heat(values).astype(int)
     assert shown.shape == (3, 3, 3)
-    assert shown[2, 2].tolist() == [253, 231, 36]  # viridis' last colour
+    assert shown[2, 2].tolist() == [253, 231, 37]  # viridis' last colour
     assert (np.diff(shown.reshape(9, 3) @ [0.299, 0.587, 0.114]) > 0).all()
     np.testing.assert_array_equal(heat(values, largest=8), heat(values / 2, largest=4))
     np.testing.assert_array_equal(heat(values, largest=2)[2], heat(values)[[2, 2, 2], [2, 2, 2]])
