@@ -144,12 +144,12 @@ def masked(arguments: Sequence[str]) -> list[str]:
 def progress_bar(
     *, total: int, desc: str, unit: str, show: bool, initial: int = 0, leave: bool = True
 ) -> tqdm:
-    """A bar that is alive on a terminal and in a notebook, and a line every half minute elsewhere.
+    """A bar that is alive on a terminal and in a notebook, and a line every half minute in a log.
 
-    A notebook without widgets knows no way up: a bar below another would add line after line there,
-    so the later one takes the earlier one's line while it lasts.
+    Only a terminal knows a way up: elsewhere a bar below another would add line after line, so
+    that the later one takes the earlier one's line while it lasts.
     """
-    notebook = "ipykernel" in sys.modules
+    terminal, notebook = sys.stderr.isatty(), "ipykernel" in sys.modules
     return tqdm(
         total=total,
         initial=initial,
@@ -157,8 +157,8 @@ def progress_bar(
         unit=unit,
         disable=not show,
         leave=leave,
-        mininterval=0.5 if notebook or sys.stderr.isatty() else 30,
-        position=0 if notebook else None,
+        mininterval=0.5 if terminal or notebook else 30,
+        position=None if terminal else 0,
     )
 
 

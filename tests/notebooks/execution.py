@@ -28,7 +28,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 TAG = "parameters"
-MOST_PNG = 50_000  # bytes from which on a kept picture is a JPEG, if that is smaller
+MOST_PNG, WIDTH = 50_000, 800  # bytes from which on a kept picture is made this wide, in pixels
 
 
 def execute(
@@ -57,23 +57,24 @@ def execute(
     cell = parameter_cell(notebook)
     cell.source = with_values(cell.source, parameters)
     variables: dict[str, str | None] = {**isolated(cwd), **(environment or {})}
-    # Without folders of kernels the one that is left is this Python's own.
-    manager = AsyncKernelManager(
-        kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
-        connection_file=str(cwd / ".cache" / "kernel.json"),
-    )
-    client = NotebookClient(
-        notebook,
-        km=manager,
-        kernel_name="python3",
-        timeout=timeout,
-        record_timing=False,
-        resources={"metadata": {"path": str(cwd)}},
-    )
-    client.execute(
-        cleanup_kc=True,
-        env={key: value for key, value in variables.items() if value is not None},
-    )
+    with tempfile.TemporaryDirectory() as sockets:  # names of sockets have to be short
+        client = NotebookClient(
+            notebook,
+            # Without folders of kernels the one that is left is this Python's own.
+            km=AsyncKernelManager(
+                kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),
+                transport="ipc",
+                connection_file=str(Path(sockets, "kernel.json")),
+            ),
+            kernel_name="python3",
+            timeout=timeout,
+            record_timing=False,
+            resources={"metadata": {"path": str(cwd)}},
+        )
+        client.execute(
+            cleanup_kc=True,
+            env={key: value for key, value in variables.items() if value is not None},
+        )
     errors = [output for output in outputs(notebook) if output.output_type == "error"]
     assert not errors, f"{path.name}: {errors}"
     return notebook
@@ -157,11 +158,13 @@ def text(notebook: NotebookNode) -> str:
     return "\n".join(parts)
 
 
-def keep(path: Path, parameters: Mapping[str, Any]) -> float:
-    """Runs a notebook and stores its outputs in it; returns the seconds that it took."""
+def keep(path: Path, parameters: Mapping[str, Any], cwd: Path) -> float:
+    """Runs a notebook and stores its outputs in it; returns the seconds that it took.
+
+    What they say of `cwd` reads `/content`, as in Colab.
+    """
     begun = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        done = execute(path, parameters, Path(folder), timeout=3600)
+    done = execute(path, parameters, cwd, timeout=3600)
     seconds = time.monotonic() - begun
     parameter_cell(done).source = parameter_cell(nbformat.read(path, as_version=4)).source
     for cell in done.cells:
@@ -169,6 +172,9 @@ def keep(path: Path, parameters: Mapping[str, Any]) -> float:
             cell.outputs = _merged(cell.outputs)
     for output in outputs(done):
         _shrink(output.get("data", {}))
+        for holder, key in ((output, "text"), (output.get("data", {}), "text/plain")):
+            if key in holder:
+                holder[key] = holder[key].replace(str(cwd), "/content")
     # The same whichever Python ran it.
     done.metadata = nbformat.from_dict(
         {
@@ -194,24 +200,29 @@ def _merged(found: list[NotebookNode]) -> list[NotebookNode]:
     for output in merged:
         if output.output_type == "stream":
             lines = output.text.replace("\r\n", "\n").split("\n")
-            output.text = "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in lines)
-    return merged
+            shown = (line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in lines)
+            output.text = "\n".join(shown)
+    return [output for output in merged if output.get("text", "something").strip()]
 
 
 def _shrink(data: NotebookNode) -> None:
     """One form of a picture, as small as it gets: Pillow offers a fast PNG, and a JPEG as well."""
     if "image/png" not in data:
         return
-    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-    forms = {"image/png": io.BytesIO(), "image/jpeg": io.BytesIO()}
-    picture.save(forms["image/png"], "PNG", optimize=True)
-    picture.convert("RGB").save(forms["image/jpeg"], "JPEG", quality=88)
-    sizes = {kind: len(buffer.getvalue()) for kind, buffer in forms.items()}
-    small = sizes["image/png"] <= MOST_PNG
-    kind = "image/png" if small else min(sizes, key=lambda kind: sizes[kind])
-    data.pop("image/png")
+    picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png"))))
     data.pop("image/jpeg", None)
-    data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
+    kind, small = "image/png", _encoded(picture, "PNG", optimize=True)
+    if len(small) > MOST_PNG:
+        picture = picture.convert("RGB")
+        picture.thumbnail((WIDTH, 4 * WIDTH))
+        kind, small = "image/jpeg", _encoded(picture, "JPEG", quality=85)
+    data[kind] = base64.b64encode(small).decode()
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def main() -> None:
@@ -219,10 +230,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run a notebook and keep its outputs in it.")
     parser.add_argument("notebook", type=Path)
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="values as in Python")
+    parser.add_argument("--folder", type=Path, help="run there instead of in an empty folder")
     options = parser.parse_args()
     pairs = [pair.partition("=") for pair in options.parameters]
     values = {name: ast.literal_eval(value) for name, _, value in pairs}
-    print(f"{options.notebook}: {keep(options.notebook, values):.0f} s")
+    with tempfile.TemporaryDirectory() as empty:
+        seconds = keep(options.notebook, values, (options.folder or Path(empty)).resolve())
+    print(f"{options.notebook}: {seconds:.0f} s")
 
 
 if __name__ == "__main__":
