@@ -4,7 +4,10 @@ import re
 
 from .execution import NOTEBOOKS, execute, outputs, text
 
-SMALL = {"steps": 3, "side": 64, "pictures": 16, "variants": ["b0"], "sides": [32, 64]}
+SMALL = {
+    **{"steps": 3, "side": 64, "size": 96, "pictures": 4},
+    **{"variants": ["b0"], "sides": [32, 64]},
+}
 
 
 def numbers(line: str) -> list[float]:
@@ -17,12 +20,11 @@ def test_what_the_figures_say_of_any_model(tmp_path):
     lines = {line.strip()[:28].strip(): line for line in seen.splitlines()}
 
     assert sum("image/png" in found.get("data", {}) for found in outputs(done)) == 7
-    # Kernels and strides: 7 + 2 (4 + ... ) pixels, about half of them the neighbour's as well.
+    # 7 pixels, then 2 strides more at each stage: 4, 8 and 16; nearly half are the neighbour's too.
     for stage, width in enumerate((7, 15, 31, 63), 1):
         assert f"overlapping  stage {stage}: {width:2} pixels wide, {width // 2:2} of them" in seen
         assert f"separate     stage {stage}: {2 ** (stage + 1):2} pixels wide,  0 of them" in seen
-    # 64 x 64 is a quarter of a picture's tiles, and no model sees a size.
-    assert {"64 x 64", "128 x 128", "256 x 256"} <= lines.keys()
+    assert {"windows of 64 x 64", "whole, 96 x 96"} <= lines.keys()
     # Full attention grows by 16, and so does the reduced.
     assert re.findall(r"at twice the side: (\S+) times", seen) == ["16.0", "16.0"]
     assert "stage 1    16384    256       537     34360" in seen  # 2 blocks of 2 N M C, C = 32
