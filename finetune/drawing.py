@@ -1,4 +1,4 @@
-"""Pictures that a person looks at: a panel of examples, a mask laid over its image, legends."""
+"""Pictures that a person looks at: a panel of examples, overlays, legends, maps of numbers."""
 
 from __future__ import annotations
 
@@ -165,6 +165,69 @@ def with_legend(picture: np.ndarray, entries: Sequence[tuple[str, Color]]) -> Im
     canvas.paste(Image.fromarray(picture), (0, 0))
     canvas.paste(legend, (0, height))
     return canvas
+
+
+def heat(values: np.ndarray, largest: float | None = None) -> np.ndarray:
+    """Numbers as colours, uint8 (H, W, 3): 0 is dark blue, the largest yellow (viridis).
+
+    Args:
+        values: (H, W), not negative.
+        largest: the number that is yellow; None: the largest of them.
+    """
+    top = float(values.max()) if largest is None else largest
+    levels = np.clip(values * (255 / max(top, 1e-30)), 0, 255).astype(np.uint8)
+    return cv2.cvtColor(cv2.applyColorMap(levels, cv2.COLORMAP_VIRIDIS), cv2.COLOR_BGR2RGB)
+
+
+def sheet(
+    rows: Sequence[Sequence[np.ndarray]],
+    titles: Sequence[str],
+    captions: Sequence[str] = (),
+    *,
+    side: int = 160,
+) -> Image.Image:
+    """Pictures side by side in rows, each scaled until its longer side is `side`.
+
+    Args:
+        rows: uint8 (h, w, 3), as many in each row; cells of small maps stay squares.
+        titles: above the columns, in one line or several.
+        captions: left of the rows.
+        side: in pixels.
+    """
+    titles_height = MARGIN + 18 * max(title.count("\n") + 1 for title in titles)
+    left = MARGIN
+    if captions:
+        left += GAP + max(math.ceil(_width(caption)) for caption in captions)
+    column = max(side, *(math.ceil(_width(title)) for title in titles)) + GAP
+    width = left + len(titles) * column - GAP + MARGIN
+    canvas = Image.new("RGB", (width, titles_height + len(rows) * (side + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for index, title in enumerate(titles):
+        middle = left + index * column + (column - GAP) // 2
+        draw.multiline_text(
+            (middle, titles_height - GAP), title, INK, _font(14), anchor="md", align="center"
+        )
+    for index, row in enumerate(rows):
+        top = titles_height + index * (side + GAP)
+        if captions:
+            edge = (left - GAP, top + side // 2)
+            draw.multiline_text(edge, captions[index], INK, _font(14), anchor="rm", align="right")
+        for place, picture in enumerate(row):
+            shown = _scaled(picture, side)
+            x = left + place * column + (column - GAP - shown.width) // 2
+            canvas.paste(shown, (x, top + (side - shown.height) // 2))
+    return canvas
+
+
+def _scaled(picture: np.ndarray, side: int) -> Image.Image:
+    scale = side / max(picture.shape[:2])
+    size = max(1, round(picture.shape[1] * scale)), max(1, round(picture.shape[0] * scale))
+    smooth = Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST
+    return Image.fromarray(picture).resize(size, smooth)
+
+
+def _width(text: str) -> float:
+    return max(_font(14).getlength(line) for line in text.splitlines())
 
 
 @functools.lru_cache(maxsize=256)

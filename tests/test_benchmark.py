@@ -16,6 +16,7 @@ from finetune import benchmark, cli
 from finetune.benchmark import cases, meters, pictures
 from finetune.benchmark import table as tables
 from finetune.benchmark.training import StockTask
+from finetune.costs import count_flop
 from finetune.errors import UserError
 from finetune.inference import Preprocessing
 from finetune.metrics import MeanIoU
@@ -177,10 +178,10 @@ def test_peak_bytes_sees_what_is_freed_again():
 
 def test_bytes_and_arithmetic_are_counted():
     x, weight = torch.randn(3, 4), torch.randn(5, 4)
-    assert meters.count_flop(lambda: x @ weight.T) == 2 * 3 * 4 * 5
+    assert count_flop(lambda: x @ weight.T) == 2 * 3 * 4 * 5
     assert meters.count_bytes(lambda: x @ weight.T) == 4 * (3 * 4 + 4 * 5 + 3 * 5)
     q = torch.randn(1, 2, 16, 8)
-    attention = meters.count_flop(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
+    attention = count_flop(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert attention == 2 * 2 * 2 * 16 * 16 * 8
 
 

@@ -12,8 +12,10 @@ from finetune.drawing import (
     WRONG,
     PanelRow,
     as_rgb,
+    heat,
     overlay,
     panel,
+    sheet,
     with_legend,
 )
 
@@ -117,3 +119,38 @@ def test_a_legend_stands_below_the_picture():
     narrow = np.asarray(with_legend(picture[:, :20], entries[:1]))
     assert narrow.shape[1] > 40
     np.testing.assert_array_equal(narrow[:30, :20], picture[:, :20])
+
+
+def test_heat_runs_from_dark_to_yellow():
+    values = np.linspace(0, 4, 9).reshape(3, 3)
+    shown = heat(values).astype(int)
+    assert shown.shape == (3, 3, 3)
+    assert shown[2, 2].tolist() == [253, 231, 37]  # viridis' last colour
+    assert (np.diff(shown.reshape(9, 3) @ [0.299, 0.587, 0.114]) > 0).all()
+    np.testing.assert_array_equal(heat(values, largest=8), heat(values / 2, largest=4))
+    np.testing.assert_array_equal(heat(values, largest=2)[2], heat(values)[[2, 2, 2], [2, 2, 2]])
+    assert len(np.unique(heat(np.zeros((2, 2))).reshape(4, 3), axis=0)) == 1
+
+
+def test_a_sheet_shows_cells_as_squares():
+    rng = np.random.default_rng(0)
+    small, wide, large = (
+        rng.integers(0, 256, (*size, 3), dtype=np.uint8) for size in ((4, 4), (2, 4), (160, 160))
+    )
+    canvas = np.asarray(
+        sheet([[small, wide], [large, small]], ["a", "b\nc"], ["one", "two"], side=80)
+    )
+    for picture in (small.repeat(20, 0).repeat(20, 1), wide.repeat(20, 0).repeat(20, 1)):
+        height, width = picture.shape[:2]
+        found = [
+            (y, x)
+            for y, x in np.argwhere((canvas == picture[0, 0]).all(2))
+            if np.array_equal(canvas[y : y + height, x : x + width], picture)
+        ]
+        assert len(found) == (2 if height == width else 1)
+    halved = large.reshape(80, 2, 80, 2, 3).mean((1, 3))
+    assert any(
+        np.abs(canvas[y : y + 80, x : x + 80] - halved).max() <= 1
+        for y, x in np.argwhere((np.abs(canvas - halved[0, 0]) <= 1).all(2))
+        if canvas[y : y + 80, x : x + 80].shape == halved.shape
+    )

@@ -22,7 +22,7 @@ LAYERS = {
     ],
     1: [
         *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish"],
-        *["timing", "weights", "background"],
+        *["background", "costs", "timing", "weights"],
         *["data.arrays", "data.cache", "data.files", "data.masks"],
         *["data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
@@ -35,7 +35,7 @@ LAYERS = {
     3: ["trainers", "data.guess"],
     4: [
         *["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
-        *["convert", "export", "push", "demo"],
+        *["convert", "export", "push", "demo", "analysis"],
     ],
 }
 FOLDERS = (

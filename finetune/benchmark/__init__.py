@@ -20,12 +20,12 @@ import torch
 from finetune.benchmark.cases import BENCHMARKS, DTYPES, Case, Work
 from finetune.benchmark.children import peak_of
 from finetune.benchmark.meters import (
-    count_flop,
     differences,
     distance_to_limit,
     machine,
     peak_flop_per_second,
 )
+from finetune.costs import count_flop
 from finetune.data.files import image_size
 from finetune.errors import UserError
 from finetune.parallel import device, keep_freed_memory, set_threads

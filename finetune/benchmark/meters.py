@@ -18,7 +18,6 @@ import transformers
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from finetune.benchmark.cases import DTYPES
 from finetune.timing import wait_for
@@ -146,21 +145,6 @@ def distance_to_limit(
         limit["peak_gigabytes_per_second"] = bandwidth / 1e9
         limit["share_of_bandwidth"] = moved / seconds["ours"] / bandwidth
     return limit
-
-
-def count_flop(work: Callable[[], object]) -> int:
-    """Arithmetic of the products of a forward pass.
-
-    Not of a backward pass, where torch's counter takes grouped convolutions for dense ones.
-    """
-
-    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:  # the CPU's, unknown to it
-        return sdpa_flop_count(q, k, v)
-
-    mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def peak_flop_per_second(dtype: str, device: str) -> float:

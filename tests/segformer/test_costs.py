@@ -1,15 +1,9 @@
-"""Parameters and multiply-accumulates of B0 to B5: the published ones, and what folding saves.
-
-Shapes decide both, so the models are fake tensors: nothing is allocated or computed.
-"""
+"""Parameters and multiply-accumulates of B0 to B5: the published ones, and what folding saves."""
 
 import pytest
-import torch
 import transformers
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode
-from transformers.initialization import no_init_weights
 
+from finetune.costs import Cost, cost
 from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
 
 NUM_LABELS = 150
@@ -25,20 +19,9 @@ PUBLISHED = {
 }
 
 
-def parameters_and_macs(model_class, variant: str, size: int = 512) -> tuple[int, int]:
-    # Eager attention, because the counter knows its two products, but not the CPU's fused one. The
-    # graph is kept (no torch.no_grad), because without it our head is cut into bands.
-    config = SegformerConfig(
-        **VARIANTS[variant], num_labels=NUM_LABELS, attn_implementation="eager"
-    )
-    with FakeTensorMode(), no_init_weights(), FlopCounterMode(display=False) as counter:
-        model = model_class(config).eval()
-        logits = model(torch.empty(1, 3, size, size)).logits
-    assert logits.shape == (1, NUM_LABELS, size // 4, size // 4)
-    assert logits.requires_grad
-    flops = counter.get_total_flops()
-    assert flops % 2 == 0  # the counter's flop is half a multiply-accumulate
-    return sum(p.numel() for p in model.parameters()), flops // 2
+def cost_of(model_class, variant: str, size: int = 512) -> Cost:
+    config = SegformerConfig(**VARIANTS[variant], num_labels=NUM_LABELS)
+    return cost(lambda: model_class(config), (size, size))
 
 
 def macs_saved_by_folding(variant: str, size: int = 512) -> int:
@@ -57,17 +40,15 @@ def macs_saved_by_folding(variant: str, size: int = 512) -> int:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_costs(variant):
     assert PUBLISHED.keys() == VARIANTS.keys()
-    stock_parameters, stock_macs = parameters_and_macs(
-        transformers.SegformerForSemanticSegmentation, variant
-    )
-    parameters, macs = parameters_and_macs(SegformerForSemanticSegmentation, variant)
+    stock = cost_of(transformers.SegformerForSemanticSegmentation, variant)
+    ours = cost_of(SegformerForSemanticSegmentation, variant)
     million_parameters, giga_macs = PUBLISHED[variant]
-    assert round(parameters / 1e6, 2) == million_parameters
-    assert parameters == stock_parameters
-    assert round(stock_macs / 1e9, 1) == giga_macs
-    assert stock_macs - macs == macs_saved_by_folding(variant)
+    assert round(ours.parameters / 1e6, 2) == million_parameters
+    assert ours.parameters == stock.parameters
+    assert round(stock.macs / 1e9, 1) == giga_macs
+    assert stock.macs - ours.macs == macs_saved_by_folding(variant)
 
 
 def test_published_cost_of_b5_at_its_own_crop():
-    _, macs = parameters_and_macs(transformers.SegformerForSemanticSegmentation, "b5", size=640)
-    assert round(macs / 1e9, 1) == 183.1
+    stock = cost_of(transformers.SegformerForSemanticSegmentation, "b5", size=640)
+    assert round(stock.macs / 1e9, 1) == 183.1
