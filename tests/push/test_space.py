@@ -6,7 +6,6 @@ import re
 import socket
 import subprocess
 import sys
-import tomllib
 from importlib import metadata
 from pathlib import Path
 
@@ -64,10 +63,10 @@ def test_the_app_is_the_demo_and_the_package_lies_beside_it(space):
 
 
 def test_requirements_are_the_package_s_own(space):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    project = (ROOT / "pyproject.toml").read_text().replace("_", "-")
     lines = (space / "requirements.txt").read_text().split()
     assert len(lines) == len(REQUIREMENTS) > 5
-    assert set(lines) <= {line.replace("_", "-") for line in project["dependencies"]}
+    assert not [line for line in lines if f'"{line}"' not in project]
     assert not [line for line in lines if "torchvision" in line]
     # And all that the app imports, in whichever way it gets there.
     seen, todo, roots = set(), [space / "app.py"], set()
