@@ -238,6 +238,11 @@ class TrainSection(Section):
     """The loop; the defaults are the published recipe's."""
 
     steps: PositiveInt = Field(160_000, description="optimiser steps")
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="stop after so long, the state saved; the same command goes on (it takes one "
+        "step at least). null: no limit",
+    )
     global_batch: PositiveInt = Field(16, description="images a step, over all processes")
     micro_batch: PositiveInt | None = Field(
         None, description="images a process takes at once; null: its whole share of global_batch"
@@ -369,6 +374,7 @@ VOLATILE = (
     "data.path",
     "data.workers",
     "data.cache",
+    "train.max_minutes",
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",

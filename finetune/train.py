@@ -5,8 +5,8 @@
     finetune train shapes                       # all local devices, exact exit status
 
 Exit status: 0 done; 2 a mistake that the message names; 130 / 143 after SIGINT / SIGTERM, with the
-state saved first; 1 a defect of this package. (`accelerate launch` itself turns a 2 into its own
-traceback and a 1.)
+state saved first, 143 at `train.max_minutes` too; 1 a defect of this package. (`accelerate launch`
+itself turns a 2 into its own traceback and a 1.)
 """
 
 if __name__ == "__main__":
@@ -70,11 +70,19 @@ TRAINERS = {"segmentation": SegmentationTask}
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves: its folder, the step it reached, and its last evaluation's row."""
+    """What a run leaves.
+
+    Attributes:
+        output: its folder.
+        step: the one that it reached.
+        metrics: its last evaluation's row of metrics.jsonl; empty if there was none yet.
+        finished: False if `train.max_minutes` stopped it: the same recipe goes on.
+    """
 
     output: Path
     step: int
     metrics: dict[str, Any]
+    finished: bool = True
 
 
 def fit(recipe: Recipe) -> Result:
@@ -94,6 +102,7 @@ def fit(recipe: Recipe) -> Result:
         KeyboardInterrupt: after SIGINT, the state saved.
         SystemExit: with status 143 after SIGTERM, the state saved.
     """
+    begun = time.monotonic()
     with StopSignals() as signals, ExitStack() as cleanup:
         train = recipe.train
         set_threads(train.threads)
@@ -200,7 +209,13 @@ def fit(recipe: Recipe) -> Result:
         saved_step = step if folder is not None else -1
         stopped = False
         stray = ""  # what the device found wrong with the data, looked at when it is waited for
+        first_step, deadline = step, begun + 60 * (train.max_minutes or math.inf)
         tick = time.monotonic()
+
+        def told_to_stop() -> bool:
+            # After one step at least: who calls again and again gets to the end.
+            timed_out = time.monotonic() > deadline and step > first_step
+            return signals.received is not None or timed_out
 
         while True:
             # This step's micro-batches, or why there are none, and whether to stop: what one
@@ -212,7 +227,7 @@ def fit(recipe: Recipe) -> Result:
                 micro_batches, problem = _take(batches, accumulation)
             mistake: UserError | None = None
             try:
-                stopping = agree(problem or stray, stop=signals.received is not None)
+                stopping = agree(problem or stray, stop=told_to_stop())
             except UserError as error:  # on every process: a bad file costs no work done
                 stopping, mistake = step > 0, error
             due = step > 0 and (last_step or step % _checkpoint_every(train) == 0)
@@ -239,7 +254,7 @@ def fit(recipe: Recipe) -> Result:
                     module,
                     rank=rank,
                     world_size=world_size,
-                    stop=lambda: signals.received is not None,
+                    stop=told_to_stop,
                 )
                 if evaluation is None:  # told to stop; evaluated again after the resume
                     stopped = True
@@ -301,10 +316,11 @@ def fit(recipe: Recipe) -> Result:
         bar.close()
         if stopped:
             _stop(signals.received, rank, output, recipe, step)
-        on_main(lambda: _finish(task, module, recipe, log.path))
+        else:
+            on_main(lambda: _finish(task, module, recipe, log.path))
         accelerator.wait_for_everyone()
-        metrics = [row for row in rows(log.path) if task.best_metric in row][-1]
-    return Result(output, step, metrics)
+        evaluations = [row for row in rows(log.path) if task.best_metric in row]
+    return Result(output, step, evaluations[-1] if evaluations else {}, finished=not stopped)
 
 
 # ----------------------------------------------------------------------------- state of the loop
@@ -486,14 +502,18 @@ def _publish(
 
 
 def _stop(received: int | None, rank: int, output: Path, recipe: Recipe, step: int) -> None:
+    """Says where it goes on; leaves by what was received, and returns if the time was up."""
+    timed_out = recipe.train.max_minutes is not None and not agree(stop=received is not None)
+    reason = f" (train.max_minutes={recipe.train.max_minutes:g})" if timed_out else ""
     _say(
         rank,
-        f"stopped at step {step} of {recipe.train.steps}; the state is saved in "
+        f"stopped at step {step} of {recipe.train.steps}{reason}; the state is saved in "
         f"{output / 'checkpoints'}. The same command (resume=auto) goes on from there.",
     )
     if received == signal.SIGINT:
         raise KeyboardInterrupt
-    raise SystemExit(128 + signal.SIGTERM)
+    if not timed_out:
+        raise SystemExit(128 + signal.SIGTERM)
 
 
 def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:
@@ -563,7 +583,8 @@ def run(name: str, overrides: Sequence[str]) -> int:
     main_process = os.environ.get("RANK", "0") == "0"
     quiet_libraries(main_process)
     try:
-        fit(load_recipe(name, overrides))
+        if not fit(load_recipe(name, overrides)).finished:
+            return 128 + signal.SIGTERM
     except UserError as error:
         if main_process:
             print(f"error: {error}", file=sys.stderr)

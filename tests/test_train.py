@@ -445,6 +445,40 @@ def test_killed_and_resumed_gives_the_same_bits(number, status, uninterrupted, t
     assert without_times(output) == without_times(uninterrupted)
 
 
+def test_stopped_by_its_time_limit_and_resumed_gives_the_same_bits(finished, tmp_path, capsys):
+    output = tmp_path / "run"
+    limited = tiny(output, "train.max_minutes=1.0e-9")  # over before the first step is taken
+    result = fit(load_recipe("shapes", limited))
+    assert (result.finished, result.step, result.metrics) == (False, 1, {})
+    assert "stopped at step 1 of 6 (train.max_minutes=1e-09); the state" in capsys.readouterr().err
+    assert run("shapes", limited) == 143
+    assert (checkpoint.latest(output / "checkpoints")).name == "step-00000002"
+
+    result = fit(load_recipe("shapes", tiny(output)))
+    assert (result.finished, result.step) == (True, 6)
+    assert result.metrics["step"] == 6
+    assert_same_bits(finished, output)
+    assert without_times(finished) == without_times(output)
+
+
+def test_its_time_limit_stops_an_evaluation_too(finished, tmp_path, monkeypatch):
+    output = tmp_path / "run"
+    evaluate, now = SegmentationTask.evaluate, time.monotonic
+
+    def late(*arguments, **more):
+        monkeypatch.setattr(time, "monotonic", lambda: now() + 3600)
+        return evaluate(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(SegmentationTask, "evaluate", late)
+        result = fit(load_recipe("shapes", tiny(output, "train.max_minutes=30")))
+    assert (result.finished, result.step, result.metrics) == (False, 3, {})
+    monkeypatch.setattr(time, "monotonic", now)
+    assert fit(load_recipe("shapes", tiny(output))).finished
+    assert_same_bits(finished, output)
+    assert without_times(finished) == without_times(output)
+
+
 @pytest.mark.slow
 def test_two_processes_save_before_they_stop(tmp_path):
     output = tmp_path / "run"
