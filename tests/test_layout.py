@@ -35,16 +35,17 @@ LAYERS = {
     3: ["trainers", "data.guess"],
     4: [
         *["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
-        *["convert", "export"],
+        *["convert", "export", "push"],
     ],
 }
 FOLDERS = (
-    *("segformer", "weights", "inference", "trainers"),
-    *("benchmark", "cli", "doctor", "predict", "export"),
+    *("segformer", "weights", "inference", "publish", "trainers"),
+    *("benchmark", "cli", "doctor", "predict", "export", "push"),
 )
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)
-STARTERS = ("cli", "benchmark.training", "benchmark.predicting")  # programs that run other programs
+# Programs that run other programs.
+STARTERS = ("cli", "benchmark.training", "benchmark.predicting", "push")
 
 
 def name_of(path: Path) -> str:

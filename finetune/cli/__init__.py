@@ -3,7 +3,7 @@
 import sys
 
 # What is imported registers its verbs; --help lists them in this order.
-from finetune.cli import training, data, models, measuring  # noqa: F401  # isort: skip
+from finetune.cli import training, data, models, sharing, measuring  # noqa: F401  # isort: skip
 from finetune.cli.app import app
 from finetune.errors import UserError
 

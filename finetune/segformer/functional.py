@@ -4,6 +4,7 @@ Everything here is exact up to rounding; `modeling.py` says where each piece bel
 the legend of `modeling.py`; K is the number of classes.
 """
 
+import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
@@ -556,10 +557,12 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 # Both are custom operators, because what they do depends on the data and, on a CPU, raises:
-# `torch.compile(fullgraph=True)` takes them as they are.
+# `torch.compile(fullgraph=True)` takes them as they are. PyTorch knows an operator by its name in
+# the whole process, where this file may be loaded several times: with models that bring it along.
+_NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
-@torch.library.custom_op("finetune::upsampled_cross_entropy", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::upsampled_cross_entropy", mutates_args=())
 def _upsampled_cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -636,7 +639,7 @@ def _scale_gradient(ctx: Any, loss_grad: Tensor | None, *others: Tensor | None) 
 _upsampled_cross_entropy.register_autograd(_scale_gradient, setup_context=_keep_gradient)
 
 
-@torch.library.custom_op("finetune::upsampled_argmax", mutates_args=())
+@torch.library.custom_op(f"{_NAMESPACE}::upsampled_argmax", mutates_args=())
 def _upsampled_argmax(logits: Tensor, height: int, width: int) -> Tensor:
     dtype = torch.promote_types(logits.dtype, torch.float32)
     return argmax_by_cells(logits.to(dtype), (height, width))

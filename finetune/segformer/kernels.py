@@ -22,17 +22,20 @@ not from timings.
 from __future__ import annotations
 
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-# torch's builds for CUDA bring it, those for CPUs do not.
-_FOUND = find_spec("triton") is not None
-if _FOUND:
+# torch's builds for CUDA bring it, those for CPUs do not. In a `try`, since transformers asks for
+# whatever else a file of a model's own code imports at its top.
+try:
     import triton
     import triton.language as tl
+
+    _FOUND = True
+except ImportError:
+    _FOUND = False
 
 
 def available() -> bool:

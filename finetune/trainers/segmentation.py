@@ -42,7 +42,7 @@ from finetune.inference.protocol import Protocol
 from finetune.inference.scores import score_bands
 from finetune.metrics import MeanIoU
 from finetune.parallel import agree, all_sum
-from finetune.publish import model_card, save_model_folder
+from finetune.publish import DataSet, hub_id, model_card, save_model_folder
 from finetune.recipe import Recipe
 from finetune.report import iou_table
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
@@ -56,6 +56,15 @@ from finetune.trainers import Evaluation
 from finetune.weights import is_checkpoint_file, licence_of, read_weights, variant_of
 
 NUM_EXAMPLES = 4
+DATA_SETS = {
+    "shapes": "procedural shapes",
+    "camvid": "CamVid",
+    "ade20k": "ADE20K",
+    "cityscapes": "Cityscapes",
+    "voc": "Pascal VOC 2012",
+    "coco-stuff": "COCO-Stuff 164k",
+}
+"""What people call the sources that are one set."""
 
 
 class SegmentationTask:
@@ -329,13 +338,14 @@ class SegmentationTask:
         }
         card = model_card(
             name=recipe.name,
-            base_model=_hub_name(recipe.model.init),
+            base_model=base_model_of(recipe),
             licence=self._licence,
             names=self.labels.names,
             results=results,
             per_class_iou=metrics["eval/per_class_iou"],
             protocol=self.preprocessing.protocol,
             num_channels=recipe.model.num_channels,
+            data_set=data_set_of(recipe),
             facts={
                 "size": recipe.model.variant.upper(),
                 "started from": recipe.model.init or "random weights",
@@ -421,6 +431,31 @@ def protocol_of(recipe: Recipe) -> Protocol:
     return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
 
 
+def base_model_of(recipe: Recipe) -> str | None:
+    """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
+    init = recipe.model.init
+    return None if init is None or is_checkpoint_file(init) else hub_id(init)
+
+
+def data_set_of(recipe: Recipe) -> DataSet:
+    """What a recipe trains and evaluates on, as a card says it."""
+    data = recipe.data
+    name = DATA_SETS.get(data.source) or Path(data.path or "").expanduser().resolve().name
+    split = data.val_split
+    if data.val_fraction is not None:
+        split = f"{data.val_fraction:.0%} of {data.train_split}, held back"
+    found = hub_id(data.path) if data.source == "hub" else None
+    return DataSet(
+        name=found or name,
+        split=split,
+        train_split=data.train_split,
+        kind=data.source,
+        id=found,
+        subset=data.subset,
+        revision=data.revision,
+    )
+
+
 def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
     """Raises a UserError if a model is not of a recipe's classes and channels.
 
@@ -444,11 +479,6 @@ def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
 
 
 _FIRST = "segformer.encoder.patch_embeddings.0.proj.weight"
-
-
-def _hub_name(init: str | None) -> str | None:
-    """What a card may link to as its base: no file."""
-    return None if init is None or is_checkpoint_file(init) else init
 
 
 def _load(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:

@@ -17,6 +17,11 @@ NVIDIA = (
 )
 
 _OWNER = "nvidia/"
+_NVIDIA_FIELDS = {
+    "license": "other",
+    "license_name": "nvidia-source-code-license-for-segformer",
+    "license_link": "https://github.com/NVlabs/SegFormer/blob/master/LICENSE",
+}
 _NAME = re.compile(r"nvidia\W*(source\W*code|.*segformer)", re.IGNORECASE)
 _LINK = re.compile(r"github(usercontent)?\.com/nvlabs/segformer\b", re.IGNORECASE)
 # NVIDIA's own cards name their licence by this link in the text, the header says "other".
@@ -36,9 +41,14 @@ class Card:
     text: str = ""
 
 
-def card_of(model: str) -> Card:
-    """The card of a model folder or Hub id; warns of one whose header is broken."""
-    path = Path(model, "README.md") if Path(model).is_dir() else _fetched(model)
+def card_of(model: str, *, fetch: bool = True) -> Card:
+    """The card of a model folder or Hub id; warns of one whose header is broken.
+
+    Args:
+        model: the folder or id.
+        fetch: whether to ask the Hub for what is not here.
+    """
+    path = Path(model, "README.md") if Path(model).is_dir() else _found(model, fetch)
     if path is None or not path.is_file():
         return Card()
     try:
@@ -66,14 +76,19 @@ def licence_in(card: Card) -> str:
     return NVIDIA if names or links or bases or other or NVIDIA in card.text else ""
 
 
+def licence_fields(remark: str) -> dict[str, str]:
+    """The fields of a card's header for what `licence_of` or `licence_in` found."""
+    return dict(_NVIDIA_FIELDS) if remark == NVIDIA else {"license": "other"} if remark else {}
+
+
 def _texts(value: Any) -> Iterator[str]:
     yield from (str(text) for text in (value if isinstance(value, list) else [value]))
 
 
-def _fetched(model: str) -> Path | None:
+def _found(model: str, fetch: bool) -> Path | None:
     """The card of a Hub id, if it can be had."""
     try:
-        found = cached_file(model, "README.md")
+        found = cached_file(model, "README.md", local_files_only=not fetch)
     except Exception:  # no network, no card, no such id: it is not needed
         return None
     return Path(found) if found else None

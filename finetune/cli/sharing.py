@@ -1,0 +1,104 @@
+"""The verbs that share."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from finetune.cli.app import Overrides, app
+from finetune.errors import UserError
+
+
+@app.command()
+def push(
+    run: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN", help="A run folder, of which best/ is taken, or a model folder."
+        ),
+    ],
+    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub.")],
+    overrides: Overrides = None,
+    private: Annotated[
+        bool, typer.Option("--private/--public", help="Who sees a repository that is made new.")
+    ] = True,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Write what would be pushed, byte for byte, and send nothing."
+        ),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output", "-o", help="Where a dry run writes. Default: push in the run folder."
+        ),
+    ] = None,
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="Add onnx/model.onnx, as `finetune export` writes it.")
+    ] = False,
+    space: Annotated[
+        bool, typer.Option("--space", help="Add a Gradio Space with the demo, as REPO-demo.")
+    ] = False,
+    with_code: Annotated[
+        bool,
+        typer.Option(
+            "--with-code",
+            help="Add the fast model's code, for those who choose trust_remote_code; others still "
+            "get transformers' own.",
+        ),
+    ] = False,
+    message: Annotated[
+        str | None, typer.Option(help="Of the commit. Default: name, step and mean IoU.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
+) -> None:
+    """Push a model to the Hub, with a card that shows what it rests on.
+
+    Example: finetune push runs/camvid me/camvid-b0 --dry-run
+
+    Example: finetune push runs/camvid me/camvid-b0 --public --onnx data.path=CamVid
+
+    The card has the metrics in its header, the classes in their colours, results by class, the
+    best and worst predictions beside the truth, protocol, recipe, hardware, limits and licences.
+    For that the model is shown 64 images of the recipe's validation split, and four of them are in
+    the picture: think of that before --public. key=value says where they lie now, such
+    as data.path=CamVid; without them the training's own picture is taken. Paths of this machine do
+    not go out, nor does any file that is not the model's.
+
+    Log in with `hf auth login`, or set HF_TOKEN. A dry run needs neither token nor network.
+
+    Exit status: 0 done, 2 a mistake that the message names, 130 stopped by Ctrl-C; the same
+    command goes on.
+    """
+    from finetune import push as program
+    from finetune.parallel import set_threads
+    from finetune.push.evidence import folders
+    from finetune.train import quiet_libraries
+
+    quiet_libraries(main_process=True)
+    set_threads(None)
+    if output is not None and not dry_run:
+        raise UserError("-o: is where a dry run writes; add --dry-run, or leave it out")
+    if dry_run and output is None:
+        output = (folders(run)[1] or run) / "push"
+    try:
+        done = program.push(
+            run,
+            repo,
+            private=private,
+            onnx=onnx,
+            space=space,
+            with_code=with_code,
+            dry_run=output,
+            message=message,
+            overrides=overrides or [],
+        )
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(done.to_json())
+    else:
+        program.show(done)

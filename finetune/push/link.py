@@ -1,0 +1,251 @@
+"""The way to the Hub: limits on the client's connections, tries it lacks, words for failures."""
+
+import contextlib
+import json
+import logging
+import os
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
+from time import monotonic, sleep
+from typing import Any, TypeVar
+
+from huggingface_hub import constants, set_client_factory
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import _http as hub_http
+
+from finetune.errors import UserError
+
+T = TypeVar("T")
+
+# The HTTP library that the client sits on: httpx, or httpx2 in newer versions.
+httpx: Any = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")[0])
+
+TRANSIENT = (408, 429, 500, 502, 503, 504)
+WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
+# What the client sends once only.
+SENT_ONCE = re.compile(
+    r"/api/(repos/create|validate-yaml|(models|spaces)/[^/]+/[^/]+(/(revision|commit)/[^/]+)?)$"
+)
+
+
+class TryAgainError(Exception):
+    """An answer after which one tries again what the client sends once only."""
+
+    def __init__(self, status: int, wait: int | None, words: str):
+        super().__init__(words)
+        self.status = status
+        self.wait = wait  # seconds that the Hub asks for
+
+
+class Link:
+    """The client's connections, with limits; and the tries that are missing in the client."""
+
+    def __init__(self, timeout: float, limit: float):
+        # Not the client's constant, which was read when it was imported.
+        self.endpoint = (os.environ.get("HF_ENDPOINT") or constants.ENDPOINT).rstrip("/")
+        self.timeout = timeout
+        self.limit = limit
+        self.end = monotonic() + limit
+        self.reached = False  # whether the Hub has answered at all
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        """Puts the limits on all that the client sends; afterwards it is as it was."""
+        # The client's own have no time limit. Whoever set another factory (a proxy, certificates)
+        # keeps it: there is no public way to ask for it.
+        previous = hub_http._GLOBAL_CLIENT_FACTORY
+
+        def factory() -> Any:
+            client = previous()
+            client.event_hooks["request"].append(self._limited)
+            client.event_hooks["response"].append(self._looked_at)
+            return client
+
+        set_client_factory(factory)
+        hub_http.logger.addFilter(_without_signatures)
+        try:
+            yield
+        finally:
+            hub_http.logger.removeFilter(_without_signatures)
+            set_client_factory(previous)
+
+    def retry(self, call: Callable[[], T]) -> T:
+        """Calls it until it succeeds, fails for good, or was tried often enough."""
+        for wait in WAITS:
+            try:
+                return call()
+            except TryAgainError as error:
+                problem, seconds = str(error), wait if error.wait is None else error.wait
+            except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
+                # What the client tried again is over; and so is it where there is no network.
+                if not SENT_ONCE.search(error.request.url.path) or not self.reached:
+                    raise
+                problem, seconds = str(error) or type(error).__name__, wait
+            self.check(seconds)
+            print(f"the Hub: {problem}; again in {seconds} s", file=sys.stderr)
+            sleep(seconds)
+        return call()
+
+    def check(self, seconds: float = 0.0) -> None:
+        """Ends an upload that has taken too long, or would with a wait of so many seconds."""
+        if monotonic() + seconds > self.end:
+            if seconds:
+                raise UserError(f"the Hub asks to wait {seconds:.0f} seconds; push again later")
+            raise UserError(
+                f"the upload did not end within {self.limit:.0f} seconds; the same command again "
+                "sends what is missing"
+            )
+
+    def _limited(self, request: Any) -> None:
+        self.check()
+        left = min(self.timeout, max(self.end - monotonic(), 0.001))
+        asked = request.extensions.get("timeout", {})
+        request.extensions["timeout"] = {
+            key: min(left, asked.get(key) or left) for key in ("connect", "read", "write", "pool")
+        }
+        request.stream = _Watched(request.stream, self)
+
+    def _looked_at(self, response: Any) -> None:
+        self.reached = True
+        status, path = response.status_code, response.request.url.path
+        if status not in TRANSIENT:
+            return
+        wait = _wait_of(response.headers)
+        self.check(wait or 0)
+        if SENT_ONCE.search(path):
+            raise TryAgainError(status, wait, f"{status} at {path}")
+
+
+class _Watched(httpx.SyncByteStream):
+    """A request's body that ends when the time is over, however slowly it is taken."""
+
+    def __init__(self, stream: Any, link: Link):
+        self.stream = stream
+        self.link = link
+
+    def __iter__(self) -> Iterator[bytes]:
+        for chunk in self.stream:
+            self.link.check()
+            yield chunk
+
+    def close(self) -> None:
+        self.stream.close()
+
+
+def _wait_of(headers: Mapping[str, str]) -> int | None:
+    """Seconds that an answer asks to wait."""
+    spent = re.search(r"r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", ""))
+    seconds = spent[1] if spent else headers.get("retry-after", "").strip()
+    return int(seconds) if seconds.isdecimal() else None
+
+
+@contextlib.contextmanager
+def without_xet() -> Iterator[None]:
+    """Files go by LFS: in one commit, over connections that have the limits of `Link`.
+
+    HF_HUB_DISABLE_XET is read once, when huggingface_hub is imported, which transformers may have
+    done long ago. What it was read into is looked at with each upload.
+    """
+    before = constants.HF_HUB_DISABLE_XET
+    constants.HF_HUB_DISABLE_XET = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_DISABLE_XET = before
+
+
+def _without_signatures(record: logging.LogRecord) -> bool:
+    """The client names addresses when it tries again; those of the storage are as good as keys."""
+    record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), ()
+    return True
+
+
+def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
+    """What to tell the user; None where it is a defect."""
+    while isinstance(error, RuntimeError) and error.__cause__ is not None:
+        error = error.__cause__  # the client wraps what happens while a file is sent
+    hub = link.endpoint
+    if isinstance(error, UserError):
+        return f"{repo_id}: {error}" if repo_id not in str(error) else str(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
+    if isinstance(error, TryAgainError):
+        return _explain_status(error.status, "", repo_id, hub)
+    if isinstance(error, HfHubHTTPError):
+        said = error.server_message or ""
+        if error.response.request.method == "PUT" and error.response.status_code < 429:
+            return f"{repo_id}: the storage refuses a file ({_one_line(said)}). Push again."
+        return _explain_status(error.response.status_code, said, repo_id, hub)
+    if isinstance(error, httpx.HTTPError):
+        return f"{repo_id}: {_explain_network(error, hub, link.timeout)}"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{repo_id}: {hub} answers as no Hub does; look at HF_ENDPOINT"
+    if isinstance(error, ValueError) and "README.md" in str(error):
+        return f"{repo_id}: the Hub refuses the card. {_one_line(str(error))}"
+    if isinstance(error, ValueError) and "LFS batch" in str(error):
+        return f"{repo_id}: the Hub does not take the files. {_one_line(str(error))}"
+    if isinstance(error, OSError):
+        return f"{repo_id}: a file cannot be read ({error.strerror}: {error.filename})"
+    return None
+
+
+def _explain_status(status: int, said: str, repo_id: str, hub: str) -> str:
+    full = status in (402, 413, 507) or re.search(r"quota|storage limit", said, re.IGNORECASE)
+    words = {
+        401: f"the Hub does not know this token. Make one that may write at {hub}/settings/tokens, "
+        "then `hf auth login`, or set HF_TOKEN",
+        403: "the token may not write there. Look at the owner's name, and at the token's rights "
+        f"at {hub}/settings/tokens",
+        404: "there is no such repository for this token, or it went away meanwhile",
+        409: "somebody else changed the repository meanwhile. Push again",
+        412: "somebody else changed the repository meanwhile. Push again",
+        429: "too many requests; wait some minutes, then push again",
+    }
+    if full:
+        text = "the Hub takes no more: the account's storage is full, or a file is too large"
+    elif status in words:
+        text = words[status]
+    elif status >= 500 or status == 408:
+        text = "the Hub fails. Push again later: what is there already is not sent again"
+    else:
+        text = "the Hub refuses it"
+    # What the Hub says of a 401 is of no use: the same for a missing repository.
+    reason = f" ({_one_line(said)})" if said and status != 401 else ""
+    return f"{repo_id}: {text} [{status}]{reason}."
+
+
+def _explain_network(error: BaseException, hub: str, timeout: float) -> str:
+    causes = list(_causes(error))
+    host = re.sub(r"^\w+://", "", hub)
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return f"{host} is not found: there is no network, or HF_ENDPOINT is wrong"
+    if any(isinstance(cause, ssl.SSLError) for cause in causes):
+        return f"the certificate of {host} is not trusted ({_one_line(str(error))})"
+    if isinstance(error, httpx.TimeoutException):
+        return (
+            f"{host} was silent for {timeout:.0f} seconds, several times. Push again later: what "
+            "is there already is not sent again"
+        )
+    if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
+        return f"HF_ENDPOINT={hub}: not an address, such as https://host"
+    reason = _one_line(str(error)) or type(error).__name__
+    return (
+        f"{host} cannot be reached, or breaks off ({reason}). Look at the network, then push "
+        "again: what is there already is not sent again"
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _one_line(text: str, length: int = 300) -> str:
+    """Without signatures of addresses, and not the page of a proxy."""
+    text = re.sub(r"\?\S+", "", " ".join(text.split()))
+    return text if len(text) <= length else text[:length] + "..."

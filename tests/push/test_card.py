@@ -1,0 +1,273 @@
+"""The card: its header read by the Hub's classes, its text by a Markdown parser."""
+
+import json
+import platform
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from PIL import Image
+from tiny import save_tiny
+
+from finetune import push as program
+from finetune.drawing import panel
+from finetune.errors import UserError
+from finetune.push.evidence import best_and_worst, gather, look, public, shown_path
+from finetune.weights.cards import NVIDIA
+
+from .conftest import COLORS, NAMES
+
+
+def best_row(run):
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return max((r for r in rows if "eval/mean_iou" in r), key=lambda r: r["eval/mean_iou"])
+
+
+def parsed(text):
+    return MarkdownIt("commonmark").enable("table").parse(text)
+
+
+def cells(text):
+    """Tables of a card as a reader sees them: rows of plain text."""
+    found, previous = [], None
+    for token in parsed(text):
+        if token.type == "tr_open":
+            found.append([])
+        elif previous in ("td_open", "th_open"):
+            found[-1].append("".join(child.content for child in token.children))
+        previous = token.type
+    return found
+
+
+def test_the_header_is_the_hubs_and_holds_the_best_evaluation(run, pushed):
+    folder, _ = pushed
+    card = ModelCard.load(folder / "README.md")
+    assert str(card) == (folder / "README.md").read_text()
+    row = best_row(run)
+    found = {result.metric_type: result for result in card.data.eval_results}
+    assert {key: found[key].metric_value for key in found} == {
+        key: row[f"eval/{key}"] for key in ("mean_iou", "mean_accuracy", "overall_accuracy")
+    }
+    result = found["mean_iou"]
+    assert (result.task_type, result.dataset_name, result.dataset_split) == (
+        *("image-segmentation", "patches", "val"),
+    )
+    assert card.data.pipeline_tag == "image-segmentation"
+    assert card.data.library_name == "transformers"
+    assert "segformer" in card.data.tags
+    # A folder is no data set of the Hub, and random weights are no model of it.
+    assert card.data.datasets is None
+    assert card.data.base_model is None
+    # The card that the training wrote says the same of these weights.
+    own = ModelCard.load(run / "best" / "README.md")
+    assert own.data.eval_results == card.data.eval_results
+
+
+def test_text_of_others_is_shown_as_it_is(run, pushed):
+    folder, _ = pushed
+    text = ModelCard.load(folder / "README.md").text
+    row = best_row(run)
+    for name, color in zip(NAMES, COLORS, strict=True):
+        score = f"{row['eval/per_class_iou'][name]:.2%}"
+        assert [name, "#{:02X}{:02X}{:02X}".format(*color), score] in cells(text)
+    tokens = parsed(text)
+    html = {t.content.strip() for t in tokens if t.type == "html_block"}
+    assert html == {
+        "<details>\n<summary>Everything else: <code>recipe.yaml</code></summary>",
+        "</details>",
+    }
+    inline = [child for t in tokens for child in t.children or []]
+    assert not [child for child in inline if child.type in ("html_inline", "em_open")]
+    links = {child.attrs["href"] for child in inline if child.type == "link_open"}
+    assert all(link.startswith("https://") for link in links)
+    heading = next(t for n, t in enumerate(tokens) if tokens[n - 1].type == "heading_open")
+    assert "".join(child.content for child in heading.children) == "nasty | <b>run</b>"
+    recipe = next(t.content for t in tokens if t.type == "fence" and t.info == "yaml")
+    assert recipe == (folder / "recipe.yaml").read_text()
+    pictures = {child.attrs["src"] for child in inline if child.type == "image"}
+    assert pictures == {"card/classes.png", "card/examples.png"}
+    assert all((folder / name).is_file() for name in pictures)
+
+
+def test_facts_are_the_runs(run, pushed):
+    text = ModelCard.load(pushed[0] / "README.md").text
+    facts = {row[0]: row[1] for row in cells(text) if len(row) == 2}
+    row = best_row(run)
+    assert facts["steps"].startswith(f"{row['step']} of 4,")
+    assert facts["images seen"] == str(row["step"] * 4)
+    devices = json.loads((run / "environment.json").read_text())["devices"]
+    assert all(device in facts["hardware"] for device in devices)
+    assert facts["mean IoU"] == f"{row['eval/mean_iou']:.2%}"
+    ious = row["eval/per_class_iou"]
+    weakest = min((name for name in ious if ious[name] is not None), key=ious.get)
+    limits = text.split("## Limits")[1]
+    assert f"({ious[weakest]:.2%})" in limits.splitlines()[2]
+
+
+def naive_mean_iou(prediction, truth):
+    counts = truth != 255
+    ious = []
+    for label in range(len(NAMES)):
+        mine, theirs = (prediction == label) & counts, (truth == label) & counts
+        if (mine | theirs).any():
+            ious.append((mine & theirs).sum() / (mine | theirs).sum())
+    return float(np.mean(ious))
+
+
+def test_the_best_and_the_worst_are_shown(run, pushed, tmp_path):
+    """As stock transformers and a plain loop find them."""
+    model = transformers.SegformerForSemanticSegmentation.from_pretrained(run / "best").eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(run / "best")
+    scores = {}
+    for path in sorted((run.parent / "patches/images/val").iterdir()):
+        image = Image.open(path)
+        with torch.no_grad():
+            outputs = model(**processor(image, return_tensors="pt"))
+        size = [image.size[::-1]]
+        mask = processor.post_process_semantic_segmentation(outputs, size)[0].numpy()
+        truth = np.array(Image.open(run.parent / "patches/masks/val" / path.name))
+        scores[path.stem] = naive_mean_iou(mask, truth)
+    assert len(set(scores.values())) == 9
+    order = sorted(scores, key=scores.get, reverse=True)
+    evidence = gather(run)
+    shown = look(evidence, evidence.recipe)
+    assert [row.id for row in shown.rows] == [*order[:2], *order[-2:]]
+    np.testing.assert_allclose(
+        [row.mean_iou for row in shown.rows], [scores[r.id] for r in shown.rows]
+    )
+    panel(shown.rows, NAMES, COLORS, 255, tmp_path / "panel.png")
+    assert (tmp_path / "panel.png").read_bytes() == (pushed[0] / "card/examples.png").read_bytes()
+
+
+def test_few_images_and_images_that_do_not_count():
+    nan = float("nan")
+    assert best_and_worst([0.5, nan, 0.9, 0.1]) == [2, 0, 3]
+    assert best_and_worst([0.1, 0.9, nan, 0.5, 0.7, 0.3]) == [1, 4, 5, 0]
+    assert best_and_worst([0.5, 0.5, 0.5, 0.5, 0.5]) == [0, 1, 3, 4]  # ties by place
+    assert best_and_worst([nan]) == []
+
+
+def test_no_path_of_this_machine_goes_out(run, pushed):
+    private = [str(run.parent), run.parent.name, str(Path.home())]
+    files = [path for path in pushed[0].rglob("*") if path.is_file()]
+    assert len(files) > 5
+    for path in files:
+        content = path.read_bytes()
+        assert not [text for text in private if text.encode() in content], path
+        if path.suffix in (".md", ".yaml", ".json"):
+            assert not re.search(rf"\b{re.escape(platform.node())}\b", content.decode())
+    recipe = gather(run).recipe
+    assert run.parent.name in recipe.output  # there was something to leave out
+    assert run.parent.name in recipe.data.path
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/home/me/CamVid", "CamVid"),
+        ("~/sets/CamVid/", "CamVid"),
+        ("../../me/CamVid", "CamVid"),
+        ("s3://key:secret@bucket/set?X-Signature=abc", "s3://bucket/set"),
+        (None, None),
+    ],
+)
+def test_what_stays_of_a_path(path, shown):
+    assert shown_path(path) == shown
+
+
+def test_a_recipe_keeps_what_is_on_the_hub_and_loads_again(own_run, tmp_path):
+    evidence = gather(own_run)
+    recipe = evidence.recipe
+    changed = recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(
+                update={"images": "/home/me/{split}/images", "masks": "masks/{split}"}
+            ),
+            "model": recipe.model.model_copy(update={"init": "/home/me/weights/mit_b0.pth"}),
+        }
+    )
+    object.__setattr__(evidence, "recipe", changed)
+    shown = public(evidence)
+    assert (shown.data.images, shown.data.masks) == ("{split}/images", "masks/{split}")
+    assert shown.model.init == "mit_b0.pth"
+    hub = {"source": "hub", "path": "owner/set", "revision": "abc"}
+    object.__setattr__(
+        evidence,
+        "recipe",
+        recipe.model_copy(update={"data": recipe.data.model_copy(update=hub)}),
+    )
+    object.__setattr__(
+        evidence,
+        "data_set",
+        evidence.data_set.__class__(**{**vars(evidence.data_set), "id": "owner/set"}),
+    )
+    assert public(evidence).data.path == "owner/set"
+
+
+def test_what_looks_like_a_token_stops_it(own_run, tmp_path):
+    for name in ("recipe.yaml", "best/recipe.yaml"):
+        path = own_run / name
+        path.write_text(re.sub("sn_ow_y", "hf_abcdefghijklm", path.read_text()))
+    config = own_run / "best/config.json"
+    config.write_text(config.read_text().replace("sn_ow_y", "hf_abcdefghijklm"))
+    with pytest.raises(UserError, match=r"README\.md holds what looks like a token"):
+        program.push(own_run, "me/x", dry_run=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path):
+    with pytest.warns(UserWarning, match="no predictions are shown: .*nowhere"):
+        done = program.push(
+            own_run,
+            "me/x",
+            dry_run=tmp_path / "out",
+            overrides=[f"data.path={tmp_path / 'nowhere'}"],
+        )
+    assert done.images == 0
+    shown = (tmp_path / "out/card/examples.png").read_bytes()
+    assert shown == (own_run / "panel.png").read_bytes()
+    text = (tmp_path / "out/README.md").read_text()
+    assert "not chosen, as the training drew them" in text
+    assert "nowhere" not in text.replace("never &amp; nowhere", "").replace("never & nowhere", "")
+    (own_run / "panel.png").unlink()
+    with pytest.warns(UserWarning, match="no predictions are shown"):
+        program.push(
+            own_run,
+            "me/x",
+            dry_run=tmp_path / "out",
+            overrides=[f"data.path={tmp_path / 'nowhere'}"],
+        )
+    assert not (tmp_path / "out/card/examples.png").exists()
+    assert "None are shown" in (tmp_path / "out/README.md").read_text()
+
+
+def test_a_model_without_a_run_claims_nothing(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    card = (
+        "---\nlicense: cc0-1.0\nbase_model: some/body\ntags: [mine]\n---\n# Mine\nMy own words.\n"
+    )
+    (model / "README.md").write_text(card)
+    program.push(model, "me/x", dry_run=tmp_path / "out")
+    found = ModelCard.load(tmp_path / "out/README.md")
+    assert found.data.license == "cc0-1.0"
+    assert found.data.base_model == "some/body"
+    assert "mine" in found.data.tags
+    assert found.data.eval_results is None
+    assert "My own words." in found.text
+    assert "How good it is was not measured here." in found.text
+
+
+def test_nvidias_licence_goes_along(own_run, tmp_path):
+    path = own_run / "best/README.md"
+    path.write_text(path.read_text() + NVIDIA)
+    program.push(own_run, "me/x", dry_run=tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert card.data.license == "other"
+    assert "nvidia" in card.data.license_name
+    assert card.data.license_link == "https://github.com/NVlabs/SegFormer/blob/master/LICENSE"
+    assert "non-commercially only" in card.text

@@ -1,0 +1,221 @@
+"""What a push sends: a folder that opens everywhere, the same each time, and nothing else."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from safetensors.torch import load_file
+from tiny import save_tiny
+from typer.testing import CliRunner
+
+from finetune import push as program
+from finetune.cli import app
+from finetune.errors import UserError
+from finetune.push.evidence import gather
+from finetune.recipe import recipe_from_yaml
+
+CODE = {"bands.py", "configuration.py", "functional.py", "kernels.py", "modeling.py"}
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_folder_is_stock(run, pushed):
+    folder, done = pushed
+    assert done.files == {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+    assert set(os.listdir(folder)) == CODE | {
+        *("README.md", "card", "config.json", "model.safetensors", "preprocessor_config.json"),
+        "recipe.yaml",
+    }
+    image = torch.randn(1, 3, 61, 90)
+    logits = []
+    for path in (run / "best", folder):
+        model = transformers.SegformerForSemanticSegmentation.from_pretrained(path).eval()
+        with torch.no_grad():
+            logits.append(model(image).logits)
+    assert torch.equal(*logits)
+    assert recipe_from_yaml(folder / "recipe.yaml").hash() == gather(run).recipe.hash()
+    assert json.loads((run / "best/config.json").read_text()).items() <= (
+        json.loads((folder / "config.json").read_text()).items()
+    )
+
+
+def test_twice_is_the_same_and_the_model_stays_as_it_was(own_run, tmp_path):
+    before = contents(own_run)
+    out = tmp_path / "out"
+    program.push(own_run, "me/x", dry_run=out)
+    first = contents(out)
+    (out / "card" / "left.txt").write_text("of another time")
+    program.push(own_run, "me/x", dry_run=out)
+    assert contents(out) == first
+    assert contents(own_run) == before
+    assert sorted(os.listdir(tmp_path)) == ["out", "private-place"]
+    assert os.listdir(own_run.parent) == ["run"]
+    assert "auto_map" not in json.loads((out / "config.json").read_text())
+    assert not CODE & set(os.listdir(out))
+    # The model's folder in its run has the run's evidence.
+    program.push(own_run / "best", "me/x", dry_run=tmp_path / "best")
+    assert contents(tmp_path / "best") == first
+
+
+# The package itself is hidden, and Triton, which builds for CPUs do not bring.
+SCRIPT = """
+import os, sys
+sys.modules["finetune"] = sys.modules["triton"] = None
+import torch
+from transformers import AutoModelForSemanticSegmentation as Auto, pipeline
+
+folder = sys.argv[1]
+torch.manual_seed(0)
+image = torch.randn(2, 3, 61, 90)
+labels = torch.randint(0, 5, (2, 61, 90))
+
+def results(model):
+    with torch.no_grad():
+        found = model.eval()(image, labels=labels)
+    return found.logits, found.loss
+
+def same(mine, theirs):
+    for one, other in zip(mine, theirs):
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max(), (one, other)
+
+stock = Auto.from_pretrained(folder)  # nothing is asked: standard input is closed
+assert type(stock).__module__ == "transformers.models.segformer.modeling_segformer"
+assert not [name for name in sys.modules if name.startswith("transformers_modules")]
+expected = results(stock)
+local = Auto.from_pretrained(folder, trust_remote_code=True)
+hub = Auto.from_pretrained("me/shapes", trust_remote_code=True)
+modules = {type(model).__module__ for model in (local, hub)}
+assert len(modules) == 2 and all(m.startswith("transformers_modules") for m in modules), modules
+same(results(hub), expected)
+same(results(local), expected)
+shown = pipeline("image-segmentation", model=folder, trust_remote_code=True)
+assert type(shown.model).__module__ == type(local).__module__
+
+del sys.modules["finetune"]
+import finetune
+ours = Auto.from_pretrained(folder, trust_remote_code=True)
+assert type(ours).__module__ == "finetune.segformer.modeling"
+for model in (ours, local, hub):
+    same(results(model), expected)
+print("done")
+"""
+
+
+def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
+    folder, _ = pushed
+    # As the Hub's client keeps what it has downloaded.
+    cached = tmp_path / "hub/models--me--shapes"
+    shutil.copytree(folder, cached / "snapshots/0123456789012345678901234567890123456789")
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("0123456789012345678901234567890123456789")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder)],
+        env={
+            **os.environ,
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_MODULES_CACHE": str(tmp_path / "modules"),
+            "PYTHONPATH": str(Path(program.__file__).parents[2]),
+        },
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1:] == ["done"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("repo", "said"),
+    [("shapes", "name it OWNER/NAME"), ("me/a b", "no name on the Hub"), ("a/b/c", "no name")],
+)
+def test_a_repository_must_have_a_name(repo, said, run, tmp_path):
+    with pytest.raises(UserError, match=said):
+        program.push(run, repo, dry_run=tmp_path / "out")
+
+
+def test_a_dry_run_replaces_nothing_of_others(run, own_run, tmp_path):
+    other = save_tiny(tmp_path / "other")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("x")
+    before = contents(tmp_path)
+    for out, said in (
+        (other, "which no dry run wrote"),
+        (tmp_path / "full", "holds thesis.tex"),
+        (own_run / "best", "holds the model itself"),
+        (own_run, "holds the model itself"),
+        (tmp_path / "full/thesis.tex", "not a usable folder"),
+    ):
+        with pytest.raises(UserError, match=said):
+            program.push(own_run, "me/x", dry_run=out)
+    assert contents(tmp_path) == before
+
+
+def test_what_is_no_model_is_said(tmp_path):
+    (tmp_path / "run").mkdir()
+    with pytest.raises(UserError, match="neither a run folder"):
+        program.push(tmp_path / "run", "me/x", dry_run=tmp_path / "out")
+    (tmp_path / "run/metrics.jsonl").write_text('{"step": 1, "train/loss": 1.0}\n')
+    with pytest.raises(UserError, match="has no best/ yet"):
+        program.push(tmp_path / "run", "me/x", dry_run=tmp_path / "out")
+    model = save_tiny(tmp_path / "model")
+    state = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    torch.save(state, model / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+        program.push(model, "me/x", dry_run=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_verb(own_run, tmp_path):
+    command = ["push", str(own_run), "me/x", "--dry-run"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert (told["repo"], told["private"], told["url"]) == ("me/x", True, None)
+    assert told["folder"] == str(own_run / "push")
+    assert told["files"].keys() == {str(path) for path in contents(own_run / "push")}
+    shown = CliRunner().invoke(app, [*command, "--public", "-o", str(tmp_path / "out")])
+    assert f"Would push {tmp_path / 'out'} to the public model me/x" in shown.stdout
+    assert "README.md" in shown.stdout
+    wrong = CliRunner().invoke(app, ["push", str(own_run), "me/x", "-o", str(tmp_path / "out")])
+    assert isinstance(wrong.exception, UserError)
+    help_text = CliRunner().invoke(app, ["push", "--help"]).stdout
+    assert "Example: finetune push runs/camvid" in help_text
+
+
+def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
+    """Through the real client and a Hub on the loopback, which checks the card as the Hub does."""
+    command = ["push", str(run), "user/shapes", "--with-code", "--message", "hello"]
+    done = CliRunner().invoke(app, [*command, "--json"])
+    assert done.exit_code == 0, done.output
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["url"] == f"{hub.endpoint}/user/shapes"
+    assert told["private"]
+    assert hub.is_private("user/shapes")
+    assert hub.commits("user/shapes")[-1]["oid"] == told["commit"]
+    fetched = Path(
+        snapshot_download("user/shapes", endpoint=hub.endpoint, cache_dir=tmp_path / "cache")
+    )
+    (fetched / ".gitattributes").unlink()
+    shown = tmp_path / "shown"
+    program.push(run, "user/shapes", with_code=True, dry_run=shown)
+    assert contents(fetched) == contents(shown)
+    # The same again changes nothing there, and leaves nothing here.
+    again = CliRunner().invoke(app, [*command, "--json"])
+    assert json.loads(again.stdout.splitlines()[-1])["commit"] == told["commit"]
+    assert sorted(os.listdir(run.parent)) == ["patches", "run"]
+    assert not [name for name in os.listdir(run) if "push" in name]
