@@ -28,7 +28,7 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 TAG = "parameters"
-MOST_PNG = 50_000  # bytes from which on a kept picture is a JPEG, if that is smaller
+MOST_PNG, WIDTH = 50_000, 800  # bytes from which on a kept picture is made this wide, in pixels
 
 
 def execute(
@@ -202,23 +202,27 @@ def _merged(found: list[NotebookNode]) -> list[NotebookNode]:
             lines = output.text.replace("\r\n", "\n").split("\n")
             shown = (line.rstrip("\r").rsplit("\r", 1)[-1].rstrip() for line in lines)
             output.text = "\n".join(shown)
-    return merged
+    return [output for output in merged if output.get("text", "something").strip()]
 
 
 def _shrink(data: NotebookNode) -> None:
     """One form of a picture, as small as it gets: Pillow offers a fast PNG, and a JPEG as well."""
     if "image/png" not in data:
         return
-    picture = Image.open(io.BytesIO(base64.b64decode(data["image/png"])))
-    forms = {"image/png": io.BytesIO(), "image/jpeg": io.BytesIO()}
-    picture.save(forms["image/png"], "PNG", optimize=True)
-    picture.convert("RGB").save(forms["image/jpeg"], "JPEG", quality=88)
-    sizes = {kind: len(buffer.getvalue()) for kind, buffer in forms.items()}
-    small = sizes["image/png"] <= MOST_PNG
-    kind = "image/png" if small else min(sizes, key=lambda kind: sizes[kind])
-    data.pop("image/png")
+    picture = Image.open(io.BytesIO(base64.b64decode(data.pop("image/png"))))
     data.pop("image/jpeg", None)
-    data[kind] = base64.b64encode(forms[kind].getvalue()).decode()
+    kind, small = "image/png", _encoded(picture, "PNG", optimize=True)
+    if len(small) > MOST_PNG:
+        picture = picture.convert("RGB")
+        picture.thumbnail((WIDTH, 4 * WIDTH))
+        kind, small = "image/jpeg", _encoded(picture, "JPEG", quality=85)
+    data[kind] = base64.b64encode(small).decode()
+
+
+def _encoded(picture: Image.Image, kind: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
 
 
 def main() -> None:

@@ -62,12 +62,12 @@ def test_it_stops_in_time_and_goes_on_the_next_day(inputs, tmp_path):
 
     # As if there had been no night.
     whole = tmp_path / "whole"
-    fit(load_recipe(days[1] / "training.yaml", [f"output={whole}", f"train.steps={STEPS}"]))
+    same = [f"output={whole}", f"train.steps={STEPS}", "data.cache=none"]
+    fit(load_recipe(days[1] / "training.yaml", same))
     assert rows(days[1] / "run") == rows(whole)
     assert [row["step"] for row in rows(whole)] == [10, STEPS, STEPS]
-    mine, other = (
-        load_file(run / "last" / "model.safetensors") for run in (days[1] / "run", whole)
-    )
+    runs = (days[1] / "run", whole)
+    mine, other = (load_file(run / "last" / "model.safetensors") for run in runs)
     assert mine.keys() == other.keys()
     assert all(torch.equal(mine[name], other[name]) for name in mine)
 
@@ -75,9 +75,7 @@ def test_it_stops_in_time_and_goes_on_the_next_day(inputs, tmp_path):
 @pytest.mark.slow
 def test_the_launcher_starts_two_processes(inputs, tmp_path):
     values = parameters(inputs, processes=2, minutes=1e-9)
-    on_cpu = {
-        "ACCELERATE_USE_CPU": "true"
-    }  # the launcher counts nothing: it starts what it is told
+    on_cpu = {"ACCELERATE_USE_CPU": "true"}
     said = text(execute(KAGGLE, values, tmp_path, environment=on_cpu))
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["world_size"] == 2
     assert said.count("stopped at step 1 of") == 1

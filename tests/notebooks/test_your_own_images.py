@@ -26,7 +26,7 @@ def test_your_own_images(tmp_path):
     # The doctor finds the spoilt mask, and nothing once it is whole again.
     assert "masks/042.png: 7 (40 pixels)" in said
     assert said.index("042.png: 7") < said.index("Clean: no problem")
-    assert not json.loads((tmp_path / "doctor" / "doctor.json").read_text())["problems"]
+    assert json.loads((tmp_path / "doctor" / "doctor.json").read_text())["verdict"] == "clean"
     _, mask = draw(seed=11, index=42, size=(96, 96))
     whole = np.array(Image.open(tmp_path / "photos" / "masks" / "042.png"))
     np.testing.assert_array_equal(whole, mask > 0)
