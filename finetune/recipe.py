@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
@@ -313,6 +314,17 @@ class EvaluationSection(Section):
     batch_size: PositiveInt = Field(1, description="images of one size evaluated at once")
 
 
+class HubSection(Section):
+    """Pushing the best model to the Hugging Face Hub while training goes on."""
+
+    repo: str | None = Field(
+        None,
+        description="owner/name on the Hub that is kept at the best model, from the first "
+        "evaluation on; null: nothing is pushed",
+    )
+    private: bool = Field(True, description="whether it is private, if it is made new")
+
+
 class Recipe(Section):
     """A whole recipe."""
 
@@ -330,6 +342,7 @@ class Recipe(Section):
     train: TrainSection = TrainSection()
     loss: LossSection = LossSection()
     evaluation: EvaluationSection = EvaluationSection()
+    hub: HubSection = HubSection()
 
     def to_yaml(self) -> str:
         """The resolved recipe, as it is saved beside the model."""
@@ -380,6 +393,8 @@ VOLATILE = (
     "train.log_every",
     "train.threads",
     "train.compile",
+    "hub.repo",
+    "hub.private",
 )
 
 FILES = {"folder", "coco", "ultralytics", "camvid", "ade20k", "cityscapes", "voc", "coco-stuff"}
@@ -716,6 +731,10 @@ def _check(recipe: Recipe, path: Path) -> None:
         sides = zip(evaluation.stride, evaluation.window, strict=True)
         if any(stride > window for stride, window in sides):
             problems.append("evaluation.stride: larger than evaluation.window leaves gaps")
+    if recipe.hub.repo is None and not recipe.hub.private:
+        problems.append("hub.private: needs hub.repo")
+    if recipe.hub.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.hub.repo):
+        problems.append(f"hub.repo: {recipe.hub.repo!r} is not owner/name, such as me/parrots")
     if problems:
         raise _mistakes(path, problems)
     if unreachable := recipe.labels.build().unreachable:

@@ -34,7 +34,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -45,6 +45,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from finetune import checkpoint
+from finetune.background import BackgroundPush
 from finetune.data.loader import Batch
 from finetune.errors import UserError
 from finetune.optim import build_optimizer, build_scheduler
@@ -120,6 +121,9 @@ def fit(recipe: Recipe) -> Result:
         on_main(task.check)
         _same_samples(task, world_size, accelerator.device)
         on_main(lambda: open_output(recipe, world_size, cleanup))
+        pushes = _background_push(recipe, rank)
+        if pushes is not None:
+            cleanup.callback(pushes.close)
 
         # Model, optimiser and schedule. The same seed everywhere gives the same fresh weights;
         # from then on each rank draws its own dropout.
@@ -259,7 +263,10 @@ def fit(recipe: Recipe) -> Result:
                 if evaluation is None:  # told to stop; evaluated again after the resume
                     stopped = True
                     break
-                on_main(functools.partial(_publish, task, module, evaluation, step, recipe, log))
+                publish = functools.partial(_publish, task, module, evaluation, step, recipe, log)
+                is_best = on_main(publish)
+                if pushes is not None and is_best and not last_step:
+                    pushes.newest(output / "best", step)
                 evaluated.add(step)
                 tick = time.monotonic()
             if last_step:
@@ -312,6 +319,8 @@ def fit(recipe: Recipe) -> Result:
                     refresh=False,
                 )
                 progress.start_window(seconds)
+                if pushes is not None:
+                    pushes.poll()
 
         bar.close()
         if stopped:
@@ -319,6 +328,10 @@ def fit(recipe: Recipe) -> Result:
         else:
             on_main(lambda: _finish(task, module, recipe, log.path))
         accelerator.wait_for_everyone()
+        if pushes is not None and not stopped:  # nobody waits for this process any more
+            pushes.finish(stop=lambda: signals.received is not None)
+            if signals.received is not None:
+                _leave(signals.received)
         evaluations = [row for row in rows(log.path) if task.best_metric in row]
     return Result(output, step, evaluations[-1] if evaluations else {}, finished=not stopped)
 
@@ -427,6 +440,17 @@ def _best_so_far(path: Path, task: Task) -> float | None:
     return max((score for score in scores if score is not None), default=None)
 
 
+def _background_push(recipe: Recipe, rank: int) -> BackgroundPush | None:
+    if recipe.hub.repo is None or rank != 0:
+        return None
+    return BackgroundPush(
+        Path(recipe.output),
+        recipe.hub.repo,
+        private=recipe.hub.private,
+        say=functools.partial(_say, rank),
+    )
+
+
 def _same_samples(task: Task, world_size: int, device: torch.device) -> None:
     """Each process opens the data for itself: what one cannot, all hear of; all see the same."""
     problem, state = "", [0]
@@ -485,8 +509,8 @@ def _refuse_not_finite(loss: Any, step: int, output: Path, precision: str) -> No
 
 def _publish(
     task: Task, module: Any, evaluation: Evaluation, step: int, recipe: Recipe, log: MetricsLog
-) -> None:
-    """Shows an evaluation and keeps the model as `last`, and as `best` if it is."""
+) -> bool:
+    """Shows an evaluation and keeps the model as `last`, and as `best` if it is; whether it is."""
     with tqdm.external_write_mode(sys.stdout):
         console = Console()
         title = f"\n{recipe.name}, step {step} of {recipe.train.steps}"
@@ -495,10 +519,12 @@ def _publish(
     output = Path(recipe.output)
     task.save(output / "last", module, evaluation, step)
     score, best = evaluation.metrics[task.best_metric], _best_so_far(log.path, task)
-    if score is not None and (best is None or score > best):
+    is_best = score is not None and (best is None or score > best)
+    if is_best:
         task.save(output / "best", module, evaluation, step)
     # Last: a run killed before this line is evaluated and saved again.
     log.write({"step": step, **evaluation.metrics})
+    return is_best
 
 
 def _stop(received: int | None, rank: int, output: Path, recipe: Recipe, step: int) -> None:
@@ -510,10 +536,14 @@ def _stop(received: int | None, rank: int, output: Path, recipe: Recipe, step: i
         f"stopped at step {step} of {recipe.train.steps}{reason}; the state is saved in "
         f"{output / 'checkpoints'}. The same command (resume=auto) goes on from there.",
     )
+    if not timed_out:
+        _leave(received)
+
+
+def _leave(received: int | None) -> NoReturn:
     if received == signal.SIGINT:
         raise KeyboardInterrupt
-    if not timed_out:
-        raise SystemExit(128 + signal.SIGTERM)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:

@@ -663,7 +663,10 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
             place = len(hub.log)
             hub.log.append((self.command, self.path, None))
             with hub.lock:
-                fault = next((f for f in hub.faults if f.meets(self.command, self.path)), None)
+                met = [
+                    f for f in hub.faults if f.meets(self.command, self.path)
+                ]  # all of them count
+            fault = met[0] if met else None
             action = fault.action if fault else None
             if action == "stall":
                 hub.closing.wait()

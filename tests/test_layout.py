@@ -22,7 +22,7 @@ LAYERS = {
     ],
     1: [
         *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish"],
-        *["timing", "weights"],
+        *["timing", "weights", "background"],
         *["data.arrays", "data.cache", "data.files", "data.masks"],
         *["data.samples", "data.folders", "data.layouts", "data.coco"],
         *["data.splits", "data.inspection", "data.duplicates", "data.channels"],

@@ -69,6 +69,7 @@ def push(
     dry_run: Path | None = None,
     message: str | None = None,
     overrides: Sequence[str] = (),
+    pictures: bool = True,
 ) -> Pushed:
     """Pushes a run's best model, or a model folder, with a card that shows its evidence.
 
@@ -86,6 +87,8 @@ def push(
         message: of the commit.
         overrides: "data.path=..." and the like: where the validation images lie here. The recipe
             that is pushed stays the run's.
+        pictures: whether the model is shown validation images for the card, which takes longer
+            than all the rest.
 
     Raises:
         UserError: something of this is not as it must be; nothing was sent.
@@ -110,7 +113,7 @@ def push(
         staged = {"model": scratch / "model"}
         staged["model"].mkdir()
         stage(evidence, staged["model"], with_code=with_code)
-        examples = look(evidence, recipe)
+        examples = look(evidence, recipe) if pictures else None
         write_card(
             staged["model"],
             evidence,

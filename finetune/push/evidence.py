@@ -287,6 +287,7 @@ def public(evidence: Evidence) -> Recipe | None:
     values = evidence.recipe.model_dump()
     data, model = values["data"], values["model"]
     values["output"], values["resume"] = f"runs/{evidence.name}", "auto"
+    del values["hub"]  # whoever takes the recipe pushes elsewhere
     if evidence.data_set.id is None:
         data["path"] = shown_path(data["path"])
     if model["init"] != base_of(evidence)[0]:

@@ -30,8 +30,8 @@ from finetune.push.link import Link, explain, without_xet
 
 # A new repository holds some of these; they are nobody's work, or stay whatever is pushed.
 NOT_WORK = re.compile(r"\.git(attributes|ignore)|README\.md|LICEN[SC]E(\.\w+)?", re.IGNORECASE)
-# What an earlier push may have left and this one has not: weights of another model, and code.
-STALE = re.compile(r".*\.(safetensors|safetensors\.index\.json|onnx|onnx_data|py)")
+# What an earlier push may have left and this one has not: weights of another model, code, pictures.
+STALE = re.compile(r"card/.*|.*\.(safetensors|safetensors\.index\.json|onnx|onnx_data|py)")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ def upload_folder(
     """Makes the repository if there is none, and brings the folder into it in one commit.
 
     The same folder again makes no commit, and after a failure only what is missing is sent (whole
-    files: the Hub's protocol knows no part of one). Hidden files stay here. Weights and code that
-    the repository holds and the folder does not are removed; everything else stays.
+    files: the Hub's protocol knows no part of one). Hidden files stay here. Weights, code
+    and the card's pictures that the repository holds and the folder does not are removed;
+    everything else stays.
 
     Args:
         folder: what to upload.
