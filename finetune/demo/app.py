@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ _NUM_SESSIONS = 100  # of which Gradio keeps the last values: small, since files
 
 _CSS = """
 footer { display: none !important; }
-#viewer { padding: 0; }
+#viewer { padding: 0 !important; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 """
 
@@ -89,13 +90,22 @@ def build(
                     lambda path: moved(_no_address(path))
                 )
                 if examples:
-                    gr.Examples(
-                        [[str(path)] for path in examples],
-                        inputs=[picture],
+                    offered = gr.Dataset(
+                        components=[picture],
+                        samples=[[str(path)] for path in examples],
+                        samples_per_page=len(examples),
+                        type="index",
                         label="Examples",
-                        cache_examples=False,
-                        examples_per_page=len(examples),
                         elem_id="examples",
+                    )
+                    # Not gr.Examples, which makes the input anew, without what is set above.
+                    offered.click(
+                        lambda index: offered.samples[index][0]["path"],
+                        offered,
+                        picture,
+                        queue=False,
+                        show_progress="hidden",
+                        api_visibility="private",
                     )
             with gr.Column(scale=3, min_width=300):
                 source = files("finetune.demo")
@@ -108,12 +118,15 @@ def build(
                     examples=[path.stem for path in examples],
                 )
 
+        # Gradio's threads come and go, and each would keep memory and helpers of torch's.
+        worker = ThreadPoolExecutor(1)
+
         def segment(chosen: Encoded | None) -> dict[str, Any] | None:
             """The classes of a picture's pixels, their areas, and files with the mask."""
             if chosen is None:
                 return None
             folder = Path(tempfile.mkdtemp(dir=viewer.GRADIO_CACHE))
-            return _with_files(answer(models, chosen, folder))
+            return _with_files(worker.submit(answer, models, chosen, folder).result())
 
         picture.change(segment, picture, viewer, api_name="segment", show_progress="minimal")
     # Calls that go around the queue would run beside each other.

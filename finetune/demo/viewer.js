@@ -148,7 +148,7 @@ async function panel(result, value, picture) {
     make('div', {class: 'sheet'},
       make('figure', {}, canvas, point),
       make('div', {},
-        make('table', {}, make('caption', {}, 'Areas: choose a class to see it alone'),
+        make('table', {}, make('caption', {}, 'Areas: choose one to see it alone'),
           make('thead', {}, make('tr', {}, ...head)), make('tbody', {}, ...rows)),
         make('div', {class: 'downloads'},
           make('a', {class: 'download', href: one.address, download: stem + '-mask.png'},
@@ -159,7 +159,7 @@ async function panel(result, value, picture) {
 // Shows a class alone; all of them if it is alone already, or null.
 function isolate(name) {
   only = name === only ? null : name;
-  everything.hidden = only === null;
+  everything.disabled = only === null;
   for (const one of panels) {
     one.classes.forEach((known, i) =>
       one.buttons[i].setAttribute('aria-pressed', String(known.name === only)));
@@ -240,7 +240,7 @@ function saveOverlay(one, name) {
 opacity.addEventListener('input', draw);
 everything.addEventListener('click', () => {
   isolate(null);
-  opacity.focus();  // the button is gone
+  opacity.focus();  // the button cannot have it any more
 });
 element.addEventListener('keydown', (event) => {
   if (event.key === 'Escape' && only !== null) isolate(null);
@@ -255,16 +255,12 @@ for (const button of element.querySelectorAll('.view')) {
     draw();
   });
 }
-// Gradio shows examples as pictures that have no name.
-const labels = props.examples || [];
-const name = () => {
-  const buttons = document.querySelectorAll('#examples button.gallery-item');
-  buttons.forEach((button, i) => button.setAttribute('aria-label', 'Example: ' + labels[i]));
-  return buttons.length >= labels.length;
-};
-if (!name()) {
-  const watcher = new MutationObserver(() => name() && watcher.disconnect());
-  watcher.observe(document.body, {childList: true, subtree: true});
+// Gradio shows examples as pictures without a name, and may build them anew.
+const label = () => document.querySelectorAll('#examples button.gallery-item').forEach(
+  (button, i) => button.setAttribute('aria-label', 'Example: ' + props.examples[i]));
+if (props.examples.length) {
+  label();
+  new MutationObserver(label).observe(document.body, {childList: true, subtree: true});
 }
 
 watch('value', () => show(props.value));
