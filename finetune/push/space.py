@@ -22,7 +22,7 @@ GRADIO = "6.31.0"
 """What the Space's page is tested with; constraints.txt has the same."""
 PYTHON = "3.11"
 REQUIREMENTS = (
-    *("huggingface_hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
+    *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
     *("torch", "tqdm", "transformers"),
 )
 """What the demo imports besides Gradio, which a Space installs by its header."""
@@ -87,7 +87,7 @@ def requirements() -> list[str]:
     for line in metadata.requires("finetune") or ():
         requirement = line.partition(";")[0].strip()
         name = re.split(r"[^\w.-]", requirement)[0]
-        known.setdefault(name.lower(), requirement)
+        known.setdefault(re.sub(r"[-_.]+", "-", name).lower(), requirement)  # as an index has it
     return [known[name] for name in REQUIREMENTS]
 
 

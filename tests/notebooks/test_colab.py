@@ -69,7 +69,7 @@ def test_colab_to_hub(tmp_path):
     titles = [commit["title"] for commit in hub.commits(REPO)]
     assert len(titles) == 3
     assert titles[0] == "initial commit"
-    assert re.fullmatch(r"shapes: step 4, mean IoU [\d.]+ %", titles[1])
+    assert re.fullmatch(r"shapes: step 4, mean IoU [\d.]+%", titles[1])
     assert titles[2] == titles[1]
     assert len(hub.commits(SPACE, "space")) == 2
     assert hub.is_private(REPO)
