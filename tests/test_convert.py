@@ -250,7 +250,7 @@ def test_the_card_beside_a_file_or_of_a_hub_id_is_kept(tmp_path, monkeypatch):
     assert name in (tmp_path / "out/README.md").read_text()
 
     card.write_text("---\nlicense: mit\ndatasets: [a/b]\n---\n")
-    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_: str(card))
+    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_, **__: str(card))
     monkeypatch.setattr(convert_module, "load_config", lambda *_: model.config)
     monkeypatch.setattr(convert_module, "read_model", lambda *_: (model, []))
     monkeypatch.setattr(convert_module, "load_preprocessing", lambda *_: Preprocessing(Protocol()))

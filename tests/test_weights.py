@@ -258,7 +258,7 @@ def test_a_broken_header_says_nothing_with_a_warning(header, tmp_path):
 def test_licences_of_hub_ids_are_read_from_their_cards(tmp_path, monkeypatch):
     card = tmp_path / "README.md"
     card.write_text("---\nbase_model: nvidia/mit-b3\n---\n")
-    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_: str(card))
+    monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_, **__: str(card))
     assert licence_of("somebody/mit-b3")
 
 

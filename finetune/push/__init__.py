@@ -33,7 +33,7 @@ class Pushed:
     Attributes:
         repo: OWNER/NAME.
         kind: model or space.
-        private: whether only its owner sees it; of an older repository what it was already.
+        private: whether only its owner sees it; an older repository stays what it is.
         files: their names in the repository -> bytes.
         url: of the repository; None: nothing was sent.
         commit: its new commit, or None.
@@ -109,7 +109,7 @@ def push(
             targets["space"] = dry_run.with_name(f"{dry_run.name}-space")
         for kind, folder in targets.items():
             check_dry_run(folder, evidence.folder, kind)
-    with scratch_beside(dry_run or evidence.folder) as scratch:
+    with scratch_beside(dry_run or evidence.folder, or_elsewhere=dry_run is None) as scratch:
         staged = {"model": scratch / "model"}
         staged["model"].mkdir()
         stage(evidence, staged["model"], with_code=with_code)
@@ -206,5 +206,5 @@ def show(done: Pushed) -> None:
                 print(f"  {count:>12,}  {name}")
         else:
             print(f"  {one.url}  (commit {one.commit})")
-    if done.images:
-        print(f"The card shows {done.images} of the validation images: card/examples.png")
+    shown = f"{done.images} of the validation images: card/examples.png"
+    print(f"The card shows {shown if done.images else 'no predictions of this model'}")

@@ -1,6 +1,7 @@
 """The card of a model that is shared: what it sees, how well, and what that rests on."""
 
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from finetune.push.evidence import (
     base_of,
     public,
     scores_of,
+    shown_path,
 )
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
@@ -128,7 +130,9 @@ def _classes(evidence: Evidence, path: Path) -> list[str]:
     segmenter = evidence.segmenter
     entries = list(zip(segmenter.names, segmenter.colors, strict=True))
     # A legend without a picture above it.
-    with_legend(np.empty((0, 720, 3), np.uint8), entries).save(path, "PNG")
+    picture = BytesIO()
+    with_legend(np.empty((0, 720, 3), np.uint8), entries).save(picture, "PNG")
+    write_whole(path, picture.getvalue())
     names = ", ".join(escaped(name) for name in segmenter.names)
     return ["## What it sees", "", f"![{names}]({PICTURES}/{path.name})"]
 
@@ -360,4 +364,7 @@ def _own_words(evidence: Evidence) -> Sequence[str]:
     text = evidence.card.text.strip()
     if evidence.results is not None or not text:
         return []
+    if evidence.recipe is not None and evidence.recipe.model.init is not None:
+        init = evidence.recipe.model.init  # an older training told its path
+        text = text.replace(init, base_of(evidence)[0] or shown_path(init) or "")
     return ["---", "", "The card that came with these weights:", "", text]

@@ -244,7 +244,10 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
             for n in best_and_worst(ious)
         ]
     except UserError as error:
-        warnings.warn(f"no predictions are shown: {error}", stacklevel=2)
+        warnings.warn(
+            f"no predictions are shown: {error} (data.path=FOLDER says where the images lie now)",
+            stacklevel=2,
+        )
         return None
     return Examples(rows, count, len(samples), labels.ignore_index) if rows else None
 

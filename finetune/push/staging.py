@@ -134,16 +134,24 @@ def check_dry_run(output: Path, model: Path, kind: str) -> None:
 
 
 @contextmanager
-def scratch_beside(target: Path) -> Iterator[Path]:
+def scratch_beside(target: Path, *, or_elsewhere: bool) -> Iterator[Path]:
     """An empty folder beside `target`, on its file system, which is gone after the block.
 
-    Where nothing can be written there, one in the system's folder for such things.
+    Args:
+        target: a folder, that need not be there.
+        or_elsewhere: whether the system's folder for such things does as well, where nothing can
+            be written beside it.
+
+    Raises:
+        UserError: nothing can be written there, or another push is at work in it.
     """
     target = target.resolve()
     folder = target.with_name(f".{target.name}.push")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except OSError as error:
+        if not or_elsewhere:
+            raise UserError(f"-o {target}: cannot be made ({error.strerror})") from error
         with tempfile.TemporaryDirectory(prefix="finetune-push-") as other:
             yield Path(other)
         return

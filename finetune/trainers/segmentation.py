@@ -348,7 +348,7 @@ class SegmentationTask:
             data_set=data_set_of(recipe),
             facts={
                 "size": recipe.model.variant.upper(),
-                "started from": recipe.model.init or "random weights",
+                "started from": _start_of(recipe),
                 "data": recipe.data.source,
                 "steps": f"{step} of {recipe.train.steps}, {recipe.train.global_batch} images each",
             },
@@ -435,6 +435,12 @@ def base_model_of(recipe: Recipe) -> str | None:
     """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
     init = recipe.model.init
     return None if init is None or is_checkpoint_file(init) else hub_id(init)
+
+
+def _start_of(recipe: Recipe) -> str:
+    """What training starts from, for a card that others may read: no path of this machine."""
+    init = recipe.model.init
+    return base_model_of(recipe) or (Path(init).resolve().name if init else "random weights")
 
 
 def data_set_of(recipe: Recipe) -> DataSet:

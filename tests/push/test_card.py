@@ -3,6 +3,8 @@
 import json
 import platform
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,10 @@ from tiny import save_tiny
 from finetune import push as program
 from finetune.drawing import panel
 from finetune.errors import UserError
+from finetune.publish import hub_id
+from finetune.push.card import metadata
 from finetune.push.evidence import best_and_worst, gather, look, public, shown_path
+from finetune.trainers.segmentation import data_set_of
 from finetune.weights.cards import NVIDIA
 
 from .conftest import COLORS, NAMES
@@ -180,33 +185,51 @@ def test_what_stays_of_a_path(path, shown):
     assert shown_path(path) == shown
 
 
-def test_a_recipe_keeps_what_is_on_the_hub_and_loads_again(own_run, tmp_path):
-    evidence = gather(own_run)
+def changed(evidence, **sections):
+    """Evidence with another recipe: section=keys."""
     recipe = evidence.recipe
-    changed = recipe.model_copy(
-        update={
-            "data": recipe.data.model_copy(
-                update={"images": "/home/me/{split}/images", "masks": "masks/{split}"}
-            ),
-            "model": recipe.model.model_copy(update={"init": "/home/me/weights/mit_b0.pth"}),
-        }
+    for section, keys in sections.items():
+        recipe = recipe.model_copy(
+            update={section: getattr(recipe, section).model_copy(update=keys)}
+        )
+    return replace(evidence, recipe=recipe, data_set=data_set_of(recipe))
+
+
+def test_a_recipe_without_paths_still_tells_splits_apart(run):
+    evidence = changed(
+        gather(run),
+        data={"images": "/home/me/{split}/images", "masks": "masks/{split}"},
+        model={"init": "/home/me/weights/mit_b0.pth"},
     )
-    object.__setattr__(evidence, "recipe", changed)
     shown = public(evidence)
     assert (shown.data.images, shown.data.masks) == ("{split}/images", "masks/{split}")
     assert shown.model.init == "mit_b0.pth"
-    hub = {"source": "hub", "path": "owner/set", "revision": "abc"}
-    object.__setattr__(
-        evidence,
-        "recipe",
-        recipe.model_copy(update={"data": recipe.data.model_copy(update=hub)}),
+    assert metadata(evidence).base_model is None
+
+
+def test_what_is_on_the_hub_is_linked(run):
+    evidence = gather(run)
+    header = {**evidence.card.header, "base_model": "owner/base"}
+    evidence = changed(
+        replace(evidence, card=replace(evidence.card, header=header)),
+        data={"source": "hub", "path": "owner/set", "subset": "small", "revision": "abc"},
+        model={"init": "owner/base"},
     )
-    object.__setattr__(
-        evidence,
-        "data_set",
-        evidence.data_set.__class__(**{**vars(evidence.data_set), "id": "owner/set"}),
-    )
-    assert public(evidence).data.path == "owner/set"
+    data = metadata(evidence)
+    assert (data.base_model, data.datasets) == ("owner/base", ["owner/set"])
+    result = data.eval_results[0]
+    assert (result.dataset_type, result.dataset_config) == ("owner/set", "small")
+    assert result.dataset_revision == "abc"
+    shown = public(evidence)
+    assert (shown.data.path, shown.model.init) == ("owner/set", "owner/base")
+
+
+def test_a_folder_is_no_id(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert hub_id("owner/set") == "owner/set"
+    (tmp_path / "owner/set").mkdir(parents=True)
+    assert hub_id("owner/set") is None
+    assert [hub_id(name) for name in ("/a/b", "../x", "a/b/c", "s3://a/b", "", None)] == [None] * 6
 
 
 def test_what_looks_like_a_token_stops_it(own_run, tmp_path):
@@ -260,6 +283,16 @@ def test_a_model_without_a_run_claims_nothing(tmp_path):
     assert found.data.eval_results is None
     assert "My own words." in found.text
     assert "How good it is was not measured here." in found.text
+
+
+def test_a_model_that_has_left_its_run_keeps_its_scores(run, tmp_path):
+    model = shutil.copytree(run / "best", tmp_path / "model")
+    with pytest.warns(UserWarning, match="no predictions"):
+        program.push(model, "me/x", dry_run=tmp_path / "out", overrides=["data.path=gone"])
+    own, found = (ModelCard.load(path / "README.md") for path in (model, tmp_path / "out"))
+    assert found.data.eval_results == own.data.eval_results
+    assert "as the card says" in found.text.lower()
+    assert f"mean IoU: {best_row(run)['eval/mean_iou']:.2%}" in found.text
 
 
 def test_nvidias_licence_goes_along(own_run, tmp_path):

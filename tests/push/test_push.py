@@ -158,6 +158,7 @@ def test_a_dry_run_replaces_nothing_of_others(run, own_run, tmp_path):
         (own_run / "best", "holds the model itself"),
         (own_run, "holds the model itself"),
         (tmp_path / "full/thesis.tex", "not a usable folder"),
+        (tmp_path / "full/thesis.tex/out", "cannot be made"),
     ):
         with pytest.raises(UserError, match=said):
             program.push(own_run, "me/x", dry_run=out)
