@@ -46,7 +46,8 @@ class BackgroundPush:
         self._current: Path | None = None
         self._log_start = 0
         self._clean()  # of a run that was killed
-        if not get_token():
+        self._token = _token()
+        if not self._token:
             say(
                 f"warning: hub.repo={repo}, but there is no token of the Hub here: `hf auth "
                 "login`, or set HF_TOKEN. Training goes on"
@@ -96,6 +97,7 @@ class BackgroundPush:
         while self._process.poll() is None:
             if stop() or time.monotonic() > end:
                 self.close()
+                shutil.rmtree(self.output / ".best.push", ignore_errors=True)  # what it staged
                 self.say(f"warning: the last push was given up; `{again}` makes it")
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -116,7 +118,9 @@ class BackgroundPush:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHED)}
         source = str(Path(__file__).resolve().parents[1])  # a checkout need not be installed
         path = os.pathsep.join(filter(None, [source, inherited.get("PYTHONPATH")]))
-        bars = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+        settings = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
+        if self._token and "google.colab" in sys.modules:  # where it is the notebook's alone
+            settings["HF_TOKEN"] = self._token
         try:
             with open(self.output / LOG, "ab") as log:
                 self._log_start = log.tell()
@@ -125,7 +129,7 @@ class BackgroundPush:
                     stdin=subprocess.PIPE,  # whose end tells it that this process is no more
                     stdout=log,
                     stderr=log,
-                    env={**inherited, **variables, **bars, "PYTHONPATH": path},
+                    env={**inherited, **variables, **settings, "PYTHONPATH": path},
                     start_new_session=True,  # Ctrl-C at the terminal is for the training
                 )
         except OSError as error:
@@ -167,9 +171,16 @@ class BackgroundPush:
 
     def _clean(self) -> None:
         """What killed pushes leave: copies of `best`, and what they were putting together."""
-        for pattern in (".pushing-*", "..pushing-*", ".best.push"):
+        for pattern in (".pushing-*", "..pushing-*"):
             for folder in self.output.glob(pattern):
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _token() -> str | None:
+    try:
+        return get_token()
+    except Exception:  # it may ask services, which fail in their own ways; a training goes on
+        return None
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -70,8 +70,9 @@ class Fault:
     """What goes wrong with the nth request of its kind, and the `times - 1` after it.
 
     `action` is a status to answer with, or "drop" (the connection breaks), "half" (it breaks when
-    half of the body has come), "stall" (nothing comes until the server ends) or "damage" (a byte of
-    the body is another). With `processed`, a status or a drop come after the work was done.
+    half of the body has come), "stall" (nothing is read or sent until the server ends), "slow" (the
+    body is read in 64 KiB a fiftieth of a second) or "damage" (a byte of the body is another). With
+    `processed`, a status or a drop come after the work was done.
     """
 
     method: str
@@ -674,7 +675,7 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
                 self.rfile.read(int(self.headers.get("Content-Length", "2")) // 2)
             if action in ("stall", "half") or (action == "drop" and not fault.processed):
                 return self._break()
-            body = self._body()
+            body = self._body(pause=0.02 if action == "slow" else 0.0)
             if action == "damage":
                 body = bytes([body[0] ^ 1]) + body[1:]
             if isinstance(action, int) and not fault.processed:
@@ -690,10 +691,14 @@ def _handler_of(hub: Hub) -> type[BaseHTTPRequestHandler]:
 
         do_GET = do_HEAD = do_POST = do_PUT = handle_any
 
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        def _body(self, pause: float) -> bytes:
             content = b""
+            if self.headers.get("Transfer-Encoding") != "chunked":
+                left = int(self.headers.get("Content-Length", "0"))
+                while piece := self.rfile.read(min(left - len(content), 65536 if pause else left)):
+                    content += piece
+                    time.sleep(pause)
+                return content
             while size := int(self.rfile.readline(), 16):
                 content += self.rfile.read(size)
                 self.rfile.readline()

@@ -78,7 +78,7 @@ def upload_folder(
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
         raise UserError(f"{repo_id}: a repository is named owner/name, such as me/parrots")
     files = _files_of(folder)
-    token = _checked(token or get_token())
+    token = _checked(token or _own_token())
     for path in files.values():
         if path.stat().st_size < 1_000_000 and token.encode() in path.read_bytes():
             raise UserError(f"{path}: holds your token of the Hub; take it out")
@@ -240,6 +240,13 @@ def _files_of(folder: Path) -> dict[str, Path]:
     if not files:
         raise UserError(f"{folder}: no such folder, or nothing in it to upload")
     return files
+
+
+def _own_token() -> str | None:
+    try:
+        return get_token()
+    except Exception as error:  # it may ask services, which fail in their own ways
+        raise UserError(f"the token of the Hub cannot be had: {error}") from error
 
 
 def _checked(token: str | None) -> str:
