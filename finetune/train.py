@@ -96,7 +96,8 @@ def fit(recipe: Recipe) -> Result:
         recipe: resolved, from `finetune.recipe.load_recipe`.
 
     Returns:
-        The run folder, the last step and the metrics of the last evaluation.
+        The run folder, the last step, the metrics of the last evaluation, and whether the run came
+        to its end: `train.max_minutes` stops it before, the state saved.
 
     Raises:
         UserError: the recipe, a file or the launch is at fault; names it and the remedy.

@@ -7,7 +7,14 @@ import torch
 
 from finetune import tracking
 from finetune.errors import UserError
-from finetune.tracking import MetricsLog, environment, masked, read, write_whole
+from finetune.tracking import (
+    MetricsLog,
+    environment,
+    masked,
+    progress_bar,
+    read,
+    write_whole,
+)
 
 
 def test_rows_come_back_and_what_is_not_finite_is_null(tmp_path):
@@ -115,3 +122,17 @@ def test_the_commit_is_only_given_for_a_checkout_of_this_package(tmp_path, monke
     assert tracking._git(package) == {"git_commit": git("rev-parse", "HEAD"), "git_modified": False}
     (package / "tracking.py").write_text("2\n")
     assert tracking._git(package)["git_modified"] is True
+
+
+def test_in_a_log_a_bar_below_another_takes_its_line(capsys):
+    outer = progress_bar(total=2, desc="outer", unit="step", show=True)
+    inner = progress_bar(total=2, desc="inner", unit="image", show=True, leave=False)
+    inner.update(2)
+    inner.close()
+    outer.update(2)
+    outer.close()
+    shown = capsys.readouterr().err
+    assert "inner" in shown
+    assert "\x1b" not in shown  # no cursor is moved up: logs and notebooks have none
+    assert shown.count("\n") == 1
+    assert "outer: 100%" in shown.split("\r")[-1]

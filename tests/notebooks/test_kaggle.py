@@ -12,6 +12,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from finetune.data.shapes import NAMES, draw
+from finetune.init import draft
 from finetune.recipe import load_recipe
 from finetune.train import fit
 
@@ -74,6 +75,7 @@ def test_it_stops_in_time_and_goes_on_the_next_day(inputs, tmp_path):
 
 @pytest.mark.slow
 def test_the_launcher_starts_two_processes(inputs, tmp_path):
+    draft(inputs, tmp_path / "training.yaml", lambda layouts: layouts[0])
     values = parameters(inputs, processes=2, minutes=1e-9)
     on_cpu = {"ACCELERATE_USE_CPU": "true"}
     said = text(execute(KAGGLE, values, tmp_path, environment=on_cpu))
