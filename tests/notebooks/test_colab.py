@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hub import TOKEN, Hub
 from PIL import Image
 from safetensors.torch import load_file
@@ -52,6 +53,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 def test_colab_to_hub(tmp_path):
     here = tmp_path / "here"
     with Hub(tmp_path / "hub") as hub:
