@@ -8,6 +8,7 @@ are shown. FINETUNE_MODELS, Hub ids or folders separated by commas, is used inst
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -60,9 +61,7 @@ def build(
         remark: a line below it, Markdown.
     """
     heading = title or " and ".join(model.name for model in models)
-    with gr.Blocks(
-        title=heading, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)
-    ) as page:
+    with gr.Blocks(title=heading, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
         gr.Markdown(f"# {_plain(heading)}\n\n{remark}")
         if not models:
             return page
@@ -76,7 +75,8 @@ def build(
                     buttons=[],
                     # A phone's camera on the back, and nothing mirrored.
                     webcam_options=WebcamOptions(
-                        mirror=False, constraints={"video": {"facingMode": {"ideal": "environment"}}}
+                        mirror=False,
+                        constraints={"video": {"facingMode": {"ideal": "environment"}}},
                     ),
                     alt_text="the picture that is segmented",
                     elem_id="picture",
@@ -176,8 +176,7 @@ def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
     """
     set_threads(None)
     called = [
-        "/".join(Path(name).resolve().parts[-2:]) if Path(name).exists() else name
-        for name in names
+        "/".join(Path(name).resolve().parts[-2:]) if Path(name).exists() else name for name in names
     ]
     if len(set(called)) < len(called):
         called = list(names)
@@ -190,7 +189,9 @@ def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
 def describe(models: Sequence[Model], names: Sequence[str]) -> str:
     """The line below the heading: what the models know, where pictures go, whose weights."""
     counts = [f"{len(model.segmenter.names)} classes" for model in models]
-    what = f"SegFormer, {counts[0]}" if len(set(counts)) == 1 else f"SegFormer, {' and '.join(counts)}"
+    what = (
+        f"SegFormer, {counts[0]}" if len(set(counts)) == 1 else f"SegFormer, {' and '.join(counts)}"
+    )
     lines = [
         f"{what}. Pictures (up to {MAX_MEGABYTES} MB, {MAX_PIXELS // 1_000_000} million pixels) go "
         "to the machine that serves this page and nowhere else, and are deleted there after "
@@ -250,6 +251,8 @@ def serve(page: gr.Blocks, *, host: str | None = None, port: int | None = None) 
     try:
         threading.Event().wait()
     finally:
+        logging.disable()  # connections that browsers keep open are cut
+        page.server.force_exit = True
         page.close(verbose=False)
 
 

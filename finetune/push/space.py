@@ -82,12 +82,18 @@ def write_space(folder: Path, model_repo: str, *, title: str) -> None:
 
 
 def requirements() -> list[str]:
-    """Lines of requirements.txt: the bounds of this package's own dependencies."""
-    known = {}
-    for line in metadata.requires("finetune") or ():
-        requirement = line.partition(";")[0].strip()
-        name = re.split(r"[^\w.-]", requirement)[0]
-        known.setdefault(re.sub(r"[-_.]+", "-", name).lower(), requirement)  # as an index has it
+    """Lines of requirements.txt: the bounds of this package's own dependencies.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        lines = metadata.requires("finetune") or []
+    except metadata.PackageNotFoundError as error:
+        raise UserError(
+            "a Space needs to know this package's dependencies: install it (`pip install -e .`)"
+        ) from error
+    known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if ";" not in line}
     return [known[name] for name in REQUIREMENTS]
 
 

@@ -120,6 +120,7 @@ def claims(width, height):
         for kind, data in parts
     )
 
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("name", "data", "words"),
