@@ -195,16 +195,24 @@ def show(done: Pushed) -> None:
     """Prints what was done, or would be."""
     for one in filter(None, (done, done.space)):
         size = sum(one.files.values()) / 1e6
-        who = "private" if one.private else "public"
-        if one.folder is not None:
-            head = f"Would push {one.folder} to the {who} {one.kind} {one.repo}"
-        else:
-            head = f"Pushed to the {who} {one.kind} {one.repo}"
-        print(f"{head}: {len(one.files)} files, {size:.1f} MB")
-        if one.folder is not None:
-            for name, count in one.files.items():
-                print(f"  {count:>12,}  {name}")
-        else:
+        where = f"the {'private' if one.private else 'public'} {one.kind} {one.repo}"
+        said = f"Pushed to {where}" if one.url else f"Would push {one.folder} to {where}"
+        print(f"{said}: {len(one.files)} files, {size:.1f} MB")
+        if one.url:
             print(f"  {one.url}  (commit {one.commit})")
+            continue
+        for name, count in _folded(one.files).items():
+            print(f"  {count:>12,}  {name}")
     shown = f"{done.images} of the validation images: card/examples.png"
     print(f"The card shows {shown if done.images else 'no predictions of this model'}")
+    if done.space and done.private:
+        print("A Space reads a private model with a secret HF_TOKEN, which its settings take")
+
+
+def _folded(files: dict[str, int]) -> dict[str, int]:
+    """Files and their bytes; a Space's package as one."""
+    found: dict[str, int] = {}
+    for name, count in files.items():
+        key = "finetune/..." if name.startswith("finetune/") else name
+        found[key] = found.get(key, 0) + count
+    return found

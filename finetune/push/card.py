@@ -121,7 +121,7 @@ def _head(evidence: Evidence, data_set: DataSet | None, space: str | None) -> li
     text += "."
     if results is not None and data_set is not None:
         score = percent(results.scores["mean_iou"])
-        text += f" Mean IoU **{score}** on its split {escaped(data_set.split)}."
+        text += f' Mean IoU **{score}** on its split "{escaped(data_set.split)}".'
     demo = f"Try it in the browser: {_link(f'spaces/{space}')}."
     return [f"# {escaped(evidence.name)}", "", text, *(["", demo] if space else [])]
 
@@ -156,7 +156,7 @@ def _results(evidence: Evidence, data_set: DataSet | None, examples: Examples | 
         return ["## Results", "", said, "", *classes]
     scores = [[_title(metric), percent(value)] for metric, value in results.scores.items()]
     images = f" ({examples.total} images)" if examples else ""
-    where = escaped(f"split {data_set.split} of {data_set.name}{images}")
+    where = escaped(f'split "{data_set.split}" of {data_set.name}{images}')
     return [
         "## Results",
         "",
@@ -200,7 +200,7 @@ def _training(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | Non
     train, results, environment = recipe.train, evidence.results, evidence.environment
     facts = {
         "started from": _started_from(evidence, recipe),
-        "data": escaped(f"{data_set.name}, split {data_set.train_split}"),
+        "data": escaped(f'{data_set.name}, split "{data_set.train_split}"'),
         "each step": f"{train.global_batch} crops of {recipe.augment.crop[0]} x "
         f"{recipe.augment.crop[1]} pixels, learning rate {train.lr:g}, {train.precision}",
     }

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from tiny import save_tiny
 from typer.testing import CliRunner
 
+from finetune import export
 from finetune import push as program
 from finetune.cli import app
 from finetune.errors import UserError
@@ -220,3 +221,22 @@ def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
     assert json.loads(again.stdout.splitlines()[-1])["commit"] == told["commit"]
     assert sorted(os.listdir(run.parent)) == ["patches", "run"]
     assert not [name for name in os.listdir(run) if "push" in name]
+
+
+def test_with_onnx(run, tmp_path, monkeypatch):
+    """Where the export goes; what it writes there is looked at in tests/export, and takes longer."""
+    shown = []
+
+    def write(model):
+        shown.extend(os.listdir(model))
+        (Path(model) / "onnx").mkdir()
+        (Path(model) / "onnx/model.onnx").write_bytes(b"graph")
+
+    monkeypatch.setattr(export, "export", write)
+    before = contents(run)
+    done = program.push(run, "me/x", onnx=True, dry_run=tmp_path / "out")
+    assert {"config.json", "model.safetensors", "README.md"} <= set(shown)
+    assert done.files["onnx/model.onnx"] == len(b"graph")
+    assert (tmp_path / "out/onnx/model.onnx").read_bytes() == b"graph"
+    assert "onnx/model.onnx" in (tmp_path / "out/README.md").read_text()
+    assert contents(run) == before
