@@ -250,7 +250,7 @@ def main() -> None:
     parser.add_argument(
         "--hub", action="store_true", help="with a Hub of the tests' on the loopback"
     )
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     pairs = [pair.partition("=") for pair in options.parameters]
     values = {name: ast.literal_eval(value) for name, _, value in pairs}
     with ExitStack() as stack:
