@@ -63,9 +63,9 @@ def push(
 
     The card has the metrics in its header, the classes in their colours, results by class, the
     best and worst predictions beside the truth, protocol, recipe, hardware, limits and licences.
-    For that the model is shown 64 images of the recipe's validation split, and four of them are in
-    the picture: think of that before --public. key=value says where they lie now, such
-    as data.path=CamVid; without them the training's own picture is taken. Paths of this machine do
+    For that the model is shown 64 images of the recipe's validation split; four of them, with their
+    names, are in the picture: think of that before --public. key=value says where they lie now, as
+    in data.path=CamVid; without them the training's own picture is taken. Paths of this machine do
     not go out, nor does any file that is not the model's.
 
     Log in with `hf auth login`, or set HF_TOKEN. A dry run needs neither token nor network.

@@ -53,6 +53,7 @@ class Evidence:
 
     Attributes:
         folder: the model's.
+        identity: of the folder as it was read, which a training replaces whole.
         run: the run folder that it came out of, None if it stands alone.
         name: of the run, or of the folder.
         segmenter: the model itself.
@@ -64,6 +65,7 @@ class Evidence:
     """
 
     folder: Path
+    identity: tuple[int, int]
     run: Path | None
     name: str
     segmenter: Segmenter
@@ -102,11 +104,12 @@ def gather(run: Path) -> Evidence:
         UserError: there is no model, or a file cannot be read; names it.
     """
     folder, home = folders(run)
+    identity = identity_of(folder)
     segmenter = Segmenter.load(folder)
     card = card_of(str(folder), fetch=False)
     recipe = _recipe(folder / "recipe.yaml")
     if recipe is None:
-        return Evidence(folder, None, folder.resolve().name, segmenter, card)
+        return Evidence(folder, identity, None, folder.resolve().name, segmenter, card)
     data_set = _data_set(recipe, card)
     colors = recipe.labels.build().colors
     if not hasattr(segmenter.model.config, "finetune_colors") and len(colors) == len(
@@ -114,9 +117,10 @@ def gather(run: Path) -> Evidence:
     ):
         segmenter.colors = tuple(colors)  # an older folder, which does not say
     if home is None:
-        return Evidence(folder, None, recipe.name, segmenter, card, recipe, data_set)
+        return Evidence(folder, identity, None, recipe.name, segmenter, card, recipe, data_set)
     return Evidence(
         folder,
+        identity,
         home,
         recipe.name,
         segmenter,
@@ -126,6 +130,12 @@ def gather(run: Path) -> Evidence:
         _results(home / "metrics.jsonl", card, is_last=folder.resolve().name == "last"),
         _environment(home / "environment.json"),
     )
+
+
+def identity_of(folder: Path) -> tuple[int, int]:
+    """Another one when a folder is put into the place of this one."""
+    found = (folder / "config.json").stat()
+    return found.st_ino, found.st_mtime_ns
 
 
 def folders(run: Path) -> tuple[Path, Path | None]:

@@ -13,7 +13,7 @@ from finetune.checkpoint import recover, swap_folder
 from finetune.errors import UserError
 from finetune.locks import alone_in
 from finetune.push.card import PICTURES
-from finetune.push.evidence import Evidence, public
+from finetune.push.evidence import Evidence, identity_of, public
 from finetune.tracking import SECRET_VALUE, write_whole
 
 AUTO_MAP = {
@@ -62,10 +62,13 @@ def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
         for name in [*names, "preprocessor_config.json"]:
             shutil.copyfile(source / name, folder / name)
         config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        is_other = identity_of(source) != evidence.identity
     except OSError as error:
         raise UserError(
             f"cannot copy {source} to {folder}: {error.strerror or error}; free some space"
         ) from error
+    if is_other:
+        raise UserError(f"{source}: was replaced by a better one while it was read; push again")
     config.pop("auto_map", None)  # of somebody's code, which does not go along
     config.pop("_name_or_path", None)  # a path of this machine
     if with_code:

@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 
 from finetune import export
 from finetune import push as program
+from finetune.checkpoint import swap_folder
 from finetune.cli import app
 from finetune.errors import UserError
 from finetune.push.evidence import gather
+from finetune.push.staging import stage
 from finetune.recipe import recipe_from_yaml
 
 CODE = {"bands.py", "configuration.py", "functional.py", "kernels.py", "modeling.py"}
@@ -59,6 +61,8 @@ def test_twice_is_the_same_and_the_model_stays_as_it_was(own_run, tmp_path):
     program.push(own_run, "me/x", dry_run=out)
     first = contents(out)
     (out / "card" / "left.txt").write_text("of another time")
+    (tmp_path / ".out.push/model").mkdir(parents=True)
+    (tmp_path / ".out.push/model/left.txt").write_text("of a push that was killed")
     program.push(own_run, "me/x", dry_run=out)
     assert contents(out) == first
     assert contents(own_run) == before
@@ -166,6 +170,15 @@ def test_a_dry_run_replaces_nothing_of_others(run, own_run, tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_best_model_that_comes_in_between_is_not_mixed_in(own_run, tmp_path):
+    evidence = gather(own_run)
+    shutil.copytree(own_run / "best", own_run / "better")
+    swap_folder(own_run / "better", own_run / "best")
+    (tmp_path / "staged").mkdir()
+    with pytest.raises(UserError, match="was replaced by a better one"):
+        stage(evidence, tmp_path / "staged", with_code=False)
+
+
 def test_what_is_no_model_is_said(tmp_path):
     (tmp_path / "run").mkdir()
     with pytest.raises(UserError, match="neither a run folder"):
@@ -224,7 +237,7 @@ def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
 
 
 def test_with_onnx(run, tmp_path, monkeypatch):
-    """Where the export goes; what it writes there is looked at in tests/export, and takes longer."""
+    """Where the export goes; what it writes there is looked at in tests/export."""
     shown = []
 
     def write(model):
