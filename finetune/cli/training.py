@@ -32,7 +32,7 @@ def train(
     Example: finetune train camvid data.path=CamVid train.steps=2000
 
     Exit status: 0 done, 2 a mistake that the message names, 130 / 143 stopped by Ctrl-C / SIGTERM
-    with the state saved, 1 a defect of this package.
+    with the state saved (143 at train.max_minutes, too), 1 a defect of this package.
     """
     import torch
 
