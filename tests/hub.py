@@ -495,6 +495,23 @@ def info(request: Request, kind: str, repo_id: str, revision: str | None) -> Ans
     )
 
 
+@route("GET", f"api/{REPO}/commits/(?P<revision>[^/]+)")
+def commits(request: Request, kind: str, repo_id: str, revision: str) -> Answer:
+    repo = request.repo(kind, repo_id)
+    last = repo["commits"].index(commit_at(repo, revision))
+    found = [
+        {
+            "id": commit["oid"],
+            "title": commit["title"],
+            "message": "",
+            "date": commit["date"],
+            "authors": [{"user": "user"}],
+        }
+        for commit in repo["commits"][last::-1]
+    ]
+    return Answer(found)
+
+
 @route("GET", f"api/{REPO}/tree/(?P<revision>[^/]+)(?:/(?P<folder>.*))?")
 def tree(request: Request, kind: str, repo_id: str, revision: str, folder: str | None) -> Answer:
     files = commit_at(request.repo(kind, repo_id), revision)["files"]

@@ -3,7 +3,7 @@
     python tests/notebooks/execution.py notebooks/01_quickstart.ipynb [name=value ...]
 
 keeps the outputs in the file: it runs with the parameters that stand there, or with others, which
-the stored cell does not show and the text must then say.
+the stored cell does not show and the text must then say. `--hub` is for `04_colab_to_hub.ipynb`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -158,13 +159,28 @@ def text(notebook: NotebookNode) -> str:
     return "\n".join(parts)
 
 
-def keep(path: Path, parameters: Mapping[str, Any], cwd: Path) -> float:
+def with_hub(endpoint: str, token: str) -> dict[str, str | None]:
+    """An `environment` in which a Hub of the tests' on the loopback is the one that there is."""
+    return {
+        "HF_ENDPOINT": endpoint,
+        "HF_TOKEN": token,
+        "HF_HUB_OFFLINE": None,
+        "HF_HUB_DISABLE_XET": "1",  # such a Hub does not speak it
+    }
+
+
+def keep(
+    path: Path,
+    parameters: Mapping[str, Any],
+    cwd: Path,
+    environment: Mapping[str, str | None] | None = None,
+) -> float:
     """Runs a notebook and stores its outputs in it; returns the seconds that it took.
 
     What they say of `cwd` reads `/content`, as in Colab.
     """
     begun = time.monotonic()
-    done = execute(path, parameters, cwd, timeout=3600)
+    done = execute(path, parameters, cwd, environment=environment, timeout=3600)
     seconds = time.monotonic() - begun
     parameter_cell(done).source = parameter_cell(nbformat.read(path, as_version=4)).source
     for cell in done.cells:
@@ -231,11 +247,22 @@ def main() -> None:
     parser.add_argument("notebook", type=Path)
     parser.add_argument("parameters", nargs="*", metavar="name=value", help="values as in Python")
     parser.add_argument("--folder", type=Path, help="run there instead of in an empty folder")
+    parser.add_argument(
+        "--hub", action="store_true", help="with a Hub of the tests' on the loopback"
+    )
     options = parser.parse_intermixed_args()
     pairs = [pair.partition("=") for pair in options.parameters]
     values = {name: ast.literal_eval(value) for name, _, value in pairs}
-    with tempfile.TemporaryDirectory() as empty:
-        seconds = keep(options.notebook, values, (options.folder or Path(empty)).resolve())
+    with ExitStack() as stack:
+        empty, store = (stack.enter_context(tempfile.TemporaryDirectory()) for _ in range(2))
+        environment = None
+        if options.hub:
+            sys.path.append(str(ROOT / "tests"))
+            from hub import TOKEN, Hub
+
+            environment = with_hub(stack.enter_context(Hub(Path(store))).endpoint, TOKEN)
+        folder = (options.folder or Path(empty)).resolve()
+        seconds = keep(options.notebook, values, folder, environment)
     print(f"{options.notebook}: {seconds:.0f} s")
 
 

@@ -24,7 +24,7 @@ MOST_BYTES, MOST_PICTURE = 400_000, 100_000
 
 def test_there_are_notebooks():
     names = [path.stem for path in PATHS]
-    assert {"01_quickstart", "02_your_own_images", "03_kaggle"} <= set(names)
+    assert {"01_quickstart", "02_your_own_images", "03_kaggle", "04_colab_to_hub"} <= set(names)
     assert len({name[:2] for name in names}) == len(names), "two of one number"
 
 
