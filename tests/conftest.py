@@ -6,6 +6,7 @@ from pathlib import Path
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the Hub fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import browser as chromium
 import pytest
 import torch
 
@@ -21,3 +22,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real images at {folder}: set FINETUNE_SHARED_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    """The port of a running Chromium, and a folder."""
+    profile = tmp_path_factory.mktemp("profile")
+    with chromium.running(profile) as port:
+        yield port, profile

@@ -45,6 +45,7 @@ def test_help_is_complete():
         ],
         "export",
         "push",
+        "demo",
         "benchmark",
     ]
     for verb in verbs:

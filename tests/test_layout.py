@@ -35,12 +35,12 @@ LAYERS = {
     3: ["trainers", "data.guess"],
     4: [
         *["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
-        *["convert", "export", "push"],
+        *["convert", "export", "demo", "push"],
     ],
 }
 FOLDERS = (
     *("segformer", "weights", "inference", "publish", "trainers"),
-    *("benchmark", "cli", "doctor", "predict", "export", "push"),
+    *("benchmark", "cli", "doctor", "predict", "export", "demo", "push"),
 )
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 PROGRAMS = max(LAYERS)

@@ -1,6 +1,5 @@
 """A small model with everything a real one has, exported once."""
 
-import contextlib
 import functools
 import hashlib
 import http.server
@@ -8,16 +7,14 @@ import os
 import shutil
 import subprocess
 import threading
-import time
 from pathlib import Path
 
 import pytest
+from browser import skip
 from tiny import save_tiny
 
 from finetune import export as program
 from finetune.inference import Preprocessing, Protocol
-
-from .browser import FLAGS
 
 NAMES = ("background", "disc", "square", "triangle", "star", "ring")  # of the recipe `shapes`
 COLORS = ((70, 70, 70), (230, 85, 75), (70, 140, 230), (245, 200, 60), (95, 185, 95), (9, 5, 2))
@@ -40,13 +37,6 @@ def exported(model_folder):
     options = program.Options(labels=True, fp16=True, pt2=True)
     segmenter, files = program.export(str(model_folder), options=options)
     return model_folder, segmenter, {file.form: file for file in files}
-
-
-def skip(reason):
-    """Not in CI, which would be green without having looked."""
-    if os.environ.get("FINETUNE_CI"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 PACKAGE = Path(__file__).with_name("package.json")
@@ -72,33 +62,6 @@ def node_modules():
             skip(f"npm cannot install the packages: {made.stderr.strip()[-300:]}")
         done.touch()
     return folder / "node_modules"
-
-
-@pytest.fixture(scope="session")
-def browser(tmp_path_factory):
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    program_ = next(filter(None, map(shutil.which, names)), None)
-    if program_ is None:
-        skip("needs Chromium, to open the page")
-    profile = tmp_path_factory.mktemp("profile")
-    errors = (profile / "stderr").open("w")
-    process = subprocess.Popen(
-        [program_, *FLAGS, f"--user-data-dir={profile}"], stdout=errors, stderr=errors
-    )
-    try:
-        port = profile / "DevToolsActivePort"
-        for _ in range(300):
-            if port.is_file() and port.read_text().strip():
-                break
-            assert process.poll() is None, (profile / "stderr").read_text()[-1000:]
-            time.sleep(0.1)
-        yield int(port.read_text().split()[0]), profile
-    finally:
-        process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(10)
-        process.kill()
-        errors.close()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

@@ -13,8 +13,8 @@ from finetune.export import web
 from finetune.export.web import RUNTIME, RUNTIME_VERSION, check_page, write_page
 from finetune.inference import Protocol, Segmenter, segment
 
-from .browser import Page
 from .conftest import COLORS, NAMES, PACKAGE, write_model
+from .page import Page
 from .pictures import picture
 
 

@@ -22,8 +22,8 @@ from finetune.inference.scores import score_bands
 from finetune.predict import predict
 from finetune.segformer.functional import upsampled_argmax
 
-from .browser import Page
 from .conftest import NAMES, write_model
+from .page import Page
 from .test_transformers_js import masks_in_node
 
 PROTOCOLS = {

@@ -1,11 +1,15 @@
-"""A tab of headless Chromium, driven by its own protocol over a websocket, which aiohttp speaks."""
+"""Headless Chromium, driven by its own protocol over a websocket, which aiohttp speaks."""
 
 import asyncio
+import contextlib
 import itertools
+import os
+import shutil
+import subprocess
 import time
 
 import aiohttp
-from PIL import Image
+import pytest
 
 FLAGS = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
@@ -14,11 +18,45 @@ FLAGS = (
 )
 
 
-class Page:
-    """One tab of a browser."""
+def skip(reason):
+    """Not in CI, which would be green without having looked."""
+    if os.environ.get("FINETUNE_CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)
 
-    def __init__(self, port, profile):
-        self.port, self.downloads = port, profile / "downloads"
+
+@contextlib.contextmanager
+def running(profile):
+    """A browser with its files in a folder; gives the port that `Page` wants."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    program = next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        skip("needs Chromium, to open the page")
+    errors = (profile / "stderr").open("w")
+    process = subprocess.Popen(
+        [program, *FLAGS, f"--user-data-dir={profile}"], stdout=errors, stderr=errors
+    )
+    try:
+        port = profile / "DevToolsActivePort"
+        for _ in range(300):
+            if port.is_file() and port.read_text().strip():
+                break
+            assert process.poll() is None, (profile / "stderr").read_text()[-1000:]
+            time.sleep(0.1)
+        yield int(port.read_text().split()[0])
+    finally:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(10)
+        process.kill()
+        errors.close()
+
+
+class Page:
+    """One tab; what it downloads goes to `downloads` in a folder, what happens to `events`."""
+
+    def __init__(self, port, folder):
+        self.port, self.downloads, self.events = port, folder / "downloads", []
         self.downloads.mkdir()
         self.loop, self.numbers = asyncio.new_event_loop(), itertools.count(1)
 
@@ -47,7 +85,7 @@ class Page:
         number = next(self.numbers)
         await self.socket.send_json({"id": number, "method": method, "params": parameters})
         while (answer := await self.socket.receive_json(timeout=60)).get("id") != number:
-            pass  # events
+            self.events.append(answer)
         assert "error" not in answer, answer
         return answer["result"]
 
@@ -64,29 +102,25 @@ class Page:
             time.sleep(0.1)
         raise AssertionError(f"{expression} never; the page says {self.say()}")
 
+    def say(self):
+        """What a failed `wait` quotes."""
+        return self.value("document.body.innerText")
+
     def open(self, address):
         self.call("Page.navigate", url=address)
-        self.wait("document.readyState === 'complete' && !!document.getElementById('status')")
+        self.wait(f"document.readyState === 'complete' && location.href.startsWith({address!r})")
 
-    def say(self):
-        return self.value("document.getElementById('status').textContent")
-
-    def choose(self, path):
-        """Puts a file into the input; returns what the page says in the end."""
+    def give(self, selector, *paths):
+        """Puts files into an input."""
         root = self.call("DOM.getDocument")["root"]["nodeId"]
-        node = self.call("DOM.querySelector", nodeId=root, selector="#choose")["nodeId"]
-        before = "document.getElementById('status')"
-        self.value(f"{before}.textContent = 'asked'")
-        self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
-        self.wait(f"!/asked|Loading|Segmenting/.test({before}.textContent)")
-        return self.say()
+        node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
+        self.call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=node)
 
-    def download(self):
-        self.value("document.getElementById('download').click()")
+    def downloaded(self, suffix):
+        """The file with this ending that has been downloaded, moved out of the way."""
         for _ in range(100):
-            done = [p for p in self.downloads.iterdir() if p.suffix == ".png"]
+            done = [path for path in self.downloads.iterdir() if path.suffix == suffix]
             if done:
-                file = done[0].rename(self.downloads.parent / "mask.png")
-                return Image.open(file)
+                return done[0].rename(self.downloads.parent / done[0].name)
             time.sleep(0.1)
         raise AssertionError("nothing was downloaded")
