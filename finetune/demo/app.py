@@ -44,7 +44,7 @@ _NUM_SESSIONS = 100  # of which Gradio keeps the last values: small, since files
 
 _CSS = """
 footer { display: none !important; }
-#viewer { padding: 0 !important; }
+#viewer, #viewer .html-container { padding: 0 !important; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 """
 
@@ -87,7 +87,7 @@ def build(
                 # And it would fetch whatever address a client names instead of a file.
                 moved = picture.async_move_resource_to_block_cache
                 picture.async_move_resource_to_block_cache = (  # type: ignore[method-assign]
-                    lambda path: moved(_no_address(path))
+                    lambda url_or_file_path: moved(_no_address(url_or_file_path))
                 )
                 if examples:
                     offered = gr.Dataset(
@@ -311,28 +311,35 @@ def run(
         serve(page, host=host, port=port)
 
 
-def main() -> None:
-    """A Space: a model that cannot be read is said on the page, where its owner looks."""
-    folder = Path(__file__).resolve().parent
+def of_space(folder: Path) -> gr.Blocks:
+    """The page of a Space; a model that cannot be read is said there, where its owner looks.
+
+    Args:
+        folder: with README.md, and perhaps `examples/`.
+    """
     header = SpaceCard.load(folder / "README.md").data
     named = os.environ.get("FINETUNE_MODELS")
     names = named.split(",") if named else list(header.get("models") or [])
-    examples = sorted(path for path in (folder / "examples").glob("*") if path.is_file())
-    models, remark = [], ""
+    models = []
     try:
         if not names:
             raise UserError("README.md names no model: its header needs `models:`")
-        models = load(names)
-        remark = describe(models, names)
+        models = load(names[:2])
+        remark = describe(models, names[:2])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         remark = (
             f"The model is not here: {_plain(str(error))}\n\nIf it is private, give this Space a "
             "secret HF\\_TOKEN that may read it."
         )
+    examples = sorted(path for path in (folder / "examples").glob("*") if path.is_file())
+    return build(models, examples=examples, title=header.get("title") or "", remark=remark)
+
+
+def main() -> None:
+    """A Space's app."""
     with private_cache():
-        page = build(models, examples=examples, title=header.get("title") or "", remark=remark)
-        serve(page)
+        serve(of_space(Path(__file__).resolve().parent))
 
 
 if __name__ == "__main__":
