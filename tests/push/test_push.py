@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from huggingface_hub import snapshot_download
+from huggingface_hub import SpaceCard, snapshot_download
 from safetensors.torch import load_file
 from tiny import save_tiny
 from typer.testing import CliRunner
@@ -261,3 +261,29 @@ def test_with_onnx(run, tmp_path, monkeypatch):
     assert (tmp_path / "out/onnx/model.onnx").read_bytes() == b"graph"
     assert "onnx/model.onnx" in (tmp_path / "out/README.md").read_text()
     assert contents(run) == before
+
+
+def test_with_a_space(hub, own_run, tmp_path):
+    """The demo goes where the card says, and a dry run shows both."""
+    command = ["push", str(own_run), "user/shapes", "--space", "--json"]
+    shown = CliRunner().invoke(app, [*command, "--dry-run", "-o", str(tmp_path / "out")])
+    assert shown.exit_code == 0, shown.output
+    space = json.loads(shown.stdout.splitlines()[-1])["space"]
+    assert (space["repo"], space["folder"]) == ("user/shapes-demo", str(tmp_path / "out-space"))
+    text = (tmp_path / "out/README.md").read_text()
+    assert "https://huggingface.co/spaces/user/shapes-demo" in text
+    assert SpaceCard.load(tmp_path / "out-space/README.md").data.to_dict()["models"] == [
+        "user/shapes"
+    ]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    sent = json.loads(done.stdout.splitlines()[-1])["space"]
+    assert sent["url"] == f"{hub.endpoint}/spaces/user/shapes-demo"
+    fetched = snapshot_download(
+        "user/shapes-demo",
+        repo_type="space",
+        endpoint=hub.endpoint,
+        cache_dir=tmp_path / "cache",
+    )
+    (Path(fetched) / ".gitattributes").unlink(missing_ok=True)
+    assert contents(Path(fetched)) == contents(tmp_path / "out-space")
