@@ -268,6 +268,22 @@ class TrainSection(Section):
     )
 
 
+class LossSection(Section):
+    """Cross entropy, and what changes how much a pixel counts in it."""
+
+    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="class: how much its pixels count; 1 where not named. `finetune doctor` "
+        "suggests some",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the target that is spread over all classes"
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="exponent of the focal factor (1 - p)^gamma; 0: none"
+    )
+
+
 class EvaluationSection(Section):
     """The protocol: how an image becomes a mask of its own size."""
 
@@ -307,6 +323,7 @@ class Recipe(Section):
     labels: LabelsSection = LabelsSection()
     augment: AugmentSection = AugmentSection()
     train: TrainSection = TrainSection()
+    loss: LossSection = LossSection()
     evaluation: EvaluationSection = EvaluationSection()
 
     def to_yaml(self) -> str:
@@ -672,7 +689,7 @@ def _resolve(recipe: Recipe, stem: str) -> Recipe:
 
 def _check(recipe: Recipe, path: Path) -> None:
     """Values that must fit together, before anything is downloaded, opened or built."""
-    problems = [*_model_problems(recipe), *_data_problems(recipe)]
+    problems = [*_model_problems(recipe), *_data_problems(recipe), *_loss_problems(recipe)]
     augment, train, evaluation = recipe.augment, recipe.train, recipe.evaluation
     if augment.scale[0] > augment.scale[1]:
         problems.append(f"augment.scale: {list(augment.scale)} must be [smallest, largest]")
@@ -701,6 +718,20 @@ def _check(recipe: Recipe, path: Path) -> None:
             "nothing of the kind can be learned. Give it a value in labels.map, or take it out",
             stacklevel=4,
         )
+
+
+def _loss_problems(recipe: Recipe) -> Iterable[str]:
+    weights = recipe.loss.class_weights
+    if not weights:
+        return
+    names = recipe.labels.build().names
+    for name in weights:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            yield f"loss.class_weights: {name!r} is none of the classes in labels.names.{hint}"
+    if not any(weights.get(name, 1.0) for name in names):
+        yield "loss.class_weights: no class counts, so that nothing can be learned"
 
 
 def _model_problems(recipe: Recipe) -> Iterable[str]:

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_tables_fit_into_80_columns(capsys, monkeypatch):
 )
 def test_wrong_options_exit_2_and_are_named(arguments, message, capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["finetune", "benchmark", *arguments])
-    monkeypatch.chdir(cli.__file__.removesuffix("finetune/cli.py"))
+    monkeypatch.chdir(Path(__file__).resolve().parents[1])
     with pytest.raises(SystemExit) as left:
         cli.main()
     assert left.value.code == 2

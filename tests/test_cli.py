@@ -1,6 +1,7 @@
 """The `finetune` command as a person types it."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -30,7 +31,18 @@ def test_help_is_complete():
     said = invoke("--help").output
     verbs = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     assert verbs == [
-        *["train", "recipes", "show", "init", "doctor", "pack", "eval", "predict", "convert"],
+        *[
+            "train",
+            "recipes",
+            "show",
+            "report",
+            "init",
+            "doctor",
+            "pack",
+            "eval",
+            "predict",
+            "convert",
+        ],
         *["export", "demo", "benchmark"],
     ]
     for verb in verbs:
@@ -43,6 +55,40 @@ def test_help_is_complete():
 
 def test_version():
     assert invoke("--version").output.strip() == f"finetune {finetune.__version__}"
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("finetune tr", {"train"}),
+        ("finetune train ca", {"camvid", "carts.yaml", "carts/"}),
+        ("finetune show carts/", {"carts/mine.yaml"}),
+    ],
+)
+def test_a_shell_completes(typed, offered, tmp_path):
+    (tmp_path / "carts").mkdir()
+    for name in ("carts.yaml", "carts.txt", "carts/mine.yaml"):
+        (tmp_path / name).touch()
+    variables = {"_FINETUNE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": typed}
+    variables |= {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    code = "from finetune.cli import app; app(prog_name='finetune')"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **variables},
+        capture_output=True,
+        text=True,
+    )
+    assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_a_report_is_written_anew(tmp_path):
+    row = {"step": 1, "epoch": 1, "seconds": 1, "train/loss": 0.5, "train/lr": 0.1}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    done = invoke("report", tmp_path)
+    assert done.output.strip() == str(tmp_path / "report.html")
+    assert "0.5" in (tmp_path / "report.html").read_text()
+    assert isinstance(invoke("report", tmp_path / "none").exception, UserError)
 
 
 def test_recipes_lists_what_ships():

@@ -291,24 +291,43 @@ def test_two_processes_evaluate_as_one(finished, tmp_path):
     assert results[0] == results[1]
 
 
-def test_the_loss_is_the_mean_over_the_pixels_of_the_global_batch(tmp_path):
+@pytest.mark.parametrize(
+    ("changed", "smoothing", "gamma"),
+    [
+        ([], 0.0, 0.0),
+        (["loss.class_weights={disc: 5.0, ring: 0.25}", "loss.label_smoothing=0.1"], 0.1, 0.0),
+        (["loss.class_weights={disc: 5.0, ring: 0.25}", "loss.focal_gamma=2"], 0.0, 2.0),
+    ],
+    ids=["plain", "weights and smoothing", "weights and focal"],
+)
+def test_the_loss_is_the_mean_over_the_pixels_of_the_global_batch(
+    changed, smoothing, gamma, tmp_path
+):
     """Micro-batches with unequal numbers of labelled pixels, added up by hand."""
     output = tmp_path / "run"
     more = ["train.steps=1", "train.global_batch=6", "train.micro_batch=2", *PADDED, *NO_DROPOUT]
+    more += changed
+    weights = torch.tensor([1.0, 5.0, 1.0, 1.0, 1.0, 0.25] if changed else [1.0] * 6)
     recipe = load_recipe("shapes", tiny(output, *more))
     fit(recipe)
     torch.manual_seed(recipe.seed)
     task = SegmentationTask(recipe)
     model = task.build().train()
     batches = task.train_batches(rank=0, world_size=1, first_step=0, pin_memory=False)
-    total, pixels, means = 0.0, 0, []
+    total, pixels, means = 0.0, 0.0, []
     for batch in batches:
         labels = batch["labels"].long()
         logits = model(task._pixel_values(batch, torch.device("cpu"))).logits
         upsampled = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
-        loss = F.cross_entropy(upsampled, labels, ignore_index=255, reduction="sum").item()
-        total, pixels = total + loss, pixels + (labels != 255).sum().item()
-        means.append(loss / (labels != 255).sum().item())
+        options = {"weight": weights, "label_smoothing": smoothing, "reduction": "none"}
+        losses = F.cross_entropy(upsampled, labels, ignore_index=255, **options)
+        counted = labels != 255
+        ids = labels.where(counted, 0)
+        correct = upsampled.softmax(1).gather(1, ids[:, None])[:, 0]
+        loss = (losses * (1 - correct) ** gamma)[counted].sum().item()
+        weight = weights[ids[counted]].sum().item()
+        total, pixels = total + loss, pixels + weight
+        means.append(loss / weight)
     logged = rows(output, "train/loss")[0]["train/loss"]
     assert logged == pytest.approx(total / pixels, rel=1e-6)
     assert abs(logged - np.mean(means)) > 1e-4 * logged, "a mean of means must not pass"

@@ -22,7 +22,7 @@ from transformers import PreTrainedModel
 from finetune.benchmark.children import start
 from finetune.data.loader import Batch
 from finetune.errors import UserError
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe import LossSection, Recipe, load_recipe
 from finetune.run_folder import rows
 from finetune.trainers.segmentation import SegmentationTask
 
@@ -76,7 +76,8 @@ def check(recipe: str, overrides: Sequence[str], output: Path) -> None:
     for override in overrides:
         if override.partition("=")[0] in ("output", "resume", "train.steps"):
             raise UserError(f"{override}: `benchmark training` chooses this itself; leave it out")
-    load_recipe(recipe, overrides)
+    if load_recipe(recipe, overrides).loss != LossSection():
+        raise UserError("loss: stock's model has plain cross entropy only; leave `loss` out")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: not an empty folder; remove it or choose another")
 

@@ -1,5 +1,7 @@
 """The `finetune` command itself, and the arguments that several verbs take."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,8 +15,25 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+
+def complete_recipe(incomplete: str) -> Iterator[str]:
+    """What a shell offers where a recipe is wanted: names that ship, YAML files, folders."""
+    from finetune.recipe import shipped_recipes
+
+    yield from (p.stem for p in shipped_recipes() if p.stem.startswith(incomplete))
+    folder, _, start = incomplete.rpartition("/")
+    for path in sorted(Path(folder or ("/" if incomplete[:1] == "/" else ".")).glob("*")):
+        if path.name.startswith(start) and (path.is_dir() or path.suffix == ".yaml"):
+            yield f"{path}/" if path.is_dir() else str(path)
+
+
 RecipeArgument = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a shipped recipe.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

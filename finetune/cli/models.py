@@ -9,14 +9,19 @@ from typing import Annotated
 
 import typer
 
-from finetune.cli.app import Overrides, app
+from finetune.cli.app import Overrides, app, complete_recipe
 from finetune.errors import UserError
 
 
 @app.command(name="eval")
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
-    recipe: Annotated[str, typer.Option(help="The recipe whose validation split is scored.")],
+    recipe: Annotated[
+        str,
+        typer.Option(
+            help="The recipe whose validation split is scored.", autocompletion=complete_recipe
+        ),
+    ],
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
 ) -> None:
@@ -265,7 +270,8 @@ def export(
         str | None,
         typer.Option(
             help="The recipe whose validation split gives the mIoU of each form, and whose "
-            "training split the ranges of --int8; key=value overrides it."
+            "training split the ranges of --int8; key=value overrides it.",
+            autocompletion=complete_recipe,
         ),
     ] = None,
     calibration: Annotated[

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
@@ -13,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from finetune.cli.app import Overrides, RecipeArgument, app
+from finetune.cli.app import Overrides, RecipeArgument, app, complete_recipe
 from finetune.errors import UserError
 
 
@@ -65,7 +66,11 @@ def recipes() -> None:
 def show(
     recipe: Annotated[
         str | None,
-        typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe."),
+        typer.Argument(
+            metavar="RECIPE",
+            help="A YAML file, or the name of a shipped recipe.",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     overrides: Overrides = None,
     keys: Annotated[
@@ -87,6 +92,21 @@ def show(
         raise UserError("name a recipe, or ask for --keys; `finetune recipes` lists the recipes")
     else:
         print(load_recipe(recipe, overrides or []).to_yaml(), end="")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+) -> None:
+    """Write RUN/report.html anew: curves, scores, pictures and recipe on a page that opens offline.
+
+    A run writes it at its end; this shows one that still trains, or that was stopped.
+
+    Example: finetune report runs/camvid
+    """
+    from finetune.report import html_report
+
+    print(html_report(run))
 
 
 def _launch(arguments: list[str], processes: int) -> int:

@@ -305,7 +305,8 @@ def _to_json(done: Examination) -> dict[str, Any]:
             }
             for i, name in enumerate(labels.names)
         ],
-        "weights": "1 / ln(1.02 + share of the labelled training pixels), as ENet has it",
+        "weights": "1 / ln(1.02 + share of the labelled training pixels), as ENet has it; "
+        "loss.class_weights of a recipe takes them by name",
         "masks": {
             "kind": labels.kind,
             "stored": dict(figures.stored_kinds(splits)),

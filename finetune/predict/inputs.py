@@ -6,6 +6,7 @@ The order, and with it which process takes what, is a function of the arguments 
 import glob
 import hashlib
 import os
+import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -167,8 +168,10 @@ def collect(
         path = os.path.expanduser(text)
         if os.path.isdir(path):
             _add_files(found, path, sorted(_below(path, results)), text)
-        elif os.path.exists(path):
+        elif os.path.isfile(path):
             _add_files(found, os.path.dirname(path) or ".", [path], text, named=True)
+        elif os.path.exists(path):  # a pipe would be waited for
+            raise UserError(f"{text}: is neither a file nor a folder")
         elif glob.has_magic(text):
             files = filter(os.path.isfile, glob.iglob(path, recursive=True))
             kept = [file for file in files if not _is_result(file, results)]
@@ -197,8 +200,10 @@ def _below(folder: str, results: str) -> Iterator[str]:
         seen.add(real)
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
-            if not name.startswith("."):
-                yield os.path.join(directory, name)
+            path = os.path.join(directory, name)
+            # No pipes, which would be waited for. A link that leads nowhere is named when read.
+            if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
+                yield path
 
 
 def _is_result(file: str, results: str) -> bool:
@@ -221,6 +226,12 @@ def _add_files(
             f"{text}: holds no images ({', '.join(KNOWN)}) and no videos "
             f"({', '.join(VIDEO_SUFFIXES)})"
         )
+    others = Counter(
+        os.path.splitext(file)[1].lower() or "no type" for file in {*files} - {*images} - {*videos}
+    )
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        warnings.warn(f"{text}: files of other types are passed over ({kinds})", stacklevel=3)
     found.add_files(os.path.abspath(root), images)
     found.add_videos(os.path.abspath(root), videos)
 

@@ -248,7 +248,7 @@ class SegmentationTask:
         return first_dtype(split)
 
     def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross entropy, summed over the pixels that count, and their number."""
+        """Cross entropy, summed over the pixels that count, and the sum of their weights."""
         device = next(model.parameters()).device
         logits = model(self._pixel_values(batch, device)).logits
         sums = self._loss(logits, batch["labels"].to(device, non_blocking=True))
@@ -378,7 +378,22 @@ class SegmentationTask:
         panel(rows, labels.names, labels.colors, labels.ignore_index, path)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> CrossEntropySums:
-        return cross_entropy_sums(logits, labels, ignore_index=self.labels.ignore_index)
+        loss = self.recipe.loss
+        return cross_entropy_sums(
+            logits,
+            labels,
+            ignore_index=self.labels.ignore_index,
+            weight=self._class_weights(logits.device),
+            label_smoothing=loss.label_smoothing,
+            focal_gamma=loss.focal_gamma,
+        )
+
+    @functools.lru_cache(maxsize=1)  # noqa: B019 - a task lives as long as its run
+    def _class_weights(self, device: torch.device) -> Tensor | None:
+        given = self.recipe.loss.class_weights
+        if not given:
+            return None
+        return torch.tensor([given.get(name, 1.0) for name in self.labels.names], device=device)
 
     def _pixel_values(self, batch: Batch, device: torch.device) -> Tensor:
         pixels = batch["pixel_values"].to(device, non_blocking=True)

@@ -465,6 +465,18 @@ def test_results_are_no_inputs(model, photos, tmp_path):
     assert len(collect([str(folder), str(folder / "0.png")], tmp_path / "new")) == 6
 
 
+def test_what_is_passed_over_is_said(tmp_path):
+    picture(40, 56).save(tmp_path / "0.png")
+    os.mkfifo(tmp_path / "pipe.png")  # whose reader would wait for ever
+    for name in ("notes.txt", "more.TXT", "LICENSE"):
+        (tmp_path / name).touch()
+    with pytest.warns(UserWarning, match=r"passed over \(2 \.txt, 1 no type\)"):
+        found = collect([str(tmp_path)], tmp_path / "out")
+    assert [item.name for item in found] == ["0"]
+    with pytest.raises(UserError, match="neither a file nor a folder"):
+        collect([str(tmp_path / "pipe.png")], tmp_path / "out")
+
+
 def test_a_changed_picture_is_done_again(model, tmp_path):
     out = tmp_path / "out"
     picture(40, 56).save(tmp_path / "0.png")
