@@ -329,7 +329,7 @@ def fit(recipe: Recipe) -> Result:
         else:
             on_main(lambda: _finish(task, module, recipe, log.path))
         accelerator.wait_for_everyone()
-        if pushes is not None:  # nobody waits for this process any more
+        if pushes is not None and not stopped:  # nobody waits for this process any more
             pushes.finish(stop=lambda: signals.received is not None)
             if signals.received is not None:
                 _leave(signals.received)

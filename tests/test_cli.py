@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import finetune
 from finetune import cli
+from finetune.cli.app import complete_recipe
 from finetune.data import presets
 from finetune.errors import UserError
 from finetune.recipe import load_recipe
@@ -46,20 +47,12 @@ def test_version():
     assert invoke("--version").output.strip() == f"finetune {finetune.__version__}"
 
 
-@pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("finetune tr", {"train"}),
-        ("finetune train ca", {"camvid", "carts.yaml", "carts/"}),
-        ("finetune show carts/", {"carts/mine.yaml"}),
-    ],
-)
-def test_a_shell_completes(typed, offered, tmp_path):
+def test_a_shell_completes_recipes(tmp_path, monkeypatch):
     (tmp_path / "carts").mkdir()
     for name in ("carts.yaml", "carts.txt", "carts/mine.yaml"):
         (tmp_path / name).touch()
-    variables = {"_FINETUNE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": typed}
-    variables |= {"COMP_WORDS": typed, "COMP_CWORD": str(len(typed.split()) - 1)}
+    variables = {"_FINETUNE_COMPLETE": "complete_bash", "_TYPER_COMPLETE_ARGS": "finetune train ca"}
+    variables |= {"COMP_WORDS": "finetune train ca", "COMP_CWORD": "2"}
     code = "from finetune.cli import app; app(prog_name='finetune')"
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -68,7 +61,10 @@ def test_a_shell_completes(typed, offered, tmp_path):
         capture_output=True,
         text=True,
     )
-    assert set(done.stdout.split()) == offered, done.stderr
+    assert set(done.stdout.split()) == {"camvid", "carts.yaml", "carts/"}, done.stderr
+    monkeypatch.chdir(tmp_path)
+    assert list(complete_recipe("carts/")) == ["carts/mine.yaml"]
+    assert list(complete_recipe("nothing")) == []
 
 
 def test_a_report_is_written_anew(tmp_path):
