@@ -189,7 +189,12 @@ class _Push:
         return self.link.retry(self._info)
 
     def _info(self) -> Any:
-        return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        try:
+            return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.repo_id}: {self.link.endpoint} answers as no Hub does; look at HF_ENDPOINT"
+            ) from error
 
     def _tree(self, revision: str | None) -> dict[str, RepoFile]:
         """The files of a commit; none where there is no commit yet."""

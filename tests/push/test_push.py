@@ -244,6 +244,15 @@ def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
     assert not [name for name in os.listdir(run) if "push" in name]
 
 
+def test_a_space_that_is_refused_says_that_the_model_is_pushed(hub, run):
+    hub.create("space", "user/shapes-demo", private=True, sdk="gradio")
+    hub.add_files("user/shapes-demo", {"app.py": b"import gradio"}, "space")
+    with pytest.raises(UserError, match=rf"something else.*The model is pushed: {hub.endpoint}"):
+        program.push(run, "user/shapes", space=True, pictures=False)
+    assert "model.safetensors" in hub.files("user/shapes")
+    assert hub.files("user/shapes-demo", "space") == {"app.py": b"import gradio"}
+
+
 def test_with_onnx(run, tmp_path, monkeypatch):
     """Where the export goes; what it writes there is looked at in tests/export."""
     shown = []

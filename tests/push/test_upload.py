@@ -119,8 +119,19 @@ def test_the_same_again_is_no_commit_and_a_change_sends_what_changed(hub, folder
 
 def test_old_weights_and_code_go_and_other_files_stay(hub, folder):
     push(folder)
-    ours = ("onnx/model.onnx", "modeling.py", "model-00001-of-00002.safetensors", "card/examples.png")
-    theirs = ("LICENSE", "notes/mine.txt", "handler.py", "lora/adapter.safetensors", "card/mine.txt")
+    ours = (
+        "onnx/model.onnx",
+        "modeling.py",
+        "model-00001-of-00002.safetensors",
+        "card/examples.png",
+    )
+    theirs = (
+        "LICENSE",
+        "notes/mine.txt",
+        "handler.py",
+        "lora/adapter.safetensors",
+        "card/mine.txt",
+    )
     hub.add_files(REPO, dict.fromkeys((*ours, *theirs), b"x"))
     push(folder)
     assert hub.files(REPO).keys() - content(folder).keys() == set(theirs)
@@ -370,6 +381,7 @@ MISTAKES = {
     "402 at the create": (fault("POST", "/create", 402), r"storage is full.*\[402\]"),
     "something else there": (other_model, r"holds something else than a SegFormer \(config.json\)"),
     "a broken card": (broken_card, "the Hub refuses the card.*license.* must be one of"),
+    "no Hub": (fault("GET", "/api/", 200), "answers as no Hub does; look at HF_ENDPOINT"),
     "no network": (variable("HF_ENDPOINT", "http://127.0.0.1:9"), "cannot be reached"),
     "no such host": (variable("HF_ENDPOINT", "http://no.invalid"), "no network, or HF_ENDPOINT"),
     "no address": (variable("HF_ENDPOINT", "nowhere"), "HF_ENDPOINT=nowhere: not an address"),
