@@ -41,6 +41,7 @@ class BackgroundPush:
         self.repo = repo
         self.say = say
         self._visibility = "--private" if private else "--no-private"
+        self._flag = "" if private else " --public"  # of the verb, which people type
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: Path | None = None
         self._current: Path | None = None
@@ -86,7 +87,8 @@ class BackgroundPush:
             stop: whether to leave at once.
         """
         self.close()
-        best, again = self.output / "best", f"finetune push {self.output} {self.repo}"
+        best = self.output / "best"
+        again = f"finetune push {self.output} {self.repo}{self._flag}"
         if not best.is_dir() or not self._start(
             [str(self.output), self.repo, self._visibility], {}
         ):

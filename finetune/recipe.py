@@ -242,7 +242,7 @@ class TrainSection(Section):
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None,
         description="stop after so long, the state saved; the same command goes on (it takes one "
-        "step at least). null: no limit",
+        "step at least; hub.repo's last push has up to 15 minutes more). null: no limit",
     )
     global_batch: PositiveInt = Field(16, description="images a step, over all processes")
     micro_batch: PositiveInt | None = Field(
@@ -733,7 +733,7 @@ def _check(recipe: Recipe, path: Path) -> None:
             problems.append("evaluation.stride: larger than evaluation.window leaves gaps")
     if recipe.hub.repo is None and not recipe.hub.private:
         problems.append("hub.private: needs hub.repo")
-    if recipe.hub.repo is not None and not re.fullmatch(r"[\w.-]+/[\w.-]+", recipe.hub.repo):
+    if recipe.hub.repo is not None and not _is_repo(recipe.hub.repo):
         problems.append(f"hub.repo: {recipe.hub.repo!r} is not owner/name, such as me/parrots")
     if problems:
         raise _mistakes(path, problems)
@@ -743,6 +743,18 @@ def _check(recipe: Recipe, path: Path) -> None:
             "nothing of the kind can be learned. Give it a value in labels.map, or take it out",
             stacklevel=4,
         )
+
+
+def _is_repo(name: str) -> bool:
+    """Whether a push would take it: known before a training of hours, not after it."""
+    from huggingface_hub.errors import HFValidationError  # heavy, and few recipes push
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None
 
 
 def _loss_problems(recipe: Recipe) -> Iterable[str]:

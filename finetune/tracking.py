@@ -24,7 +24,7 @@ from finetune.errors import UserError
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "albumentations", "finetune")
 
-SECRET_VALUE = re.compile(r"hf_[A-Za-z0-9]{8,}")
+SECRET_VALUE = re.compile(r"hf_((oauth|jwt)_[\w.-]{8,}|[A-Za-z0-9]{8,})")
 SECRET_NAME = re.compile(r"(token|secret|password|api[-_]?key)$", re.IGNORECASE)
 
 

@@ -256,11 +256,14 @@ def test_what_cannot_be_started_or_copied_is_one_line(best, monkeypatch):
 def test_a_signal_ends_the_wait_for_the_last_push(best, monkeypatch):
     said: list[str] = []
     stub(monkeypatch, "import time; time.sleep(1000)")
-    push = BackgroundPush(best.parent, REPO, private=True, say=said.append)
-    push.finish(stop=lambda: True)
-    assert "15 minutes at most" in said[0]
-    assert "was given up" in said[1]
-    assert push._process is None
+    for private, flag in ((True, ""), (False, " --public")):
+        said.clear()
+        push = BackgroundPush(best.parent, REPO, private=private, say=said.append)
+        push.finish(stop=lambda: True)
+        assert "15 minutes at most" in said[0]
+        assert "was given up" in said[1]
+        assert f"`finetune push {best.parent} {REPO}{flag}` makes it" in said[1]
+        assert push._process is None
 
 
 def test_a_missing_token_is_said_at_once(best, monkeypatch, tmp_path):
@@ -271,7 +274,13 @@ def test_a_missing_token_is_said_at_once(best, monkeypatch, tmp_path):
     assert "there is no token" in said[0]
 
 
-@pytest.mark.parametrize("override", ["hub.repo=parrots", "hub.private=false", "hub.token=x"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        *("hub.repo=parrots", "hub.repo=me/a--b", "hub.repo=-me/x", "hub.repo=mé/x"),
+        *("hub.private=false", "hub.token=x"),
+    ],
+)
 def test_mistakes_in_the_block_are_named(override):
     with pytest.raises(UserError, match=override.partition("=")[0]):
         load_recipe("shapes", [override])

@@ -1,6 +1,7 @@
 """The verbs that show a model to others."""
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -97,8 +98,8 @@ def push(
             overrides=overrides or [],
         )
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print("\nstopped; the same command goes on", file=sys.stderr, flush=True)
+        os._exit(130)  # the client's threads may wait for a silent connection, and Python for them
     if as_json:
         print(done.to_json())
     else:

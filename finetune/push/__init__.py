@@ -91,7 +91,7 @@ def push(
             than all the rest.
 
     Raises:
-        UserError: something of this is not as it must be; nothing was sent.
+        UserError: something of this is not as it must be; nothing was sent, unless it says so.
     """
     demo = f"{repo}-demo" if space else None
     for name in filter(None, (repo, demo)):
@@ -140,8 +140,13 @@ def push(
             if targets:
                 put_in_place(folder, targets[kind])
                 done[kind] = replace(one, folder=str(targets[kind]))
-            else:
+                continue
+            try:
                 done[kind] = _sent(one, folder, messages[kind])
+            except UserError as error:
+                if not done:
+                    raise
+                raise UserError(f"{error} The model is pushed: {done['model'].url}") from error
     images = len(examples.rows) if examples else 0
     return replace(done["model"], images=images, space=done.get("space"))
 

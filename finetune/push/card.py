@@ -18,6 +18,7 @@ from finetune.push.evidence import (
     Evidence,
     Examples,
     base_of,
+    licence_remark,
     public,
     scores_of,
     shown_path,
@@ -25,7 +26,7 @@ from finetune.push.evidence import (
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
 from finetune.tracking import write_whole
-from finetune.weights import licence_in, variant_of
+from finetune.weights import variant_of
 from finetune.weights.cards import licence_fields
 
 PICTURES = "card"
@@ -81,10 +82,12 @@ def metadata(evidence: Evidence) -> ModelCardData:
     """The card's header."""
     own, results = evidence.card.header, evidence.results
     fields = {key: own[key] for key in KEPT if own.get(key)}
-    if licence := licence_in(evidence.card):
+    if licence := licence_remark(evidence):
         fields = {**licence_fields(licence), **fields, "license": "other"}
     if evidence.recipe is None and own.get("datasets"):
         fields["datasets"] = own["datasets"]
+    if evidence.recipe is None and isinstance(own.get("base_model"), list):  # a merged model
+        fields["base_model"] = [str(base) for base in own["base_model"]]
     scores = results.scores if results else scores_of(evidence.card)
     tags = own["tags"] if isinstance(own.get("tags"), list) else []
     return header(
@@ -211,12 +214,12 @@ def _training(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | Non
             facts["steps"] = of
         facts["images seen"] = f"{results.step * train.global_batch:,}"
         if results.seconds is not None:
-            facts["time until then"] = _duration(results.seconds)
+            facts["time in training steps until then"] = _duration(results.seconds)
     devices = [escaped(name) for name in environment.get("devices") or []]
     if devices:
         world, threads = environment.get("world_size", 1), environment.get("threads")
         facts["hardware"] = f"{', '.join(devices)}; {world} process{'es' * (world > 1)}" + (
-            f" of {threads} threads" if threads else ""
+            f" of {threads} thread{'s' * (threads > 1)}" if threads else ""
         )
     packages = environment.get("packages") or {}
     if packages:
@@ -255,9 +258,11 @@ def _duration(seconds: float) -> str:
 
 def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[str]:
     channels = evidence.segmenter.preprocessing.num_channels
-    lines = ["## Use", "", "With transformers alone:", "", *usage(channels, repo)]
+    one_logit = evidence.segmenter.model.config.num_labels == 1
+    lines = ["## Use", ""]
+    if not one_logit:  # which stock takes for the only class there is, everywhere
+        lines += ["With transformers alone:", "", *usage(channels, repo), ""]
     lines += [
-        "",
         "With the package `finetune`, the same logits in less time:",
         "",
         "```python",
@@ -285,8 +290,13 @@ def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[
     if onnx:
         lines += [
             "",
-            "`onnx/model.onnx` gives the logits at a quarter of the size in ONNX Runtime and in "
-            f'transformers.js: `await pipeline("image-segmentation", "{repo}")`.',
+            "`onnx/model.onnx` gives the logits at a quarter of the size in ONNX Runtime"
+            # Whose pipelines turn every picture into RGB, too.
+            + (
+                f' and in transformers.js: `await pipeline("image-segmentation", "{repo}")`.'
+                if channels == 3 and not one_logit
+                else "."
+            ),
         ]
     return lines
 
@@ -345,7 +355,7 @@ def _limits(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | None)
 
 
 def _licence(evidence: Evidence, *, with_code: bool) -> list[str]:
-    remark, known = licence_in(evidence.card), evidence.card.header.get("license")
+    remark, known = licence_remark(evidence), evidence.card.header.get("license")
     if remark:
         text = remark
     elif known:

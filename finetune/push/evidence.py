@@ -20,7 +20,7 @@ from finetune.publish import DataSet, hub_id
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.tracking import progress_bar, read
 from finetune.trainers.segmentation import SegmentationTask, check_same_task, data_set_of
-from finetune.weights import Card, card_of, is_checkpoint_file
+from finetune.weights import Card, card_of, is_checkpoint_file, licence_in
 
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 LOOKED_AT = 64
@@ -339,3 +339,10 @@ def base_of(evidence: Evidence) -> tuple[str | None, Card]:
     if init is None or is_checkpoint_file(init):
         return base, Card()
     return base, card_of(init, fetch=False)
+
+
+def licence_remark(evidence: Evidence) -> str:
+    """What restricts the use of the weights, or nothing; also where the model's card was lost."""
+    init = evidence.recipe.model.init if evidence.recipe else None
+    cards = (evidence.card, base_of(evidence)[1], Card({"base_model": init}))
+    return next(filter(None, map(licence_in, cards)), "")

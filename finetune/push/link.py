@@ -5,9 +5,12 @@ import json
 import logging
 import os
 import re
+import signal
 import socket
 import ssl
 import sys
+import threading
+from _thread import interrupt_main
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
 from time import monotonic, sleep
@@ -26,6 +29,8 @@ httpx: Any = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")
 
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
+GRACE = 2.0
+"""Seconds that Ctrl-C leaves to what is being sent."""
 # What the client sends once only.
 SENT_ONCE = re.compile(
     r"/api/(repos/create|validate-yaml|(models|spaces)/[^/]+/[^/]+(/(revision|commit)/[^/]+)?)$"
@@ -51,6 +56,7 @@ class Link:
         self.limit = limit
         self.end = monotonic() + limit
         self.reached = False  # whether the Hub has answered at all
+        self.stopped = False  # by Ctrl-C
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
@@ -68,10 +74,34 @@ class Link:
         set_client_factory(factory)
         hub_http.logger.addFilter(_without_signatures)
         try:
-            yield
+            with self._interruptible():
+                yield
         finally:
             hub_http.logger.removeFilter(_without_signatures)
             set_client_factory(previous)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Lets Ctrl-C end it soon: the client's threads send on, and it waits for them."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+            yield
+            return
+        again = threading.Timer(GRACE, _interrupt)  # the wait itself, for a silent connection
+        again.daemon = True
+
+        def stop(number: int, frame: Any) -> None:
+            if not self.stopped:
+                self.stopped = True
+                again.start()
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            again.cancel()
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def retry(self, call: Callable[[], T]) -> T:
         """Calls it until it succeeds, fails for good, or was tried often enough."""
@@ -91,7 +121,9 @@ class Link:
         return call()
 
     def check(self, seconds: float = 0.0) -> None:
-        """Ends an upload that has taken too long, or would with a wait of so many seconds."""
+        """Ends an upload that was stopped, has taken too long, or would with so long a wait."""
+        if self.stopped:
+            raise KeyboardInterrupt
         if monotonic() + seconds > self.end:
             if seconds:
                 raise UserError(f"the Hub asks to wait {seconds:.0f} seconds; push again later")
@@ -118,6 +150,14 @@ class Link:
         self.check(wait or 0)
         if SENT_ONCE.search(path):
             raise TryAgainError(status, wait, f"{status} at {path}")
+
+
+def _interrupt() -> None:
+    """Ctrl-C from within; where it can be, a real signal, which alone ends a wait for a thread."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        interrupt_main()
 
 
 class _Watched(httpx.SyncByteStream):

@@ -17,6 +17,7 @@ from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from finetune.checkpoint import swap_folder
 from finetune.errors import UserError
+from finetune.publish.markdown import escaped
 
 GRADIO = "6.31.0"
 """What the Space's page is tested with; constraints.txt has the same."""
@@ -111,5 +112,5 @@ def _readme(model_repo: str, title: str) -> str:
         models=[model_repo],
         tags=["image-segmentation", "segformer"],
     )
-    text = _TEXT.format(title=title, model=model_repo)
+    text = _TEXT.format(title=escaped(title), model=model_repo)
     return str(SpaceCard(f"---\n{header.to_yaml()}\n---\n\n{text}"))

@@ -27,11 +27,26 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 
 from finetune.errors import UserError
 from finetune.push.link import Link, explain, without_xet
+from finetune.push.staging import code_files
 
 # A new repository holds some of these; they are nobody's work, or stay whatever is pushed.
 NOT_WORK = re.compile(r"\.git(attributes|ignore)|README\.md|LICEN[SC]E(\.\w+)?", re.IGNORECASE)
 # What an earlier push may have left and this one has not: weights of another model, code, pictures.
-STALE = re.compile(r"card/.*|.*\.(safetensors|safetensors\.index\.json|onnx|onnx_data|py)")
+# By their names, since people keep a handler.py or adapters of their own beside a model.
+STALE = {
+    "model": re.compile(
+        r"card/(classes|examples)\.png"
+        r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+        r"|onnx/model\w*\.onnx(_data)?"
+        rf"|{'|'.join(re.escape(path.name) for path in code_files())}"
+    ),
+    "space": re.compile(r"finetune/.*"),
+}
+PROOF = {
+    "model": ("config.json", rb'"model_type": *"segformer"', "a SegFormer"),
+    "space": ("app.py", rb"(?m)^ *(from|import) +finetune\b", "a demo of this package"),
+}
+"""A file, what stands in it where a repository is ours to go on with, and what that is."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +73,9 @@ def upload_folder(
     """Makes the repository if there is none, and brings the folder into it in one commit.
 
     The same folder again makes no commit, and after a failure only what is missing is sent (whole
-    files: the Hub's protocol knows no part of one). Hidden files stay here. Weights, code
-    and the card's pictures that the repository holds and the folder does not are removed;
-    everything else stays.
+    files: the Hub's protocol knows no part of one). Hidden files stay here. What an earlier push
+    brought and the folder does not hold any more (weights, code, the card's pictures; of a Space
+    the package) is removed; everything else stays.
 
     Args:
         folder: what to upload.
@@ -114,7 +129,8 @@ class _Push:
         info = self._open(private)
         present = self._tree(info.sha)
         self._refuse_others_work(present, info.sha)
-        stale = [path for path in present if path not in self.files and STALE.fullmatch(path)]
+        old = STALE[self.repo_type]
+        stale = [path for path in present if path not in self.files and old.fullmatch(path)]
         operations: list[CommitOperationAdd | CommitOperationDelete] = [*self.additions]
         operations += [CommitOperationDelete(path) for path in stale]
         tried = False
@@ -173,7 +189,12 @@ class _Push:
         return self.link.retry(self._info)
 
     def _info(self) -> Any:
-        return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        try:
+            return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.repo_id}: {self.link.endpoint} answers as no Hub does; look at HF_ENDPOINT"
+            ) from error
 
     def _tree(self, revision: str | None) -> dict[str, RepoFile]:
         """The files of a commit; none where there is no commit yet."""
@@ -203,15 +224,9 @@ class _Push:
     def _refuse_others_work(self, present: Mapping[str, RepoFile], head: str | None) -> None:
         """A repository may be empty, or hold a SegFormer (a Space: a demo of one)."""
         work = [path for path in present if not NOT_WORK.fullmatch(path)]
-        proof = "app.py" if self.repo_type == "space" else "config.json"
-        if not work:
+        proof, pattern, kind = PROOF[self.repo_type]
+        if not work or (proof in present and re.search(pattern, self._download(proof, head))):
             return
-        if proof in present:
-            content = self._download(proof, head)
-            pattern = rb"finetune" if self.repo_type == "space" else rb'"model_type": *"segformer"'
-            if re.search(pattern, content):
-                return
-        kind = "a demo of this package" if self.repo_type == "space" else "a SegFormer"
         shown = ", ".join(work[:3]) + (", ..." if work[3:] else "")
         raise UserError(
             f"{self.repo_id}: the repository exists and holds something else than {kind} "

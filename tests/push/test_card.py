@@ -16,9 +16,11 @@ from markdown_it import MarkdownIt
 from PIL import Image
 from tiny import save_tiny
 
+from finetune import export
 from finetune import push as program
 from finetune.drawing import panel
 from finetune.errors import UserError
+from finetune.inference import Preprocessing, Protocol
 from finetune.publish import hub_id
 from finetune.push.card import metadata
 from finetune.push.evidence import best_and_worst, gather, look, public, shown_path
@@ -232,12 +234,13 @@ def test_a_folder_is_no_id(tmp_path, monkeypatch):
     assert [hub_id(name) for name in ("/a/b", "../x", "a/b/c", "s3://a/b", "", None)] == [None] * 6
 
 
-def test_what_looks_like_a_token_stops_it(own_run, tmp_path):
+@pytest.mark.parametrize("token", ["hf_abcdefghijklm", "hf_oauth_eyJhbGciOiJ", "hf_jwt_eyJhbGciOi"])
+def test_what_looks_like_a_token_stops_it(token, own_run, tmp_path):
     for name in ("recipe.yaml", "best/recipe.yaml"):
         path = own_run / name
-        path.write_text(re.sub("sn_ow_y", "hf_abcdefghijklm", path.read_text()))
+        path.write_text(re.sub("sn_ow_y", token, path.read_text()))
     config = own_run / "best/config.json"
-    config.write_text(config.read_text().replace("sn_ow_y", "hf_abcdefghijklm"))
+    config.write_text(config.read_text().replace("sn_ow_y", token))
     with pytest.raises(UserError, match=r"README\.md holds what looks like a token"):
         program.push(own_run, "me/x", dry_run=tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -285,6 +288,28 @@ def test_a_model_without_a_run_claims_nothing(tmp_path):
     assert "How good it is was not measured here." in found.text
 
 
+@pytest.mark.parametrize(("names", "channels"), [(("ship",), 3), (("land", "sea"), 6)])
+def test_a_pipeline_is_told_of_where_it_works_only(names, channels, tmp_path, monkeypatch):
+    """Stock's and transformers.js' know neither a single logit nor other channels than RGB."""
+    monkeypatch.setattr(export, "export", lambda model: None)
+    numbers = (0.5,) * channels
+    preprocessing = Preprocessing(Protocol(), image_mean=numbers, image_std=numbers)
+    model = save_tiny(tmp_path / "model", preprocessing, names=names, num_channels=channels)
+    program.push(model, "me/x", onnx=True, dry_run=tmp_path / "out")
+    text = (tmp_path / "out/README.md").read_text()
+    assert "onnx/model.onnx" in text
+    assert "pipeline(" not in text
+    assert ("With transformers alone" in text) == (channels == 6)
+    assert "from finetune.inference import segment" in text
+
+
+def test_all_bases_of_a_merged_model_stay(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    (model / "README.md").write_text("---\nbase_model: [some/body, other/one]\n---\n")
+    program.push(model, "me/x", dry_run=tmp_path / "out")
+    assert ModelCard.load(tmp_path / "out/README.md").data.base_model == ["some/body", "other/one"]
+
+
 def test_a_model_that_has_left_its_run_keeps_its_scores(run, tmp_path):
     model = shutil.copytree(run / "best", tmp_path / "model")
     with pytest.warns(UserWarning, match="no predictions"):
@@ -303,4 +328,15 @@ def test_nvidias_licence_goes_along(own_run, tmp_path):
     assert card.data.license == "other"
     assert "nvidia" in card.data.license_name
     assert card.data.license_link == "https://github.com/NVlabs/SegFormer/blob/master/LICENSE"
+    assert "non-commercially only" in card.text
+
+
+def test_nvidias_licence_stays_without_the_trainings_card(own_run, tmp_path):
+    for name in ("recipe.yaml", "best/recipe.yaml"):
+        path = own_run / name
+        path.write_text(path.read_text().replace("init: null", "init: nvidia/mit-b0"))
+    (own_run / "best/README.md").unlink()
+    program.push(own_run, "me/x", dry_run=tmp_path / "out")
+    card = ModelCard.load(tmp_path / "out/README.md")
+    assert "nvidia" in card.data.license_name
     assert "non-commercially only" in card.text

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from hub import Fault
 from huggingface_hub import SpaceCard, snapshot_download
 from safetensors.torch import load_file
 from tiny import save_tiny
@@ -24,6 +26,7 @@ from finetune.push.evidence import gather
 from finetune.push.staging import stage
 from finetune.recipe import recipe_from_yaml
 
+ROOT = Path(program.__file__).parents[2]
 CODE = {"bands.py", "configuration.py", "functional.py", "kernels.py", "modeling.py"}
 
 
@@ -140,7 +143,7 @@ def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
             **os.environ,
             "HF_HUB_CACHE": str(tmp_path / "hub"),
             "HF_MODULES_CACHE": str(tmp_path / "modules"),
-            "PYTHONPATH": str(Path(program.__file__).parents[2]),
+            "PYTHONPATH": str(ROOT),
         },
         cwd=tmp_path,
         stdin=subprocess.DEVNULL,
@@ -242,6 +245,38 @@ def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
     assert json.loads(again.stdout.splitlines()[-1])["commit"] == told["commit"]
     assert sorted(os.listdir(run.parent)) == ["patches", "run"]
     assert not [name for name in os.listdir(run) if "push" in name]
+
+
+def test_ctrl_c_ends_it_while_the_hub_is_silent(hub, own_run):
+    """The client waits for its threads, which would wait for minutes and try again."""
+    hub.part_size = None  # files in threads, not parts one after the other
+    silence = Fault("PUT", "/storage/", "stall", times=99)
+    hub.faults = [silence]
+    command = [sys.executable, "-m", "finetune.cli", "push", str(own_run), "user/shapes"]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert silence.met.wait(200)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=50)  # less than a connection may be silent
+    assert process.returncode == 130
+    assert said.endswith("stopped; the same command goes on\n")
+    assert os.listdir(own_run.parent) == ["run"]
+    assert not [name for name in os.listdir(own_run) if "push" in name]
+    assert len(hub.commits("user/shapes")) == 1  # the one that came with the repository
+
+
+def test_a_space_that_is_refused_says_that_the_model_is_pushed(hub, run):
+    hub.create("space", "user/shapes-demo", private=True, sdk="gradio")
+    hub.add_files("user/shapes-demo", {"app.py": b"import gradio"}, "space")
+    with pytest.raises(UserError, match=rf"something else.*The model is pushed: {hub.endpoint}"):
+        program.push(run, "user/shapes", space=True, pictures=False)
+    assert "model.safetensors" in hub.files("user/shapes")
+    assert hub.files("user/shapes-demo", "space") == {"app.py": b"import gradio"}
 
 
 def test_with_onnx(run, tmp_path, monkeypatch):

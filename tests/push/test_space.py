@@ -48,6 +48,13 @@ def test_the_header_is_a_space_s(space):
     assert header["sdk_version"] == GRADIO
 
 
+def test_a_title_is_no_markup(tmp_path):
+    write_space(tmp_path / "space", "somebody/streets", title="<b>streets</b> [here](x)")
+    _, header, text = (tmp_path / "space/README.md").read_text(encoding="utf-8").split("---\n")
+    assert yaml.safe_load(header)["title"] == "<b>streets</b> [here](x)"
+    assert text.splitlines()[1] == r"# &lt;b&gt;streets&lt;/b&gt; \[here\](x)"
+
+
 def test_the_app_is_the_demo_and_the_package_lies_beside_it(space):
     assert (space / "app.py").read_bytes() == (ROOT / "finetune/demo/app.py").read_bytes()
     sources = {

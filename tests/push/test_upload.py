@@ -119,10 +119,22 @@ def test_the_same_again_is_no_commit_and_a_change_sends_what_changed(hub, folder
 
 def test_old_weights_and_code_go_and_other_files_stay(hub, folder):
     push(folder)
-    theirs = ("onnx/model.onnx", "modeling.py", "LICENSE", "notes/mine.txt")
-    hub.add_files(REPO, dict.fromkeys(theirs, b"theirs"))
+    ours = (
+        "onnx/model.onnx",
+        "modeling.py",
+        "model-00001-of-00002.safetensors",
+        "card/examples.png",
+    )
+    theirs = (
+        "LICENSE",
+        "notes/mine.txt",
+        "handler.py",
+        "lora/adapter.safetensors",
+        "card/mine.txt",
+    )
+    hub.add_files(REPO, dict.fromkeys((*ours, *theirs), b"x"))
     push(folder)
-    assert hub.files(REPO).keys() - content(folder).keys() == {"LICENSE", "notes/mine.txt"}
+    assert hub.files(REPO).keys() - content(folder).keys() == set(theirs)
 
 
 def test_hidden_files_stay_at_home(hub, folder):
@@ -145,6 +157,15 @@ def test_a_space_and_a_public_repository(hub, folder, tmp_path):
     (space / "app.py").write_text("import finetune.demo as demo")
     assert upload_folder(space, REPO, message="again", repo_type="space").private is False
     assert hub.files(REPO, "space") == content(space)
+    hub.add_files(REPO, {"finetune/old.py": b"ours", "helper.py": b"theirs"}, "space")
+    upload_folder(space, REPO, message="once more", repo_type="space")
+    assert hub.files(REPO, "space").keys() - content(space).keys() == {"helper.py"}
+    # A word in a comment makes no demo of ours.
+    theirs = {"app.py": b"# my finetuned model\nimport gradio\n"}
+    hub.add_files(REPO, theirs, "space")
+    with pytest.raises(UserError, match="something else than a demo"):
+        upload_folder(space, REPO, message="over it", repo_type="space")
+    assert hub.files(REPO, "space")["app.py"] == theirs["app.py"]
 
 
 def test_what_the_process_had_set_is_set_again(hub, folder):
@@ -360,6 +381,7 @@ MISTAKES = {
     "402 at the create": (fault("POST", "/create", 402), r"storage is full.*\[402\]"),
     "something else there": (other_model, r"holds something else than a SegFormer \(config.json\)"),
     "a broken card": (broken_card, "the Hub refuses the card.*license.* must be one of"),
+    "no Hub": (fault("GET", "/api/", 200), "answers as no Hub does; look at HF_ENDPOINT"),
     "no network": (variable("HF_ENDPOINT", "http://127.0.0.1:9"), "cannot be reached"),
     "no such host": (variable("HF_ENDPOINT", "http://no.invalid"), "no network, or HF_ENDPOINT"),
     "no address": (variable("HF_ENDPOINT", "nowhere"), "HF_ENDPOINT=nowhere: not an address"),
