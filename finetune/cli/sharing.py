@@ -133,7 +133,7 @@ def demo(
 
     Choosing a class shows it alone; mask and overlay can be downloaded. The page needs no network,
     and pictures go to this process and nowhere else. One is segmented at a time, others wait in a
-    queue. Needs `pip install 'finetune[demo]'`.
+    queue. It needs Gradio, the extra `demo` of this package.
 
     Exit status: 2 after a mistake that the message names, 130 stopped by Ctrl-C.
     """

@@ -44,7 +44,7 @@ _NUM_SESSIONS = 100  # of which Gradio keeps the last values: small, since files
 
 _CSS = """
 footer { display: none !important; }
-#viewer { padding: 0 !important; }
+#viewer, #viewer .html-container { padding: 0 !important; }
 :focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
 """
 

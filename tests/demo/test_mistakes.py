@@ -75,7 +75,8 @@ def test_names_of_models(model, tmp_path):
 def test_the_page_says_whose_the_weights_are(tmp_path):
     folder = save_tiny(tmp_path / "model")
     (folder / "README.md").write_text("---\nlicense: other\nbase_model: nvidia/mit-b0\n---\n")
-    loaded = Segmenter.load(folder)
+    with pytest.warns(UserWarning, match="non-commercial"):
+        loaded = Segmenter.load(folder)
     remark = program.describe([Model("model", loaded)], [str(folder)])
     assert "5 classes" in remark
     assert "non-commercial" in remark
