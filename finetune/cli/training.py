@@ -53,7 +53,13 @@ def train(
 
 @app.command()
 def recipes() -> None:
-    """List the recipes that come with the package."""
+    """List the recipes that come with the package.
+
+    Example: finetune recipes
+
+    A name in the list stands for a recipe in every verb: `finetune show camvid` prints one,
+    `finetune train camvid data.path=CamVid` runs it.
+    """
     from finetune.recipe import shipped_recipes
 
     table = Table("recipe", "what it is", box=None, pad_edge=False)

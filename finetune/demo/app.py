@@ -16,7 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
@@ -278,7 +278,10 @@ def check_examples(examples: Sequence[Path]) -> None:
     for path in examples:
         if not path.is_file():
             raise UserError(f"--example {path}: there is no such file")
-        image_size(path)
+        try:
+            image_size(path)
+        except UserError as error:  # which speaks of a data set's files
+            raise UserError(f"--example {path}: not a picture that can be read") from error
 
 
 @contextlib.contextmanager
@@ -287,6 +290,20 @@ def private_cache() -> Any:
     with tempfile.TemporaryDirectory(prefix="finetune-demo-", ignore_cleanup_errors=True) as cache:
         os.environ["GRADIO_TEMP_DIR"] = cache
         yield cache
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Ends the process where Ctrl-C or SIGTERM ends the page.
+
+    Python would wait for the thread that segments: for minutes, where the picture is a large one.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0))
 
 
 def run(
@@ -306,7 +323,7 @@ def run(
         check_address(host, port or 0)
     check_examples(examples)
     models = load(names, device=device)
-    with private_cache():
+    with ended_at_once(), private_cache():
         page = build(models, examples=examples, remark=describe(models, names))
         serve(page, host=host, port=port)
 
@@ -338,7 +355,7 @@ def of_space(folder: Path) -> gr.Blocks:
 
 def main() -> None:
     """A Space's app."""
-    with private_cache():
+    with ended_at_once(), private_cache():
         serve(of_space(Path(__file__).resolve().parent))
 
 

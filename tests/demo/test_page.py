@@ -423,3 +423,46 @@ def test_ctrl_c_ends_it_and_leaves_nothing(server):
     assert server.process.wait(60) == 130
     assert server.said() == before
     assert not [path for path in (server.folder / "tmp").rglob("*") if path.is_file()]
+
+
+ENDLESS = """
+import sys, threading
+from finetune.demo import app
+
+def answer(*_):
+    print("segmenting", flush=True)
+    threading.Event().wait()
+
+app.answer = answer
+app.run(sys.argv[1:2], host=None, port=int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_picture_in_work_is_not_waited_for(tmp_path, number):
+    """Here one that never ends; a large one takes minutes."""
+    (tmp_path / "tmp").mkdir()
+    Image.fromarray(picture(40, 60)).save(tmp_path / "one.png")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", ENDLESS, str(save_tiny(tmp_path / "model")), str(port)]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path / "tmp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline().startswith("Open ")
+            client = Client(f"http://127.0.0.1:{port}", verbose=False)
+            client.submit(handle_file(tmp_path / "one.png"), api_name="/segment")
+            assert process.stdout.readline() == "segmenting\n"
+            process.send_signal(number)
+            assert process.wait(60) == 128 + number
+            assert "Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
+    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]

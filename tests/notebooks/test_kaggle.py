@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -37,7 +38,7 @@ def inputs(tmp_path_factory) -> Path:
 
 
 def parameters(inputs: Path, **more) -> dict:
-    return {"images": str(inputs), "working": ".", "earlier": "none", "steps": STEPS, **more}
+    return {"images": str(inputs), "working": ".", "earlier": "", "steps": STEPS, **more}
 
 
 def rows(run: Path) -> list[dict]:
@@ -55,6 +56,11 @@ def test_it_stops_in_time_and_goes_on_the_next_day(inputs, tmp_path):
     assert f"stopped at step 1 of {STEPS} (train.max_minutes=1e-09)" in said
     assert "to be continued" in said
     assert not (days[0] / "run" / "panel.png").exists()
+
+    # A path that is mistyped does not begin anew in silence.
+    with pytest.raises(CellExecutionError, match="no-such-day"):
+        execute(KAGGLE, parameters(inputs, earlier=str(tmp_path / "no-such-day")), days[1])
+    assert not (days[1] / "training.yaml").exists()
 
     said = text(execute(KAGGLE, parameters(inputs, earlier=str(days[0])), days[1]))
     assert "going on from step-00000001" in said
