@@ -240,7 +240,8 @@ def _explain_status(status: int, said: str, repo_id: str, hub: str) -> str:
         "then `hf auth login`, or set HF_TOKEN",
         403: "the token may not write there. Look at the owner's name, and at the token's rights "
         f"at {hub}/settings/tokens",
-        404: "there is no such repository for this token, or it went away meanwhile",
+        404: "there is no such repository for this token, or it went away meanwhile. Look at its "
+        "name, and at HF_ENDPOINT if it is set",
         409: "somebody else changed the repository meanwhile. Push again",
         412: "somebody else changed the repository meanwhile. Push again",
         429: "too many requests; wait some minutes, then push again",
