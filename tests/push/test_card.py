@@ -246,7 +246,7 @@ def test_what_looks_like_a_token_stops_it(token, own_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path):
+def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path, capsys):
     with pytest.warns(UserWarning, match="no predictions are shown: .*nowhere"):
         done = program.push(
             own_run,
@@ -255,6 +255,8 @@ def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path
             overrides=[f"data.path={tmp_path / 'nowhere'}"],
         )
     assert done.images == 0
+    program.show(done)
+    assert "shows the training's own picture" in capsys.readouterr().out
     shown = (tmp_path / "out/card/examples.png").read_bytes()
     assert shown == (own_run / "panel.png").read_bytes()
     text = (tmp_path / "out/README.md").read_text()
