@@ -100,6 +100,10 @@ def push(
         from finetune.export import export, need_packages
 
         need_packages()
+    if dry_run is None:
+        from finetune.push.upload import check_ready
+
+        check_ready(repo)  # before minutes of looking at images
     evidence = gather(run)
     recipe = _recipe(evidence, overrides)
     targets = {}

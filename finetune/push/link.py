@@ -31,6 +31,7 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
 GRACE = 2.0
 """Seconds that Ctrl-C leaves to what is being sent."""
+OFFLINE = "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
 # What the client sends once only.
 SENT_ONCE = re.compile(
     r"/api/(repos/create|validate-yaml|(models|spaces)/[^/]+/[^/]+(/(revision|commit)/[^/]+)?)$"
@@ -212,7 +213,7 @@ def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
     if isinstance(error, UserError):
         return f"{repo_id}: {error}" if repo_id not in str(error) else str(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
+        return f"{repo_id}: {OFFLINE}"
     if isinstance(error, TryAgainError):
         return _explain_status(error.status, "", repo_id, hub)
     if isinstance(error, HfHubHTTPError):
