@@ -5,6 +5,7 @@ Whatever happens to a push, at worst a line is printed: no method here raises an
 
 import contextlib
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -88,7 +89,7 @@ class BackgroundPush:
         """
         self.close()
         best = self.output / "best"
-        again = f"finetune push {self.output} {self.repo}{self._flag}"
+        again = f"finetune push {shlex.quote(str(self.output))} {self.repo}{self._flag}"
         if not best.is_dir() or not self._start(
             [str(self.output), self.repo, self._visibility], {}
         ):

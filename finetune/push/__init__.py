@@ -100,6 +100,10 @@ def push(
         from finetune.export import export, need_packages
 
         need_packages()
+    if dry_run is None:
+        from finetune.push.upload import check_ready
+
+        check_ready(repo)  # before minutes of looking at images
     evidence = gather(run)
     recipe = _recipe(evidence, overrides)
     targets = {}
@@ -208,8 +212,12 @@ def show(done: Pushed) -> None:
             continue
         for name, count in _folded(one.files).items():
             print(f"  {count:>12,}  {name}")
-    shown = f"{done.images} of the validation images: card/examples.png"
-    print(f"The card shows {shown if done.images else 'no predictions of this model'}")
+    shown = "no predictions"
+    if "card/examples.png" in done.files:
+        own = "the training's own picture, of its last weights"
+        shown = f"{done.images} of the validation images" if done.images else own
+        shown += ": card/examples.png"
+    print(f"The card shows {shown}")
     if done.space and done.private:
         print("A Space reads a private model with a secret HF_TOKEN, which its settings take")
 

@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="finetune.push")
     parser.add_argument("run", type=Path)
     parser.add_argument("repo")
-    parser.add_argument("--private", action=argparse.BooleanOptionalAction)
+    parser.add_argument("--private", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     threading.Thread(target=_end_with_input, daemon=True).start()

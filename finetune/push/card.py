@@ -33,6 +33,8 @@ PICTURES = "card"
 """Folder of the card's pictures, below the model's."""
 KEPT = ("license", "license_name", "license_link", "language")
 """What the header of the model's own card says, and nothing here knows better."""
+MEASURED = ("datasets", "metrics", "model-index")
+"""Likewise, where there is no recipe: on which data, and how good."""
 LONG = 40
 """Classes from which on their table is folded."""
 WORST_CLASSES = 3
@@ -84,8 +86,8 @@ def metadata(evidence: Evidence) -> ModelCardData:
     fields = {key: own[key] for key in KEPT if own.get(key)}
     if licence := licence_remark(evidence):
         fields = {**licence_fields(licence), **fields, "license": "other"}
-    if evidence.recipe is None and own.get("datasets"):
-        fields["datasets"] = own["datasets"]
+    if evidence.recipe is None:  # the weights are the same, so what was measured still holds
+        fields |= {key: own[key] for key in MEASURED if own.get(key)}
     if evidence.recipe is None and isinstance(own.get("base_model"), list):  # a merged model
         fields["base_model"] = [str(base) for base in own["base_model"]]
     scores = results.scores if results else scores_of(evidence.card)
@@ -154,8 +156,8 @@ def _results(evidence: Evidence, data_set: DataSet | None, examples: Examples | 
         classes = ["<details>", summary, "", *classes, "", "</details>"]
     if results is None or data_set is None:
         said = "No evaluation of these weights lies beside them, so none is shown."
-        if scores_of(evidence.card):
-            said = "As the card says that came with these weights, below."
+        if evidence.card.header.get("model-index"):
+            said = "As the card says that came with these weights: in the header, and below."
         return ["## Results", "", said, "", *classes]
     scores = [[_title(metric), percent(value)] for metric, value in results.scores.items()]
     images = f" ({examples.total} images)" if examples else ""
@@ -209,9 +211,9 @@ def _training(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | Non
     }
     if results is not None:
         of = f"{results.step} of {train.steps}"
-        facts["steps"] = f"{of}, the best of {results.evaluations} evaluations"
-        if evidence.folder.resolve().name == "last":
-            facts["steps"] = of
+        facts["steps"] = of
+        if evidence.folder.resolve().name != "last" and results.evaluations > 1:
+            facts["steps"] += f", the best of {results.evaluations} evaluations"
         facts["images seen"] = f"{results.step * train.global_batch:,}"
         if results.seconds is not None:
             facts["time in training steps until then"] = _duration(results.seconds)
@@ -263,7 +265,7 @@ def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[
     if not one_logit:  # which stock takes for the only class there is, everywhere
         lines += ["With transformers alone:", "", *usage(channels, repo), ""]
     lines += [
-        "With the package `finetune`, the same logits in less time:",
+        "With the package `finetune` (not PyPI's of this name), the same logits in less time:",
         "",
         "```python",
         "from finetune.inference import segment",

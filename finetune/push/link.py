@@ -31,6 +31,7 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
 GRACE = 2.0
 """Seconds that Ctrl-C leaves to what is being sent."""
+OFFLINE = "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
 # What the client sends once only.
 SENT_ONCE = re.compile(
     r"/api/(repos/create|validate-yaml|(models|spaces)/[^/]+/[^/]+(/(revision|commit)/[^/]+)?)$"
@@ -212,7 +213,7 @@ def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
     if isinstance(error, UserError):
         return f"{repo_id}: {error}" if repo_id not in str(error) else str(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo_id}: HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
+        return f"{repo_id}: {OFFLINE}"
     if isinstance(error, TryAgainError):
         return _explain_status(error.status, "", repo_id, hub)
     if isinstance(error, HfHubHTTPError):
@@ -240,7 +241,8 @@ def _explain_status(status: int, said: str, repo_id: str, hub: str) -> str:
         "then `hf auth login`, or set HF_TOKEN",
         403: "the token may not write there. Look at the owner's name, and at the token's rights "
         f"at {hub}/settings/tokens",
-        404: "there is no such repository for this token, or it went away meanwhile",
+        404: "there is no such repository for this token, or it went away meanwhile. Look at its "
+        "name, and at HF_ENDPOINT if it is set",
         409: "somebody else changed the repository meanwhile. Push again",
         412: "somebody else changed the repository meanwhile. Push again",
         429: "too many requests; wait some minutes, then push again",

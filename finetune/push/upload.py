@@ -18,6 +18,7 @@ from huggingface_hub import (
     CommitOperationAdd,
     CommitOperationDelete,
     HfApi,
+    constants,
     get_token,
     hf_hub_url,
 )
@@ -26,7 +27,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
 
 from finetune.errors import UserError
-from finetune.push.link import Link, explain, without_xet
+from finetune.push.link import OFFLINE, Link, explain, without_xet
 from finetune.push.staging import code_files
 
 # A new repository holds some of these; they are nobody's work, or stay whatever is pushed.
@@ -107,6 +108,13 @@ def upload_folder(
                 raise
             # The token stands in headers, which some errors of the HTTP library quote.
             raise UserError(words.replace(token, "***")) from None
+
+
+def check_ready(repo_id: str) -> None:
+    """Raises a UserError where no upload can begin, which needs no network to know."""
+    _checked(_own_token())
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo_id}: {OFFLINE}")
 
 
 class _Push:

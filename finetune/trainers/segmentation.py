@@ -476,7 +476,8 @@ def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
             f"{what}: reads images of {found} channels, but the recipe's model.num_channels is "
             f"{channels}"
         )
-    names, wanted = segmenter.names, recipe.labels.names
+    # Spaces around a name do not go into a model.
+    names, wanted = segmenter.names, [name.strip() for name in recipe.labels.names]
     if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
         raise UserError(
             f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "

@@ -220,7 +220,7 @@ def test_synonyms_of_classes_are_the_same_classes(exported):
     _, segmenter, _ = exported
     recipe = SimpleNamespace(
         model=SimpleNamespace(num_channels=3),
-        labels=SimpleNamespace(names=["television", *NAMES[1:]]),
+        labels=SimpleNamespace(names=["television ", *NAMES[1:]]),
     )
     names = ["television receiver", *NAMES[1:]]
     other = Segmenter(segmenter.model, segmenter.preprocessing, names=names, device="cpu")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from huggingface_hub import ModelCard
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from markdown_it import MarkdownIt
 from PIL import Image
 from tiny import save_tiny
@@ -234,7 +234,7 @@ def test_a_folder_is_no_id(tmp_path, monkeypatch):
     assert [hub_id(name) for name in ("/a/b", "../x", "a/b/c", "s3://a/b", "", None)] == [None] * 6
 
 
-@pytest.mark.parametrize("token", ["hf_abcdefghijklm", "hf_oauth_eyJhbGciOiJ", "hf_jwt_eyJhbGciOi"])
+@pytest.mark.parametrize("token", ["hf_aBcdefghijklm", "hf_oauth_eyJhbGciOiJ", "hf_jwt_eyJhbGciOi"])
 def test_what_looks_like_a_token_stops_it(token, own_run, tmp_path):
     for name in ("recipe.yaml", "best/recipe.yaml"):
         path = own_run / name
@@ -246,7 +246,7 @@ def test_what_looks_like_a_token_stops_it(token, own_run, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path):
+def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path, capsys):
     with pytest.warns(UserWarning, match="no predictions are shown: .*nowhere"):
         done = program.push(
             own_run,
@@ -255,6 +255,8 @@ def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path
             overrides=[f"data.path={tmp_path / 'nowhere'}"],
         )
     assert done.images == 0
+    program.show(done)
+    assert "shows the training's own picture" in capsys.readouterr().out
     shown = (tmp_path / "out/card/examples.png").read_bytes()
     assert shown == (own_run / "panel.png").read_bytes()
     text = (tmp_path / "out/README.md").read_text()
@@ -275,7 +277,8 @@ def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path
 def test_a_model_without_a_run_claims_nothing(tmp_path):
     model = save_tiny(tmp_path / "model")
     card = (
-        "---\nlicense: cc0-1.0\nbase_model: some/body\ntags: [mine]\n---\n# Mine\nMy own words.\n"
+        "---\nlicense: cc0-1.0\nbase_model: some/body\ntags: [mine]\n---\n# Mine\nMy own words. "
+        "Faster with hf_transfer.\n"  # no token
     )
     (model / "README.md").write_text(card)
     program.push(model, "me/x", dry_run=tmp_path / "out")
@@ -301,6 +304,19 @@ def test_a_pipeline_is_told_of_where_it_works_only(names, channels, tmp_path, mo
     assert "pipeline(" not in text
     assert ("With transformers alone" in text) == (channels == 6)
     assert "from finetune.inference import segment" in text
+
+
+def test_what_its_owner_measured_stays(tmp_path):
+    model = save_tiny(tmp_path / "model")
+    own = EvalResult("image-segmentation", "me/ponds", "Ponds", "mean_iou", "41.2 +- 0.3")
+    data = ModelCardData(model_name="ponds", eval_results=[own], datasets="me/ponds")
+    (model / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n# Ponds\n")
+    program.push(model, "me/x", dry_run=tmp_path / "out")
+    found = ModelCard.load(tmp_path / "out/README.md")
+    assert found.data.eval_results == [own]
+    assert found.data.model_name == "ponds"
+    assert found.data.datasets == "me/ponds"
+    assert "in the header" in found.text
 
 
 def test_all_bases_of_a_merged_model_stay(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 from hub import Fault
-from huggingface_hub import SpaceCard, snapshot_download
+from huggingface_hub import SpaceCard, constants, snapshot_download
 from safetensors.torch import load_file
 from tiny import save_tiny
 from typer.testing import CliRunner
@@ -245,6 +245,19 @@ def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
     assert json.loads(again.stdout.splitlines()[-1])["commit"] == told["commit"]
     assert sorted(os.listdir(run.parent)) == ["patches", "run"]
     assert not [name for name in os.listdir(run) if "push" in name]
+
+
+@pytest.mark.parametrize("missing", ["token", "network"])
+def test_what_cannot_be_sent_is_not_looked_at_first(missing, hub, run, monkeypatch):
+    monkeypatch.setattr(program, "look", lambda *_: pytest.fail("minutes for nothing"))
+    if missing == "token":
+        monkeypatch.delenv("HF_TOKEN")
+    else:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    said = {"token": "there is no token", "network": "user/shapes: HF_HUB_OFFLINE is set"}
+    with pytest.raises(UserError, match=said[missing]):
+        program.push(run, "user/shapes")
+    assert hub.log == []
 
 
 def test_ctrl_c_ends_it_while_the_hub_is_silent(hub, own_run):
