@@ -86,16 +86,17 @@ def requirements() -> list[str]:
     """Lines of requirements.txt: the bounds of this package's own dependencies.
 
     Raises:
-        UserError: the package is not installed.
+        UserError: the package is not installed, or another of this name is.
     """
     try:
         lines = metadata.requires("finetune") or []
-    except metadata.PackageNotFoundError as error:
+        known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if ";" not in line}
+        return [known[name] for name in REQUIREMENTS]
+    except (metadata.PackageNotFoundError, KeyError) as error:
         raise UserError(
-            "a Space needs to know this package's dependencies: install it (`pip install -e .`)"
+            "a Space needs to know this package's dependencies: install it (`pip install -e .` "
+            "in its checkout)"
         ) from error
-    known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if ";" not in line}
-    return [known[name] for name in REQUIREMENTS]
 
 
 def _readme(model_repo: str, title: str) -> str:
