@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hub import TOKEN, Hub
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
 from finetune.data.shapes import NAMES, draw
@@ -59,8 +59,10 @@ def test_colab_to_hub(tmp_path):
     with Hub(tmp_path / "hub") as hub:
         environment = with_hub(hub.endpoint, TOKEN)
         path = NOTEBOOKS / "04_colab_to_hub.ipynb"
-        notebook = execute(path, PARAMETERS, here, environment=environment)
-        masks = by_a_stranger(environment, tmp_path / "stranger")
+        picture = of_a_phone(tmp_path / "picture.png")
+        values = {**PARAMETERS, "picture": str(picture)}
+        notebook = execute(path, values, here, environment=environment)
+        masks = by_a_stranger(environment, tmp_path / "stranger", picture)
     said = text(notebook)
     run = here / "runs" / "parts"
 
@@ -103,10 +105,10 @@ def test_colab_to_hub(tmp_path):
     assert "transformers.models.segformer.modeling_segformer\n" in said
     assert "100.00% of the pixels have the same class" in said
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    assert sum(counts.values()) == 64 * 64
+    assert sum(counts.values()) == 96 * 64
     areas = sorted(counts, key=lambda name: (-counts[name], NAMES.index(name)))
-    areas = ", ".join(f"{name} {counts[name] / 4096:.1%}" for name in areas)
-    assert f"Segmentation(64 x 64: {areas})" in said
+    areas = ", ".join(f"{name} {counts[name] / (96 * 64):.1%}" for name in areas)
+    assert f"Segmentation(64 x 96: {areas})" in said
 
     assert TOKEN not in json.dumps(notebook)
     assert not [name for name, content in contents(here).items() if TOKEN.encode() in content]
@@ -114,17 +116,25 @@ def test_colab_to_hub(tmp_path):
     assert "no GPU here, so the CPU with fp32" in said
 
 
-def by_a_stranger(environment: dict[str, str | None], folder: Path) -> dict[str, np.ndarray]:
-    """Masks of the notebook's picture by class, from stock's pipeline in a process of its own."""
+def of_a_phone(path: Path) -> Path:
+    """A picture held upright: stored lying on its side, with a word about it."""
+    upright = Image.fromarray(draw(seed=2026, index=3, size=(96, 64))[0])
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    return path
+
+
+def by_a_stranger(
+    environment: dict[str, str | None], folder: Path, picture: Path
+) -> dict[str, np.ndarray]:
+    """Masks of a picture by class, from stock's pipeline in a process of its own."""
     folder.mkdir()
-    picture, _ = draw(seed=2026, index=3, size=(64, 64))
-    Image.fromarray(picture).save(folder / "picture.png")
     variables = {**os.environ, "HF_HOME": str(folder / "cache"), **environment}
     subprocess.run(
-        [sys.executable, "-c", STRANGER, REPO, "picture.png"],
+        [sys.executable, "-c", STRANGER, REPO, str(picture)],
         env={key: value for key, value in variables.items() if value is not None},
         cwd=folder,
         check=True,
     )
-    (folder / "picture.png").unlink()
     return {path.stem: np.array(Image.open(path)) > 0 for path in folder.glob("*.png")}
