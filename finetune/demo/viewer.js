@@ -65,6 +65,7 @@ async function show(value) {
   } catch (error) {
     if (mine !== turn) return;
     clear();
+    status.hidden = true;
     problem.textContent = 'The answer could not be fetched (' + error.message + '). Choose the picture again.';
     problem.hidden = false;
     return;
