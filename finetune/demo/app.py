@@ -15,7 +15,7 @@ import signal
 import socket
 import sys
 import tempfile
-import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
@@ -40,6 +40,7 @@ MAX_WAITING = 100
 """Pictures that wait for their turn; one is segmented at a time."""
 KEPT_SECONDS = 900
 """For which files of a picture stay on the server."""
+_SWEEP_SECONDS = 60
 _NUM_SESSIONS = 100  # of which Gradio keeps the last values: small, since files are apart
 
 _CSS = """
@@ -61,7 +62,7 @@ def build(
         remark: a line below it, Markdown.
     """
     heading = title or " and ".join(model.name for model in models)
-    with gr.Blocks(title=heading, analytics_enabled=False, delete_cache=(60, KEPT_SECONDS)) as page:
+    with gr.Blocks(title=heading, analytics_enabled=False) as page:
         gr.Markdown(f"# {_plain(heading)}\n\n{remark}")
         if not models:
             return page
@@ -200,11 +201,14 @@ def describe(models: Sequence[Model], names: Sequence[str]) -> str:
     return "\n\n".join([*lines, *dict.fromkeys(filter(None, map(licence_of, names)))])
 
 
-def serve(page: gr.Blocks, *, host: str | None = None, port: int | None = None) -> None:
+def serve(
+    page: gr.Blocks, cache: Path, *, host: str | None = None, port: int | None = None
+) -> None:
     """Shows the page until the process is interrupted.
 
     Args:
         page: from `build`.
+        cache: from `private_cache`; what is old in it is deleted.
         host: the address to listen on. Default: Gradio's, loopback or $GRADIO_SERVER_NAME.
         port: default: the first free one from 7860 on.
 
@@ -244,16 +248,49 @@ def serve(page: gr.Blocks, *, host: str | None = None, port: int | None = None) 
     except OSError as error:
         where = "7860 to 7959" if port is None else str(port)
         raise UserError(f"--port {where}: in use; name another") from error
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is below `finally` is done
     print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
     if host not in (None, "127.0.0.1", "::1", "localhost"):
         print("Whoever reaches this machine can use it.", flush=True)
     try:
-        threading.Event().wait()
+        while True:
+            time.sleep(_SWEEP_SECONDS)
+            sweep(page, cache, KEPT_SECONDS)
     finally:
         logging.disable()  # connections that browsers keep open are cut
         page.server.force_exit = True
         page.close(verbose=False)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that somebody closed the page in the middle of an upload, which has a traceback."""
+    return record.exc_info is None or type(record.exc_info[1]).__name__ != "ClientDisconnect"
+
+
+def sweep(page: gr.Blocks, cache: Path, seconds: float) -> None:
+    """Deletes files of pictures that are older, and the folders that they leave empty.
+
+    Not Gradio's `delete_cache`: that knows nothing of uploads that broke off, and it ends for good
+    where a file arrives while it looks.
+
+    Args:
+        page: whose examples stay.
+        cache: from `private_cache`.
+        seconds: since a file was written.
+    """
+    blocks = page.blocks.values()
+    kept = {Path(path) for block in blocks for path in getattr(block, "keep_in_cache", ())}
+    for folder, _, names in os.walk(cache, topdown=False):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):  # gone meanwhile, or a folder that is not empty
+                if path in kept or time.time() - path.lstat().st_ctime <= seconds:
+                    continue
+                path.unlink()
+                for parent in path.parents:
+                    if parent == cache:
+                        break
+                    parent.rmdir()
 
 
 def check_address(host: str, port: int) -> None:
@@ -285,11 +322,11 @@ def check_examples(examples: Sequence[Path]) -> None:
 
 
 @contextlib.contextmanager
-def private_cache() -> Any:
+def private_cache() -> Iterator[Path]:
     """A folder for uploads and answers that nobody else reads, deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="finetune-demo-", ignore_cleanup_errors=True) as cache:
-        os.environ["GRADIO_TEMP_DIR"] = cache
-        yield cache
+        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(cache)  # as Gradio names what is in it
+        yield Path(os.environ["GRADIO_TEMP_DIR"])
 
 
 @contextlib.contextmanager
@@ -323,9 +360,9 @@ def run(
         check_address(host, port or 0)
     check_examples(examples)
     models = load(names, device=device)
-    with ended_at_once(), private_cache():
+    with ended_at_once(), private_cache() as cache:
         page = build(models, examples=examples, remark=describe(models, names))
-        serve(page, host=host, port=port)
+        serve(page, cache, host=host, port=port)
 
 
 def of_space(folder: Path) -> gr.Blocks:
@@ -335,8 +372,8 @@ def of_space(folder: Path) -> gr.Blocks:
         folder: with README.md, and perhaps `examples/`.
     """
     header = SpaceCard.load(folder / "README.md").data
-    named = os.environ.get("FINETUNE_MODELS")
-    names = named.split(",") if named else list(header.get("models") or [])
+    named = map(str.strip, os.environ.get("FINETUNE_MODELS", "").split(","))
+    names = list(filter(None, named)) or list(header.get("models") or [])
     models = []
     try:
         if not names:
@@ -355,8 +392,8 @@ def of_space(folder: Path) -> gr.Blocks:
 
 def main() -> None:
     """A Space's app."""
-    with ended_at_once(), private_cache():
-        serve(of_space(Path(__file__).resolve().parent))
+    with ended_at_once(), private_cache() as cache:
+        serve(of_space(Path(__file__).resolve().parent), cache)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 import json
 import socket
-from pathlib import Path
 
 import pytest
-from gradio.route_utils import delete_files_created_by_app
 from PIL import Image
 from tiny import save_tiny
 from typer.testing import CliRunner
@@ -88,13 +86,17 @@ def test_what_is_kept_is_private_and_examples_stay(model, tmp_path):
     with program.private_cache() as cache:
         known = [Model("model", Segmenter.load(model))]
         page = program.build(known, examples=[tmp_path / "example.png"])
-        (kept,) = (path for path in Path(cache).rglob("*") if path.is_file())
-        assert Path(cache).stat().st_mode & 0o077 == 0
-        upload = kept.with_name("upload.png")
-        upload.touch()
-        page.upload_file_set.add(str(upload))
-        delete_files_created_by_app(page, None)  # what `delete_cache` calls, of any age
-        assert not upload.exists()
-        assert kept.is_file()
+        (kept,) = (path for path in cache.rglob("*") if path.is_file())
+        assert cache.stat().st_mode & 0o077 == 0
+        answer = cache / "answer"
+        (answer / "0").mkdir(parents=True)
+        (cache / "begun").mkdir()  # an answer's that is in work
+        pictures = [kept.with_name("upload.png"), cache / "cut-off"]
+        pictures += [answer / "picture.jpg", answer / "0" / "mask.png"]
+        for path in pictures:
+            path.touch()
+        program.sweep(page, cache, program.KEPT_SECONDS)
+        assert all(path.exists() for path in pictures)
+        program.sweep(page, cache, -1)  # of any age
+        assert set(cache.rglob("*")) == {kept, kept.parent, cache / "begun"}
     assert not kept.exists()
-    assert page.delete_cache == (60, program.KEPT_SECONDS)

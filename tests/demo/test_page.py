@@ -102,7 +102,6 @@ class Tab(Page):
     def pixels(self, number=0):
         """RGB of a canvas as it is painted, (H, W, 3)."""
         self.value("new Promise((done) => requestAnimationFrame(() => setTimeout(done)))")
-        time.sleep(0.2)
         values = self.value(
             f"(() => {{ const canvas = document.querySelectorAll('#viewer canvas')[{number}];"
             "return [canvas.height, canvas.width, Array.from(canvas.getContext('2d')"
@@ -417,12 +416,12 @@ def test_fifty_requests_at_once(server, tmp_path):
 
 def test_ctrl_c_ends_it_and_leaves_nothing(server):
     """Last: nothing is left of the server."""
-    assert [path for path in (server.folder / "tmp").rglob("*") if path.is_file()]
+    assert kept(server.folder / "tmp")
     before = server.said()
     server.process.send_signal(signal.SIGINT)
     assert server.process.wait(60) == 130
     assert server.said() == before
-    assert not [path for path in (server.folder / "tmp").rglob("*") if path.is_file()]
+    assert not kept(server.folder / "tmp")
 
 
 ENDLESS = """
@@ -430,17 +429,43 @@ import sys, threading
 from finetune.demo import app
 
 def answer(*_):
+    app.KEPT_SECONDS = 0
     print("segmenting", flush=True)
     threading.Event().wait()
 
-app.answer = answer
+app.answer, app._SWEEP_SECONDS = answer, 0.1
 app.run(sys.argv[1:2], host=None, port=int(sys.argv[2]))
 """
 
 
+def kept(folder):
+    return [path for path in folder.rglob("*") if path.is_file()]
+
+
+def until(holds):
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise AssertionError("not within a minute")
+
+
+@contextlib.contextmanager
+def cut_off(port):
+    """An upload that ends in the middle, when the server has the first part of it."""
+    head = 'Content-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n'
+    body = f"--x\r\n{head}".encode() + bytes(100_000)
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        connection.sendall(
+            b"POST /gradio_api/upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 200000\r\n"
+            b"Content-Type: multipart/form-data; boundary=x\r\n\r\n" + body
+        )
+        yield
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_picture_in_work_is_not_waited_for(tmp_path, number):
-    """Here one that never ends; a large one takes minutes."""
+    """Here one that never ends; a large one takes minutes. Old files go meanwhile."""
     (tmp_path / "tmp").mkdir()
     Image.fromarray(picture(40, 60)).save(tmp_path / "one.png")
     with socket.socket() as probe:
@@ -457,12 +482,15 @@ def test_a_picture_in_work_is_not_waited_for(tmp_path, number):
     ) as process:
         try:
             assert process.stdout.readline().startswith("Open ")
+            with cut_off(port):
+                until(lambda: kept(tmp_path / "tmp"))
             client = Client(f"http://127.0.0.1:{port}", verbose=False)
             client.submit(handle_file(tmp_path / "one.png"), api_name="/segment")
             assert process.stdout.readline() == "segmenting\n"
+            until(lambda: not kept(tmp_path / "tmp"))
             process.send_signal(number)
             assert process.wait(60) == 128 + number
             assert "Traceback" not in process.stderr.read()
         finally:
             process.kill()
-    assert not [path for path in (tmp_path / "tmp").rglob("*") if path.is_file()]
+    assert not kept(tmp_path / "tmp")

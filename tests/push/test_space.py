@@ -153,7 +153,7 @@ def test_the_app_runs_from_the_folder_alone(space, tmp_path):
     (space / "examples").mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), np.uint8)
     Image.fromarray(noise).save(space / "examples" / "street.png")
-    process, said, address = started(space, FINETUNE_MODELS=str(model))
+    process, said, address = started(space, FINETUNE_MODELS=f" {model}, ")
     try:
         assert said.splitlines()[0] == str(space / "finetune" / "__init__.py"), said
         client = Client(address, verbose=False, download_files=str(tmp_path))
