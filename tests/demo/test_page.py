@@ -346,7 +346,7 @@ def test_what_clients_may_not(server, tmp_path):
     (tmp_path / "note.txt").write_text("not a picture")
     told = client.predict(handle_file(tmp_path / "note.txt"), api_name="/segment")
     assert told == {
-        "problem": "note.txt cannot be read as a picture. JPEG, PNG, WebP and TIFF can."
+        "problem": "note.txt cannot be read as a picture. JPEG, PNG, WebP and TIFF without animation can."
     }
     kind = {"_type": "gradio.FileData"}
     for payload, words in (
