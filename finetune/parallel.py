@@ -56,6 +56,13 @@ def keep_freed_memory() -> None:
     mallopt(m_mmap_max, 0)  # and take everything from it
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch says so of the CPU's by a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
 def device() -> torch.device:
     """The GPU if torch can use one that adds in float64, else the CPU.
 

@@ -28,7 +28,7 @@ from finetune.benchmark.meters import (
 from finetune.costs import count_flop
 from finetune.data.files import image_size
 from finetune.errors import UserError
-from finetune.parallel import device, keep_freed_memory, set_threads
+from finetune.parallel import device, is_out_of_memory, keep_freed_memory, set_threads
 from finetune.segformer import VARIANTS, SegformerConfig
 from finetune.segformer.configuration import smallest_side
 from finetune.timing import take_turns
@@ -149,8 +149,8 @@ def measure(case: Case, options: Options) -> Result:
         return _measure_predict(case, options)
     try:
         return _measure(case, options)
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error):
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
             name = f"{case.what} {case.variant or ''}".strip()
             raise UserError(
                 f"{name}: does not fit into the memory of {case.device}; lower --batch or --size, "

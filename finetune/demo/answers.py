@@ -9,12 +9,12 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 from PIL import Image
 
 from finetune.data.files import Encoded
 from finetune.errors import UserError
 from finetune.inference import Segmentation, Segmenter
+from finetune.parallel import is_out_of_memory
 
 MAX_PIXELS = 25_000_000
 """Of a picture; phones take 12 and 24 million."""
@@ -55,7 +55,9 @@ def answer(models: Sequence[Model], picture: Encoded, folder: Path) -> dict[str,
             seconds.append(time.perf_counter() - begun)
     except UserError as error:
         return {"problem": _words(error, picture.name)}
-    except (MemoryError, torch.OutOfMemoryError):
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
         return {"problem": f"{picture.name}: the memory does not suffice. Try a smaller picture."}
     height, width = found[0].mask.shape
     scale = min(1.0, SHOWN / max(height, width))

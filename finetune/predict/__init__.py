@@ -31,7 +31,7 @@ from finetune.data.threads import in_order
 from finetune.drawing import as_rgb
 from finetune.errors import UserError
 from finetune.inference import Segmenter
-from finetune.parallel import usable_cores
+from finetune.parallel import is_out_of_memory, usable_cores
 from finetune.predict.inputs import Inputs, Item, collect
 from finetune.predict.outputs import WRITES, Outputs, Prediction
 from finetune.predict.video import num_frames, predict_video
@@ -224,12 +224,6 @@ def _bar(share: _Share, show: bool) -> "tqdm[Any]":
     return progress_bar(total=len(share), desc="predicting", unit="image", show=show)
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        "DefaultCPUAllocator" in str(error)
-    )
-
-
 class _Work:
     """What one process does."""
 
@@ -351,7 +345,7 @@ class _Work:
             views: list[Tensor] = self.segmenter.stacked([read.views for read in batch])
             masks, chances = self.segmenter.masks(views, batch[0].size, confidence=confidence)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
         else:
             return [

@@ -141,9 +141,10 @@ def test_what_is_no_picture_is_answered_in_words(models, tmp_path, name, data, w
     assert not list(tmp_path.iterdir())
 
 
-def test_memory_that_does_not_suffice_is_said(models, tmp_path, monkeypatch):
+@pytest.mark.parametrize("allocator", [torch.empty, np.empty], ids=["torch", "numpy"])
+def test_memory_that_does_not_suffice_is_said(models, tmp_path, monkeypatch, allocator):
     def fails(*_, **__):
-        raise MemoryError
+        allocator(10**15)
 
     monkeypatch.setattr(models[0].segmenter.preprocessing.protocol.__class__, "resize", fails)
     told = answer(models, encoded(picture(50, 50)), tmp_path)
