@@ -5,6 +5,7 @@ its shapes say (classes, how images are shown) is assumed, and each assumption i
 """
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -317,19 +318,20 @@ def _fields(card: Card) -> dict[str, Any]:
 
 
 def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerConfig) -> str:
+    folder = shlex.quote(str(output))
     preset = _PRESET_OF.get(len(names))
     official = [SYNONYMS.get(name, name) for name in names]
     if kind == "segmentation" and preset and official == PRESETS[preset]["names"]:
-        return f"finetune eval {output} --recipe {preset} data.path={_DATA_OF[preset]}"
+        return f"finetune eval {folder} --recipe {preset} data.path={_DATA_OF[preset]}"
     if kind == "segmentation":
-        return f"finetune predict {output} PICTURE -o masks"
+        return f"finetune predict {folder} PICTURE -o masks"
     variant = variant_of(config.depths, config.hidden_sizes)
     size = f"model.variant={variant}"
     if variant is None:
         keys = ("depths", "hidden_sizes", "num_attention_heads")
         lists = {key: str(list(getattr(config, key))).replace(" ", "") for key in keys}
         size = " ".join(f"model.{key}={value}" for key, value in lists.items())
-    return f"finetune train RECIPE model.init={output} {size}"
+    return f"finetune train RECIPE model.init={folder} {size}"
 
 
 def _check_output(output: Path) -> None:

@@ -25,6 +25,7 @@ import argparse
 import functools
 import math
 import os
+import shlex
 import shutil
 import signal
 import sys
@@ -572,7 +573,7 @@ def _finish(task: Task, module: Any, recipe: Recipe, log: Path) -> None:
   model      {output / "best"}   (a stock Hugging Face folder; the last one: {output / "last"})
 
 Next:
-  {command} eval {output / "best"} --recipe {output / "recipe.yaml"}
+  {command} eval {shlex.quote(f"{output}/best")} --recipe {shlex.quote(f"{output}/recipe.yaml")}
   {python} -c "from transformers import pipeline; \
 print(pipeline('image-segmentation', '{output / "best"}')('picture.jpg'))"
 """

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -17,6 +19,7 @@ import finetune
 from finetune import cli
 from finetune.cli.app import complete_recipe
 from finetune.data import presets
+from finetune.data.shapes import draw
 from finetune.errors import UserError
 from finetune.recipe import load_recipe
 from finetune.train import fit
@@ -88,6 +91,19 @@ def test_show_prints_a_recipe_that_loads(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(done.output)
     assert load_recipe(path) == load_recipe("ade20k", ["model.variant=b2"])
+
+
+def test_what_init_says_to_type_next_can_be_typed(tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / "my data" / name).mkdir(parents=True)
+    for i in range(4):
+        image, mask = draw(seed=0, index=i, size=(64, 64))
+        Image.fromarray(image).save(tmp_path / "my data" / "images" / f"{i}.png")
+        Image.fromarray(mask).save(tmp_path / "my data" / "masks" / f"{i}.png")
+    recipe = tmp_path / "who's recipe.yaml"
+    said = invoke("init", tmp_path / "my data", "-o", recipe).output
+    assert shlex.split(said.rpartition("Next: ")[2]) == ["finetune", "train", str(recipe)]
+    load_recipe(recipe)
 
 
 def test_show_keys_names_every_key():

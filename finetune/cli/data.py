@@ -1,5 +1,6 @@
 """Verbs about data: what a folder holds, what is wrong with it, how it travels."""
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -61,7 +62,7 @@ def init(
         print(f"{title}:")
         for line in found:
             print(f"  {line}")
-    print(f"\nWritten: {output}. Next: finetune train {output}")
+    print(f"\nWritten: {output}. Next: finetune train {shlex.quote(str(output))}")
 
 
 @app.command()
@@ -164,9 +165,8 @@ def pack(
     for split, count in done.samples.items():
         print(f"{split}: {count} images, {done.bytes[split] / 1e6:.1f} MB")
     kept = f", {done.kept} files were there already" if done.kept else ""
-    print(
-        f"Written: {output} ({speed:.0f} images/s{kept}). Next: finetune train {output}/recipe.yaml"
-    )
+    following = f"finetune train {shlex.quote(str(output / 'recipe.yaml'))}"
+    print(f"Written: {output} ({speed:.0f} images/s{kept}). Next: {following}")
 
 
 def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None) -> "Layout":

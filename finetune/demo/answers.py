@@ -141,5 +141,5 @@ def _words(error: UserError, name: str) -> str:
         limit = f"{MAX_PIXELS // 1_000_000} million pixels"
         return f"{name} is too large: this page takes up to {limit}. Make it smaller and try again."
     if error.kind in ("unreadable-file", "empty-file"):
-        return f"{name} cannot be read as a picture. JPEG, PNG, WebP and TIFF without animation can."
+        return f"{name} cannot be read as a still picture. JPEG, PNG, WebP and TIFF can."
     return str(error)

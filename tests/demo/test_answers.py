@@ -121,18 +121,26 @@ def claims(width, height):
     )
 
 
+def moving():
+    frames = [Image.fromarray(picture(50, 50, seed)) for seed in (0, 1)]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])
+    return buffer.getvalue()
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("note.txt", b"not a picture", "note.txt cannot be read as a picture"),
-        ("empty.jpg", b"", "empty.jpg cannot be read as a picture"),
-        ("half.png", encoded(picture(50, 50)).data[:-900], "half.png cannot be read as a picture"),
+        ("note.txt", b"not a picture", "note.txt cannot be read as a still picture"),
+        ("empty.jpg", b"", "empty.jpg cannot be read as a still picture"),
+        ("half.png", encoded(picture(50, 50)).data[:-900], "half.png cannot be read as a still"),
+        ("moves.webp", moving(), "moves.webp cannot be read as a still picture"),
         ("bomb.png", claims(40_000, 40_000), "bomb.png is too large: this page takes up to 25"),
         ("large.png", claims(5001, 5000), "large.png is too large: this page takes up to 25"),
         ("thin.png", claims(25_000_001, 1), "thin.png is too large: this page takes up to 25"),
     ],
-    ids=["text", "empty", "cut off", "bomb", "large", "thin"],
+    ids=["text", "empty", "cut off", "moving", "bomb", "large", "thin"],
 )
 def test_what_is_no_picture_is_answered_in_words(models, tmp_path, name, data, words):
     told = answer(models, Encoded(name, data), tmp_path)

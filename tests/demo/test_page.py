@@ -323,7 +323,7 @@ def test_mistakes_are_said_on_the_page(browser, server, tmp_path):
     with page:
         page.start(*start)
         for name, words in (
-            ("note.png", "note.png cannot be read as a picture"),
+            ("note.png", "note.png cannot be read as a still picture"),
             ("bomb.png", "bomb.png is too large: this page takes up to 25 million pixels"),
         ):
             page.give("#picture input[type=file]", tmp_path / name)
@@ -346,7 +346,7 @@ def test_what_clients_may_not(server, tmp_path):
     (tmp_path / "note.txt").write_text("not a picture")
     told = client.predict(handle_file(tmp_path / "note.txt"), api_name="/segment")
     assert told == {
-        "problem": "note.txt cannot be read as a picture. JPEG, PNG, WebP and TIFF without animation can."
+        "problem": "note.txt cannot be read as a still picture. JPEG, PNG, WebP and TIFF can."
     }
     kind = {"_type": "gradio.FileData"}
     for payload, words in (
