@@ -22,9 +22,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from finetune.data.labels import Labels
-from finetune.data.presets import PRESETS
 from finetune.errors import UserError
+from finetune.labels.presets import PRESETS
+from finetune.labels.translation import Labels
 from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest_side
 
 PositiveInt = Annotated[int, Field(ge=1)]

@@ -45,25 +45,19 @@ from rich.console import Console
 from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
-from finetune import checkpoint
-from finetune.background import BackgroundPush
 from finetune.data.loader import Batch
 from finetune.errors import UserError
+from finetune.machine import device, keep_freed_memory, set_threads
 from finetune.optim import build_optimizer, build_scheduler
-from finetune.parallel import (
-    StopSignals,
-    agree,
-    all_sum,
-    device,
-    keep_freed_memory,
-    on_main,
-    set_threads,
-    synchronise_batch_norm,
-)
 from finetune.recipe import Recipe, load_recipe
-from finetune.report import html_report
-from finetune.run_folder import check_output, checkpoint_to_resume, open_output, rows
-from finetune.tracking import MetricsLog, progress_bar
+from finetune.run import checkpoint
+from finetune.run.background import BackgroundPush
+from finetune.run.folder import check_output, checkpoint_to_resume, open_output
+from finetune.run.log import MetricsLog, rows
+from finetune.run.processes import agree, all_sum, on_main, synchronise_batch_norm
+from finetune.run.report import html_report
+from finetune.run.screen import progress_bar
+from finetune.run.signals import StopSignals
 from finetune.trainers import Evaluation, Task
 from finetune.trainers.segmentation import SegmentationTask
 

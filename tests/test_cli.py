@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import finetune
 from finetune import cli
 from finetune.cli.app import complete_recipe
-from finetune.data import presets
-from finetune.data.shapes import draw
+from finetune.data.sources.shapes import draw
 from finetune.errors import UserError
+from finetune.labels import presets
 from finetune.recipe import load_recipe
 from finetune.train import fit
 

@@ -4,6 +4,7 @@ The sources are read with `ast` and never imported, so that imports inside funct
 """
 
 import ast
+import functools
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -12,44 +13,24 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
 
-# Imports go down to a lower layer; the modules of layers 0 and 1 may also import their equals.
-# "" is finetune/__init__.py; FOLDERS are of one layer with all that is in them.
-LAYERS = {
-    0: [
-        *["", "segformer", "errors", "recipe", "parallel", "losses", "metrics", "optim", "augment"],
-        *["data.classes", "data.faults", "data.labels", "data.presets", "data.shapes"],
-        *["data.threads", "data.tiffs"],
-    ],
-    1: [
-        *["checkpoint", "tracking", "inference", "drawing", "locks", "report", "publish"],
-        *["background", "costs", "timing", "weights"],
-        *["data.arrays", "data.cache", "data.files", "data.masks"],
-        *["data.samples", "data.folders", "data.layouts", "data.coco"],
-        *["data.splits", "data.inspection", "data.duplicates", "data.channels"],
-        *["data.recognise", "data.recognise.annotated", "data.recognise.glances"],
-        *["data.recognise.layout", "data.recognise.official", "data.recognise.pairs"],
-        "data.recognise.tables",
-        *["data.tables", "data.shards", "data.stream", "data.hub"],
-    ],
-    2: ["data", "data.loader", "data.sources", "run_folder"],
-    3: ["trainers", "data.guess"],
-    4: [
-        *["train", "cli", "evaluation", "benchmark", "init", "pack", "doctor", "predict"],
-        *["convert", "export", "push", "demo", "analysis"],
-    ],
-}
-FOLDERS = (
-    *("segformer", "weights", "inference", "publish", "trainers"),
-    *("benchmark", "cli", "doctor", "predict", "export", "push", "demo"),
-)
-LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
-PROGRAMS = max(LAYERS)
-# Programs that run other programs.
-STARTERS = ("cli", "benchmark.training", "benchmark.predicting", "push")
+# From the ground up. A room may import what stands in floors below its own, and on its own floor
+# whatever leads to no circle. "" is finetune/__init__.py.
+FLOORS = [
+    ["", "segformer", "labels", "pictures", "disk", "errors", "machine"],
+    ["recipe", "losses", "metrics", "optim", "adapt", "augment", "costs"],
+    ["data", "weights", "discover"],
+    ["inference", "publish", "run"],
+    ["trainers"],
+    ["train", "programs"],
+    ["cli"],
+]
+FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
+# Programs that run other programs, which is what they are for.
+STARTERS = {"programs.benchmark", "programs.push"}
 
 
 def name_of(path: Path) -> str:
-    """`data.labels` for finetune/data/labels.py, `data` for finetune/data/__init__.py."""
+    """`data.cache` for finetune/data/cache.py, `data` for finetune/data/__init__.py."""
     parts = path.relative_to(PACKAGE).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
@@ -57,9 +38,13 @@ def name_of(path: Path) -> str:
 SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def entry_of(module: str) -> str:
-    folder = module.split(".")[0]
-    return folder if folder in FOLDERS else module
+def room_of(module: str) -> str:
+    return module.split(".")[0]
+
+
+def program_of(module: str) -> str:
+    """`programs.doctor` for each file of that folder."""
+    return ".".join(module.split(".")[:2])
 
 
 def imports(module: str, *, lazy: bool = True) -> set[str]:
@@ -73,7 +58,7 @@ def imports(module: str, *, lazy: bool = True) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = parents[: len(parents) - node.level + 1] if node.level else ()
             source = ".".join([*base, *filter(None, [node.module])])
-            # `from finetune.data import folders` imports a module, and not data itself.
+            # `from finetune.run import checkpoint` imports a module, and not the room itself.
             names = {f"{source}.{alias.name}" for alias in node.names}
             found |= {n if n.removeprefix("finetune.") in SOURCES else source for n in names}
     return found
@@ -83,70 +68,128 @@ def ours(names: set[str]) -> set[str]:
     return {n.removeprefix("finetune").strip(".") for n in names if n.split(".")[0] == "finetune"}
 
 
+@functools.cache
+def graph() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it imports."""
+    return {module: ours(imports(module)) for module in SOURCES}
+
+
+def between_folders(edges: dict[str, set[str]], depth: int) -> dict[str, set[str]]:
+    """The same between folders: `data.sources` at depth 2, `data` at depth 1."""
+
+    def folder(module: str) -> str:
+        path = SOURCES.get(module)
+        parts = module.split(".") if path is None or path.name == "__init__.py" else None
+        parts = parts or module.split(".")[:-1] or [module]
+        return ".".join(parts[:depth])
+
+    found: dict[str, set[str]] = {}
+    for module, others in edges.items():
+        own = folder(module)
+        found.setdefault(own, set()).update(folder(other) for other in others)
+    return {own: others - {own} for own, others in found.items()}
+
+
+def circle(edges: dict[str, set[str]]) -> list[str]:
+    """One circle of the graph, [] if there is none."""
+    done: set[str] = set()
+
+    def walk(node: str, above: list[str]) -> list[str]:
+        if node in above:
+            return [*above[above.index(node) :], node]
+        if node in done:
+            return []
+        for other in sorted(edges.get(node, ())):
+            if found := walk(other, [*above, node]):
+                return found
+        done.add(node)
+        return []
+
+    return next(filter(None, (walk(node, []) for node in sorted(edges))), [])
+
+
 def test_the_sources_are_found_and_read():
-    assert {"", "augment", "data", "data.labels", "segformer.modeling"} <= SOURCES.keys()
+    assert {"", "augment", "data", "labels.translation", "segformer.modeling"} <= SOURCES.keys()
     assert imports("segformer.modeling") >= {"torch", "finetune.segformer.functional"}
     assert ours(imports("")) == {"segformer"}
-    assert sum(len(ours(imports(module))) for module in SOURCES) > len(SOURCES) / 2
+    assert sum(len(others) for others in graph().values()) > 2 * len(SOURCES)
 
 
-def test_every_module_has_one_layer():
-    assert len(LAYER_OF) == sum(map(len, LAYERS.values()))
-    unknown = [module for module in SOURCES if entry_of(module) not in LAYER_OF]
-    assert not unknown, "enter these in the table of layers"
+def test_every_room_has_one_floor():
+    assert len(FLOOR_OF) == sum(map(len, FLOORS))
+    unknown = {room_of(module) for module in SOURCES} - FLOOR_OF.keys()
+    assert not unknown, "enter these in the table of floors"
 
 
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_go_down(module):
-    layer = LAYER_OF[entry_of(module)]
-    for other in ours(imports(module)):
-        below = LAYER_OF[entry_of(other)] < layer
-        equals = LAYER_OF[entry_of(other)] == layer and layer < 2
-        same_folder = entry_of(other) == entry_of(module)
-        starts_it = {module, entry_of(module)} & {*STARTERS} and LAYER_OF[
-            entry_of(other)
-        ] == PROGRAMS
-        assert below or equals or same_folder or starts_it, f"{module} imports {other}"
+    floor = FLOOR_OF[room_of(module)]
+    up = {other for other in graph()[module] if FLOOR_OF[room_of(other)] > floor}
+    assert not up, f"{module} imports {up}, from a floor above it"
+
+
+def test_no_module_and_no_folder_is_in_a_circle():
+    edges = graph()
+    assert not circle(edges)
+    for depth in (1, 2, 3):
+        folders = between_folders(edges, depth)
+        assert len(folders) > 10
+        assert not circle(folders), f"folders {depth} deep"
+
+
+def test_a_circle_is_seen_between_folders_where_no_file_is_in_one():
+    # pictures -> labels is allowed, and labels -> pictures too, but not both.
+    edges = {**graph()}
+    edges["labels.presets"] = {"pictures.drawing"}
+    edges["pictures.tiffs"] = {"labels.translation"}
+    assert not circle(edges)
+    assert circle(between_folders(edges, 1)) == ["labels", "pictures", "labels"]
+
+
+def test_programs_do_not_import_each_other():
+    programs = {module for module in SOURCES if room_of(module) == "programs"}
+    assert len(programs) > 20
+    for module in programs - {"programs"}:
+        if program_of(module) in STARTERS:
+            continue
+        others = {program_of(other) for other in graph()[module] if room_of(other) == "programs"}
+        assert others <= {program_of(module)}, module
 
 
 def test_the_command_line_imports_programs_lazily():
-    modules = [module for module in SOURCES if entry_of(module) == "cli"]
+    modules = [module for module in SOURCES if room_of(module) == "cli"]
     assert len(modules) > 4
     for module in modules:
-        eager = {entry_of(other) for other in ours(imports(module, lazy=False))} - {"cli"}
-        assert not [other for other in eager if LAYER_OF[other] == PROGRAMS], module
+        eager = {room_of(other) for other in ours(imports(module, lazy=False))}
+        assert not eager & {"programs", "train"}, module
 
 
 def test_the_model_travels_alone():
-    modules = [module for module in SOURCES if entry_of(module) == "segformer"]
+    modules = [module for module in SOURCES if room_of(module) == "segformer"]
     assert len(modules) > 3
     for module in modules:
         names = imports(module)
-        assert {entry_of(other) for other in ours(names)} <= {"segformer"}, module
+        assert {room_of(other) for other in ours(names)} <= {"segformer"}, module
         roots = {name.split(".")[0] for name in names} - sys.stdlib_module_names
         assert roots <= {"torch", "transformers", "triton", "finetune"}, module
 
 
-def test_services_and_leaves_see_no_recipe():
-    for module in SOURCES:
-        if LAYER_OF[entry_of(module)] < 2:
-            assert "recipe" not in ours(imports(module)), module
-
-
-def test_importing_a_source_of_data_imports_no_other():
-    assert imports("data") == set()
+def test_importing_a_room_of_sources_imports_none():
+    for room in ("data", "data.sources", "labels", "pictures", "discover", "run", "programs"):
+        assert imports(room) == set(), room
 
 
 def test_some_dependencies_have_one_place_or_none():
     roots = {m: {name.split(".")[0] for name in imports(m)} for m in SOURCES}
-    assert [m for m in roots if "albumentations" in roots[m]] == ["augment", "benchmark.pictures"]
+    known = ["augment", "programs.benchmark.pictures"]
+    assert [m for m in roots if "albumentations" in roots[m]] == known
     # No torchvision is built for every torch, and with the wrong one transformers fails to import.
     assert not [m for m in roots if roots[m] & {"torchvision", "timm"}]
 
 
 def test_no_module_shadows_another_or_has_a_name_that_says_nothing():
     # `accelerate launch finetune/train.py` puts finetune/ itself first on the path.
-    names = {module.split(".")[0] for module in SOURCES} - {""}
+    names = {room_of(module) for module in SOURCES} - {""}
     taken = sys.stdlib_module_names | packages_distributions().keys()
     assert {"logging", "datasets", "evaluate"} <= taken
     assert not names & taken

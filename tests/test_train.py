@@ -17,10 +17,11 @@ import transformers
 from PIL import Image
 from safetensors.torch import load_file
 
-from finetune import checkpoint, evaluation
 from finetune.errors import UserError
+from finetune.programs import evaluate as evaluation
 from finetune.recipe import load_recipe
-from finetune.run_folder import open_output
+from finetune.run import checkpoint
+from finetune.run.folder import open_output
 from finetune.segformer import SegformerForSemanticSegmentation
 from finetune.train import fit, run
 from finetune.trainers.segmentation import SegmentationTask

@@ -13,7 +13,7 @@ from finetune.cli.app import Overrides, RecipeArgument, app
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
-    from finetune.data.recognise import Layout
+    from finetune.discover.recognise import Layout
 
 
 @app.command()
@@ -47,7 +47,7 @@ def init(
 
     Example: finetune init --from hub:EduardoPacheco/FoodSeg103 -o food.yaml
     """
-    from finetune.init import draft, draft_from_table
+    from finetune.programs.init import draft, draft_from_table
 
     if source is None and folder is not None:
         done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
@@ -118,7 +118,8 @@ def doctor(
     Exit status: 0 clean, 2 with problems (doctor.json and doctor.html are written either way) or
     after a mistake that the message names, 130 stopped by Ctrl-C. Warnings alone are clean.
     """
-    from finetune.doctor import examine, screen
+    from finetune.programs.doctor import screen
+    from finetune.programs.doctor.doctor import examine
 
     try:
         done = examine(
@@ -156,7 +157,7 @@ def pack(
 
     Example: finetune pack ade20k packed data.path=ADEChallengeData2016
     """
-    from finetune import pack as program
+    from finetune.programs import pack as program
     from finetune.recipe import load_recipe
 
     begun = time.monotonic()

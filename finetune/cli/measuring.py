@@ -82,8 +82,9 @@ def benchmark(
     second, of what the largest matrix products reach here (on a GPU, or of its bandwidth).
     training runs the whole loop for equal minutes with our model and with stock's.
     """
-    from finetune import benchmark as program
-    from finetune.benchmark import table, training
+    from finetune.programs.benchmark import benchmark as program
+    from finetune.programs.benchmark import printing as table
+    from finetune.programs.benchmark import training
     from finetune.train import quiet_libraries
 
     quiet_libraries(main_process=True)

@@ -29,7 +29,7 @@ def evaluate(
 
     Example: finetune eval runs/camvid/best --recipe camvid data.path=CamVid
     """
-    from finetune import evaluation
+    from finetune.programs import evaluate as evaluation
     from finetune.recipe import load_recipe
     from finetune.train import quiet_libraries
 
@@ -113,9 +113,9 @@ def predict(
     """
     import torch
 
-    from finetune import predict as program
     from finetune.inference import Segmenter
-    from finetune.parallel import keep_freed_memory, set_threads
+    from finetune.machine import keep_freed_memory, set_threads
+    from finetune.programs.predict import predict as program
     from finetune.train import quiet_libraries
 
     rank = int(os.environ.get("RANK", "0"))
@@ -210,7 +210,7 @@ def convert(
 
     model.init in a recipe reads the same files.
     """
-    from finetune import convert as program
+    from finetune.programs import convert as program
     from finetune.train import quiet_libraries
 
     quiet_libraries(main_process=True)
@@ -304,9 +304,9 @@ def export(
     metadata, as JSON. Each file is compared with PyTorch at several sizes before it is written.
     Needs the packages of the extra `export` (onnx, onnxruntime, onnxscript).
     """
-    from finetune import export as program
-    from finetune.export import table as tables
-    from finetune.parallel import set_threads
+    from finetune.machine import set_threads
+    from finetune.programs.export import comparison as tables
+    from finetune.programs.export import export as program
     from finetune.recipe import load_recipe
     from finetune.train import quiet_libraries
 

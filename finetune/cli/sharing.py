@@ -74,9 +74,9 @@ def push(
     Exit status: 0 done, 2 a mistake that the message names, 130 stopped by Ctrl-C; the same
     command goes on.
     """
-    from finetune import push as program
-    from finetune.parallel import set_threads
-    from finetune.push.evidence import folders
+    from finetune.machine import set_threads
+    from finetune.programs.push import push as program
+    from finetune.programs.push.evidence import folders
     from finetune.train import quiet_libraries
 
     quiet_libraries(main_process=True)
@@ -141,7 +141,7 @@ def demo(
     if importlib.util.find_spec("gradio") is None:
         raise UserError("`finetune demo` needs Gradio: pip install 'gradio>=6.31,<7'")
     try:
-        from finetune.demo import app as program
+        from finetune.programs.demo import demo as program
         from finetune.train import quiet_libraries
 
         quiet_libraries(main_process=True)

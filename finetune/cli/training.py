@@ -110,7 +110,7 @@ def report(
 
     Example: finetune report runs/camvid
     """
-    from finetune.report import html_report
+    from finetune.run.report import html_report
 
     print(html_report(run))
 

@@ -7,6 +7,8 @@ a list each is entered with its files, and what is left without them is opened.
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+_NUM_NAMED = 5  # names that a message holds before it only counts
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -23,3 +25,9 @@ class Fault:
 def each(kind: str, names: Iterable[object], what: str = "") -> list[Fault]:
     """One fault a name, in their order."""
     return [Fault(kind, (str(name),), what) for name in names]
+
+
+def listed(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
+    return ", ".join(names[:_NUM_NAMED]) + more

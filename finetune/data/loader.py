@@ -23,15 +23,16 @@ import datasets
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from finetune.augment import TrainTransform
 from finetune.data.cache import CachedSamples
+from finetune.data.order import GlobalOrder, Lane, StreamOrder
 from finetune.data.samples import check_one_depth
-from finetune.data.stream import Lane, Streamed, StreamOrder
+from finetune.data.stream import Streamed
 from finetune.errors import UserError
-from finetune.inference.protocol import Protocol
-from finetune.parallel import keep_freed_memory
+from finetune.machine import keep_freed_memory
+from finetune.pictures.protocol import Protocol
 
 # What loaders read, by index.
 Samples: TypeAlias = datasets.Dataset | CachedSamples
@@ -48,65 +49,6 @@ class Batch(TypedDict):
     """In an evaluation at several scales, `pixel_values` of those after the first."""
     labels: Tensor
     ids: list[str]
-
-
-class GlobalOrder(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process, as lists of (position, index).
-
-    Positions count samples over the whole training, across epochs, which follow each other without
-    a gap: step s takes positions s G to (s + 1) G - 1, whatever the number of processes.
-
-    Args:
-        num_samples: size of the training set.
-        seed: of the order.
-        micro_batch: samples a process takes at once.
-        accumulation: micro-batches of a process a step.
-        rank: of this process.
-        world_size: number of processes.
-        first_step: where to begin.
-        last_step: where to end, exclusive.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        seed: int,
-        micro_batch: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        first_step: int,
-        last_step: int,
-    ):
-        self.num_samples = num_samples
-        self.seed = seed
-        self.micro_batch = micro_batch
-        self.accumulation = accumulation
-        self.rank = rank
-        self.world_size = world_size
-        self.first_step = first_step
-        self.last_step = last_step
-        self._epoch = -1
-        self._order = np.empty(0, np.int64)
-
-    def __len__(self) -> int:
-        return (self.last_step - self.first_step) * self.accumulation
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for turn in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
-            first = (turn * self.world_size + self.rank) * self.micro_batch
-            yield [(position, self._index(position)) for position in self._positions(first)]
-
-    def _positions(self, first: int) -> range:
-        return range(first, first + self.micro_batch)
-
-    def _index(self, position: int) -> int:
-        epoch, place = divmod(position, self.num_samples)
-        if epoch != self._epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            self._epoch, self._order = epoch, rng.permutation(self.num_samples)
-        return int(self._order[place])
 
 
 @dataclass(frozen=True)

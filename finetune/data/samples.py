@@ -17,10 +17,12 @@ import datasets
 import numpy as np
 
 from finetune.data.duplicates import same_files
-from finetune.data.files import FILES, Files, Pictures, image_dtype, image_size, read_image
-from finetune.data.labels import Labels
-from finetune.data.masks import CocoObjects, IdMasks, MaskForm, Size
+from finetune.data.masks import IdMasks, MaskForm, Size
+from finetune.data.objects import CocoObjects
 from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.pictures.reading import image_dtype, image_size, read_image
+from finetune.pictures.references import FILES, Files, Pictures
 
 _NUM_DECODED = 16  # samples that `preflight` reads in full
 _NUM_THREADS = 8  # reading headers waits for the disk (or the network) more than for the processor

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from finetune.data.faults import Fault, each
-from finetune.data.folders import listed
+from finetune.data.faults import Fault, each, listed
 from finetune.errors import UserError
 
 

@@ -13,24 +13,22 @@ import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from finetune.data.files import Picture
-from finetune.data.labels import Labels
+from finetune.data.columns import Columns, picture_of
 from finetune.data.masks import picture_masks
+from finetune.data.order import Lane
 from finetune.data.samples import ReadSamples, check_one_depth
 from finetune.data.shards import Row, Shard, read_features, read_rows
-from finetune.data.tables import Columns, picture_of
 from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.pictures.references import Picture
 
 BLOCK = 256
 """Samples that are permuted together."""
-_SHIFT = 2**32
-"""Tells the draw of the cut from those of blocks."""
 
 
 class Streamed:
@@ -129,80 +127,6 @@ class Streamed:
     def _names(self) -> list[str]:
         columns = self.columns
         return [columns.image, columns.mask, *([columns.id] if columns.id else [])]
-
-
-@dataclass(frozen=True)
-class Lane:
-    """A stretch of an epoch's ring of samples that one worker reads."""
-
-    seed: int
-    epoch: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class StreamOrder:
-    """What each loader worker of each process reads, as a function of the step alone.
-
-    Args:
-        num_samples: Of the split.
-        seed: Of the order of files, and within blocks.
-        micro_batch: Samples a process takes at once.
-        accumulation: Micro-batches of a process a step.
-        rank: Of this process.
-        world_size: Number of processes.
-        workers: Loader processes of each; 0 reads in the process itself.
-        first_step: Where to begin.
-        last_step: Where to end, exclusive.
-    """
-
-    num_samples: int
-    seed: int
-    micro_batch: int
-    accumulation: int
-    rank: int
-    world_size: int
-    workers: int
-    first_step: int
-    last_step: int
-
-    @property
-    def global_batch(self) -> int:
-        """Samples of a step."""
-        return self.micro_batch * self.accumulation * self.world_size
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches, one or more."""
-        return self.num_samples // self.global_batch
-
-    def turns(self, worker: int) -> Iterator[tuple[int, Lane, int]]:
-        """Of one worker: position of a micro-batch's first sample, its lane, its start therein.
-
-        The loader takes micro-batches from its workers in turn, beginning with the first.
-        """
-        workers = max(self.workers, 1)
-        per_epoch = self.steps_per_epoch * self.accumulation
-        first = self.first_step * self.accumulation + worker
-        for turn in range(first, self.last_step * self.accumulation, workers):
-            epoch, place = divmod(turn, per_epoch)
-            lane = self._lane(epoch, place % workers, workers, per_epoch)
-            position = (turn * self.world_size + self.rank) * self.micro_batch
-            yield position, lane, place // workers * self.micro_batch
-
-    def _lane(self, epoch: int, number: int, workers: int, per_epoch: int) -> Lane:
-        """Lane `number` of this process: its micro-batches number, number + workers, ..."""
-        turns = [len(range(i, per_epoch, workers)) for i in range(number + 1)]
-        first = (self.rank * per_epoch + sum(turns[:-1])) * self.micro_batch
-        last = first + turns[-1] * self.micro_batch
-        # The sequence is a ring, which is cut elsewhere in each epoch: so each sample is left out
-        # as often as any other, also where there is one file only.
-        shift = 0
-        if self.num_samples % self.global_batch:
-            rng = np.random.default_rng([self.seed, epoch, _SHIFT])
-            shift = int(rng.integers(self.num_samples))
-        return Lane(self.seed, epoch, first + shift, last + shift)
 
 
 class _Handed:

@@ -1,10 +1,11 @@
 """The one description of what a picture goes through before a model sees it.
 
-Orientation and colour are `finetune.data.files.read_image`'s, whatever the file holds; the size is
-the `Protocol`'s; the numbers are normalised on the model's device. Training's evaluation, `finetune
-eval`, `predict`, `segment` and the checks of an export all go this way, and a model folder says the
-same in stock's `preprocessor_config.json` as far as it can be said there. What cannot (rounding up
-to a multiple, windows, several scales) stands in `config.json` under `finetune_eval`.
+Orientation and colour are those of `finetune.pictures.reading.read_image`, whatever the file holds;
+the size is the `Protocol`'s; the numbers are normalised on the model's device. Training's
+evaluation, `finetune eval`, `predict`, `segment` and the checks of an export all go this way, and a
+model folder says the same in stock's `preprocessor_config.json` as far as it can be said there.
+What cannot (rounding up to a multiple, windows, several scales) stands in `config.json` under
+`finetune_eval`.
 """
 
 import functools
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import UserError
-from finetune.inference.protocol import Protocol
+from finetune.pictures.protocol import Protocol
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
-from finetune.drawing import Color, colored, overlay, with_legend
+from finetune.pictures.drawing import Color, colored, overlay, with_legend
 
 _SHOWN = 1024  # longer side of what a notebook shows, in pixels
 _NUM_NAMED = 6  # classes that `repr` names

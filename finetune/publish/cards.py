@@ -5,7 +5,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from finetune.inference.protocol import Protocol
+from finetune.pictures.protocol import Protocol
 from finetune.publish.header import DataSet, header
 from finetune.publish.markdown import escaped, percent, table
 from finetune.weights.cards import licence_fields

@@ -17,41 +17,36 @@ from transformers import PreTrainedModel
 
 from finetune.augment import TrainTransform
 from finetune.data.cache import CachedSamples, describe
-from finetune.data.loader import (
-    Batch,
-    GlobalOrder,
-    Samples,
-    eval_loader,
-    train_loader,
-)
-from finetune.data.presets import SYNONYMS
+from finetune.data.loader import Batch, Samples, eval_loader, train_loader
+from finetune.data.order import GlobalOrder, StreamOrder
 from finetune.data.samples import (
     check_one_depth,
     first_dtype,
     preflight,
     warn_of_shared_files,
 )
-from finetune.data.sources import open_split, stream_split
-from finetune.data.stream import Streamed, StreamOrder
-from finetune.drawing import PanelRow, panel
+from finetune.data.sources.opening import open_split, stream_split
+from finetune.data.stream import Streamed
 from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.inference.models import load_config, load_model
 from finetune.inference.preprocessing import Preprocessing
-from finetune.inference.protocol import Protocol
 from finetune.inference.scores import score_bands
+from finetune.labels.presets import SYNONYMS
 from finetune.metrics import MeanIoU
-from finetune.parallel import agree, all_sum
+from finetune.pictures.drawing import PanelRow, panel
+from finetune.pictures.protocol import Protocol
 from finetune.publish import DataSet, hub_id, model_card, save_model_folder
 from finetune.recipe import Recipe
-from finetune.report import iou_table
+from finetune.run.processes import agree, all_sum
+from finetune.run.report import iou_table
+from finetune.run.screen import progress_bar
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.segformer.functional import (
     CrossEntropySums,
     cross_entropy_sums,
     upsampled_argmax,
 )
-from finetune.tracking import progress_bar
 from finetune.trainers import Evaluation
 from finetune.weights import is_checkpoint_file, licence_of, read_weights, variant_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import UserError
-from finetune.weights.layouts import ENCODER, HEAD, HEADS, layout_of, renamed
+from finetune.weights.naming import ENCODER, HEAD, HEADS, layout_of, renamed
 from finetune.weights.shapes import shape_of
 
 BATCH_NORM_EPS = 1e-5  # PyTorch's default, which all of them leave in place

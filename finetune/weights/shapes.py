@@ -15,7 +15,7 @@ from finetune.segformer import (
     SegformerForSemanticSegmentation,
     SegformerModel,
 )
-from finetune.weights.layouts import ENCODER, HEAD
+from finetune.weights.naming import ENCODER, HEAD
 
 Kind = Literal["segmentation", "classification", "encoder"]
 ARCHITECTURES: dict[Kind, type] = {

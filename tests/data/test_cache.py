@@ -18,12 +18,13 @@ from finetune.augment import TrainTransform
 from finetune.data import cache
 from finetune.data import samples as reading
 from finetune.data.cache import CachedSamples, cache_folder, describe
-from finetune.data.folders import image_folder
-from finetune.data.labels import Labels
-from finetune.data.loader import GlobalOrder, train_loader
+from finetune.data.loader import train_loader
 from finetune.data.masks import IdMasks
+from finetune.data.order import GlobalOrder
 from finetune.data.samples import with_channels
+from finetune.data.sources.folders import image_folder
 from finetune.errors import UserError
+from finetune.labels.translation import Labels
 
 LABELS = Labels.build(["a", "b", "c"])
 COUNT = 8

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from finetune.augment import TrainTransform
-from finetune.data.loader import GlobalOrder, eval_loader, train_loader
-from finetune.data.shapes import shapes
-from finetune.data.sources import open_split
+from finetune.data.loader import eval_loader, train_loader
+from finetune.data.order import GlobalOrder
+from finetune.data.sources.opening import open_split
+from finetune.data.sources.shapes import shapes
 from finetune.errors import UserError
 from finetune.inference import Protocol
 from finetune.recipe import load_recipe
@@ -186,8 +187,9 @@ def test_shapes_splits_do_not_depend_on_the_training_seed():
 
 PROGRAM = """
 from finetune.augment import TrainTransform
-from finetune.data.loader import GlobalOrder, train_loader
-from finetune.data.shapes import shapes
+from finetune.data.loader import train_loader
+from finetune.data.order import GlobalOrder
+from finetune.data.sources.shapes import shapes
 
 loader = train_loader(
     shapes("train", num_samples=4, size=(48, 48), seed=0),

@@ -11,12 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from finetune.data.coco import coco
-from finetune.data.folders import image_folder
-from finetune.data.labels import Labels
-from finetune.data.layouts import ultralytics, voc
 from finetune.data.samples import preflight
+from finetune.data.sources.archives import voc
+from finetune.data.sources.coco import coco
+from finetune.data.sources.folders import image_folder
+from finetune.data.sources.ultralytics import ultralytics
 from finetune.errors import UserError
+from finetune.labels.translation import Labels
 
 NAMES = ["a", "b", "c"]
 SIZE = (24, 32)

@@ -21,13 +21,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from finetune.augment import TrainTransform
-from finetune.data.hub import hub_shards
-from finetune.data.labels import Labels
+from finetune.data.columns import Columns
 from finetune.data.loader import eval_loader, train_loader
-from finetune.data.stream import BLOCK, Streamed, StreamOrder
-from finetune.data.tables import Columns
+from finetune.data.order import StreamOrder
+from finetune.data.sources.hub import hub_shards
+from finetune.data.stream import BLOCK, Streamed
 from finetune.errors import UserError
 from finetune.inference import Protocol
+from finetune.labels.translation import Labels
 from finetune.recipe import load_recipe
 from finetune.trainers.segmentation import SegmentationTask
 

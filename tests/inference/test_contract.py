@@ -12,7 +12,7 @@ from PIL import Image
 
 from finetune.inference import Preprocessing, Protocol, Segmenter
 from finetune.inference.scores import score_bands
-from finetune.predict import predict
+from finetune.programs.predict.predict import predict
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerForSemanticSegmentation
 from finetune.train import fit

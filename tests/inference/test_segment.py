@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from tiny import COLORS, NAMES, save_tiny
 
-from finetune.drawing import overlay
 from finetune.errors import UserError
 from finetune.inference import Preprocessing, Protocol, Segmenter, segment
+from finetune.pictures.drawing import overlay
 from finetune.segformer import SegformerForSemanticSegmentation
 
 

@@ -16,8 +16,8 @@ from hub import TOKEN, Hub
 from PIL import ExifTags, Image
 from safetensors.torch import load_file
 
-from finetune.data.shapes import NAMES, draw
-from finetune.push import push
+from finetune.data.sources.shapes import NAMES, draw
+from finetune.programs.push.push import push
 
 from .execution import NOTEBOOKS, execute, outputs, text, with_hub
 

@@ -12,8 +12,8 @@ from nbclient.exceptions import CellExecutionError
 from PIL import Image
 from safetensors.torch import load_file
 
-from finetune.data.shapes import NAMES, draw
-from finetune.init import draft
+from finetune.data.sources.shapes import NAMES, draw
+from finetune.programs.init import draft
 from finetune.recipe import load_recipe
 from finetune.train import fit
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-from finetune.data.shapes import NAMES, draw
+from finetune.data.sources.shapes import NAMES, draw
 
 from .execution import NOTEBOOKS, execute, outputs, text
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.data.shapes import draw
+from finetune.data.sources.shapes import draw
 
 from .execution import NOTEBOOKS, execute, outputs, text
 

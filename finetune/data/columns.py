@@ -1,0 +1,182 @@
+"""Pictures in the columns of tables, encoded: how `datasets` keeps them in Arrow and Parquet.
+
+An image feature is stored as a struct of `bytes` and `path`, of which one may be missing
+(https://huggingface.co/docs/datasets/about_dataset_features#image-feature); others write bytes.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.compute as pc
+
+from finetune.data.masks import picture_masks
+from finetune.data.samples import as_samples
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.pictures.references import Encoded, Picture
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of a table holds what."""
+
+    image: str = "image"
+    mask: str = "mask"
+    id: str | None = None
+    """Names of the samples; None: those of the image files if all are there and differ."""
+
+    def check(self, features: datasets.Features, where: str) -> None:
+        """Looks whether the columns are there and hold what they must.
+
+        Raises:
+            UserError: One is missing or of another kind; lists those that there are.
+        """
+        pictures = [name for name in features if is_picture(features[name])]
+        for key, name in (("image_column", self.image), ("mask_column", self.mask)):
+            if name not in pictures:
+                what = f"holds {_kind(features[name])}" if name in features else "is not there"
+                raise UserError(
+                    f"data.{key}: the column {name!r} of {where} {what}; columns of pictures are "
+                    f"{', '.join(pictures) or 'none'} (of {', '.join(features)})."
+                )
+        if self.id is not None and getattr(features.get(self.id), "dtype", "") not in _NAMES:
+            raise UserError(
+                f"data.id_column: {where} has no column {self.id!r} of texts or whole numbers; "
+                f"there are {', '.join(features)}."
+            )
+
+
+IMAGE_NAMES = ("image", "pixel_values", "img", "picture", "photo", "rgb")
+MASK_NAMES = (
+    *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"),
+    *("semantic_segmentation", "segmentation_mask", "seg", "label_map", "ground_truth", "gt"),
+)
+
+
+def guess_columns(features: datasets.Features, where: str) -> Columns:
+    """Which columns of pictures are the image and the mask, by their names.
+
+    Raises:
+        UserError: The names do not say so; lists them.
+    """
+    pictures = [name for name in features if is_picture(features[name])]
+    images, masks = (
+        [name for known in names for name in pictures if name.lower() == known]
+        for names in (IMAGE_NAMES, MASK_NAMES)
+    )
+    if len(pictures) == 2 and len(images) + len(masks) == 1:  # the other one is the other one
+        other = next(name for name in pictures if name not in (*images, *masks))
+        images, masks = images or [other], masks or [other]
+    if not images or not masks:
+        raise UserError(
+            f"{where}: which columns hold the image and the mask is not clear; columns of pictures "
+            f"are {', '.join(pictures) or 'none'} (of {', '.join(features)}). Start from a recipe "
+            "with data.source=hub, data.image_column and data.mask_column."
+        )
+    return Columns(images[0], masks[0])
+
+
+_NAMES = ("string", "large_string", "int64", "int32", "uint64", "uint32")
+
+
+def is_picture(feature: Any) -> bool:
+    """Whether a column's values may be encoded pictures."""
+    if isinstance(feature, Mapping):
+        return "bytes" in feature
+    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in (
+        "binary",
+        "large_binary",
+    )
+
+
+def picture_of(value: Any, name: str) -> Picture:
+    """A value of a column of pictures.
+
+    Raises:
+        UserError: It is empty, or names a file that is not there.
+    """
+    data = value.get("bytes") if isinstance(value, Mapping) else value
+    if data is not None:
+        return Encoded(name, data)
+    path = value.get("path") if isinstance(value, Mapping) else None
+    if path is None or not Path(path).is_file():
+        missing = f", only the name {path}" if path else ""
+        raise UserError(f"{name}: there are no bytes{missing}. Mend the row, or leave it out.")
+    return Path(path)
+
+
+@dataclass(frozen=True, repr=False)
+class TablePictures:
+    """A column of a `datasets.Dataset`; references are the numbers of rows."""
+
+    table: datasets.Dataset
+    column: str
+    where: str
+    """What messages call the table."""
+
+    def open(self, reference: str) -> Picture:
+        """The picture of a row."""
+        value = self.table.data.column(self.column)[int(reference)].as_py()
+        return picture_of(value, self.name(reference))
+
+    def name(self, reference: str) -> str:
+        """Table, row and column."""
+        return f"{self.where}, row {reference}, {self.column}"
+
+    def files(self, reference: str) -> list[Path]:
+        """None: Arrow files of `datasets` are never changed, but written anew elsewhere."""
+        return []
+
+    def __repr__(self) -> str:
+        """Tells tables apart, for the cache of decoded pictures: by file, size and time."""
+        files = [Path(file["filename"]).absolute() for file in self.table.cache_files]
+        stats = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        identity = stats or id(self.table)
+        return f"TablePictures({identity}, {self.column!r})"
+
+
+def table_samples(
+    table: datasets.Dataset, labels: Labels, columns: Columns, where: str
+) -> datasets.Dataset:
+    """The rows of a table as Samples.
+
+    Args:
+        table: What `datasets` loaded, without a row selection.
+        labels: What mask values mean.
+        columns: Which columns.
+        where: What messages call the table.
+
+    Raises:
+        UserError: A column is not what it must be, or ids are not unique.
+    """
+    columns.check(table.features, where)
+    rows = [str(i) for i in range(len(table))]
+    pictures, masks = (TablePictures(table, name, where) for name in (columns.image, columns.mask))
+    return as_samples(
+        rows, rows, _ids(table, columns, where), labels, picture_masks(labels, masks), pictures
+    )
+
+
+def _ids(table: datasets.Dataset, columns: Columns, where: str) -> list[str]:
+    if columns.id is not None:
+        ids = [str(value) for value in table.data.column(columns.id).to_pylist()]
+        if repeated := [name for name, count in Counter(ids).items() if count > 1]:
+            raise UserError(
+                f"data.id_column: {columns.id!r} of {where} holds {repeated[0]!r} more than once, "
+                "so that it names no sample. Take another column, or none."
+            )
+        return ids
+    if isinstance(table.features[columns.image], datasets.Image):
+        paths = pc.struct_field(table.data.column(columns.image), "path").to_pylist()
+        names = [Path(path).stem if path else None for path in paths]
+        if None not in names and len(set(names)) == len(names):
+            return [str(name) for name in names]
+    return [f"row-{i}" for i in range(len(table))]
+
+
+def _kind(feature: Any) -> str:
+    return str(getattr(feature, "dtype", None) or type(feature).__name__)

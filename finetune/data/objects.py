@@ -1,0 +1,258 @@
+"""Masks that are kept as objects: polygons in text files, polygons and RLE in COCO's JSON."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+from finetune.data.masks import Size
+from finetune.errors import UserError
+from finetune.labels.translation import NO_OBJECT, UNCOUNTED
+
+Overlap = Literal["area", "order"]
+"""Which object a pixel belongs to that several cover: the smallest, or the last."""
+
+
+@dataclass(frozen=True)
+class PolygonFiles:
+    """One text file an image, as Ultralytics writes it: `class x1 y1 x2 y2 ...`, an object a line.
+
+    Coordinates are shares of the image's width and height. An image without a file, or with an
+    empty one, has no objects.
+    """
+
+    overlap: Overlap = "area"
+    """Who has a pixel that several objects cover."""
+    num_classes: int | None = None
+    """How many the set has names for; beyond is a mistake, not what `Labels` has there."""
+
+    def name(self, reference: str) -> str:
+        """The file, if it exists."""
+        return reference if Path(reference).is_file() else ""
+
+    def files(self, reference: str) -> list[Path]:
+        """The file, if it exists."""
+        path = Path(reference)
+        return [path] if path.is_file() else []
+
+    def size(self, reference: str) -> Size | None:
+        """None: it has none of its own."""
+        return None
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Class ids of the objects, `NO_OBJECT` elsewhere; int32."""
+        height, width = size
+        objects = []
+        for number, text in enumerate(self._lines(reference), 1):
+            if not text.strip():
+                continue
+            where = f"{reference}, line {number}"
+            value, points = _polygon_line(text, where)
+            if self.num_classes is not None and value >= self.num_classes:
+                raise UserError(
+                    f"{where}: the class is {value}, but `names` in data.yaml has "
+                    f"{self.num_classes} (0 to {self.num_classes - 1}). Classes count from 0: "
+                    "correct the line, or the names."
+                )
+            scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
+            objects.append((value, _of_polygons([scaled], size), where))
+        return _painted(objects, size, self.overlap)
+
+    def _lines(self, reference: str) -> list[str]:
+        path = Path(reference)
+        if not path.exists():
+            return []
+        try:
+            return path.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}). Replace the file.") from error
+
+
+def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
+    try:
+        first, *rest = text.split()
+        value, points = int(first), [float(number) for number in rest]
+    except ValueError as error:
+        raise UserError(
+            f"{where}: {text[:60]!r} is not `class x1 y1 x2 y2 ...`, the class a whole number. "
+            "Correct the line."
+        ) from error
+    if value < 0:
+        raise UserError(f"{where}: the class is {value}; classes count from 0.")
+    if len(points) == 4:
+        raise UserError(
+            f"{where}: holds a box (class, centre, size), which says nothing about pixels. "
+            "Segmentation needs polygons: class x1 y1 x2 y2 x3 y3 ..."
+        )
+    if len(points) < 6 or len(points) % 2:
+        raise UserError(
+            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y. Correct "
+            "the line, or remove it."
+        )
+    if not all(-0.01 <= number <= 1.01 for number in points):
+        raise UserError(
+            f"{where}: coordinates must be shares of the width and the height, from 0 to 1."
+        )
+    return value, points
+
+
+@dataclass(frozen=True)
+class CocoObjects:
+    """Objects of a COCO file; the reference is {"size": [h, w], "objects": [...], "where": text}.
+
+    Each object is [category id, is it a crowd, its segmentation, the annotation's id]; what it has
+    for a segmentation are polygons, or RLE in either form.
+    """
+
+    overlap: Overlap = "area"
+    """Who has a pixel that several objects cover."""
+
+    def name(self, reference: str) -> str:
+        """None: the file has the masks of all images."""
+        return ""
+
+    def files(self, reference: str) -> list[Path]:
+        """None: the reference holds the objects themselves."""
+        return []
+
+    def size(self, reference: str) -> Size | None:
+        """As the annotation file has it."""
+        height, width = json.loads(reference)["size"]
+        return height, width
+
+    def refuse_size(self, reference: str, size: Size) -> NoReturn:
+        """Says, with the annotation file's name, that the image is of another size."""
+        content = json.loads(reference)
+        height, width = content["size"]
+        raise UserError(
+            f"{content['where']}: the file says {width} x {height} pixels (width x height), but "
+            f"the image has {size[1]} x {size[0]}, turned upright if its EXIF data says so. "
+            "Annotate the image as it is, or correct its size in the file.",
+            kind="size-mismatch",
+        )
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Category ids, `UNCOUNTED` in crowds that no object covers, `NO_OBJECT` elsewhere."""
+        content = json.loads(reference)
+        objects, crowds = [], []
+        if tuple(content["size"]) != size:
+            self.refuse_size(reference, size)
+        for category, is_crowd, segmentation, name in content["objects"]:
+            where = f"{content['where']}, annotation {name!r}"
+            rle = _encoded(segmentation, size, where)
+            if is_crowd:
+                crowds.append((UNCOUNTED, rle, where))
+            else:
+                objects.append((category, rle, where))
+        raw = _painted(objects, size, self.overlap)
+        beneath = _painted(crowds, size, "order")
+        return np.where(raw == NO_OBJECT, beneath, raw)
+
+
+def wrong_segmentation(segmentation: Any, size: Size) -> str:
+    """What is wrong with a segmentation of COCO's, "" if nothing is; no pixel is decoded.
+
+    Args:
+        segmentation: Polygons, or RLE in either form.
+        size: Of the image.
+    """
+    if isinstance(segmentation, Mapping):
+        try:
+            height, width = segmentation["size"]
+            counts = _counts(segmentation)
+            if (height, width) != size:
+                return (
+                    f"has an RLE of {width} x {height} pixels (width x height), but `images` says "
+                    f"{size[1]} x {size[0]}"
+                )
+            if sum(counts) != height * width or min(counts) < 0:
+                return "has an RLE whose counts do not add up to the image"
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+            return f"has an RLE that cannot be read ({error!r})"
+        return ""
+    if not isinstance(segmentation, list) or not segmentation:
+        return "has no segmentation (a box says nothing about pixels)"
+    for polygon in segmentation:
+        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+            return "has a polygon that is not 3 or more pairs of x and y"
+        # Of NaN both comparisons are false, or it is hidden from them and makes the sum NaN.
+        is_sound = (
+            set(map(type, polygon)) <= {int, float}
+            and max(polygon) < 1e6
+            and min(polygon) > -1e6
+            and not math.isnan(sum(polygon))
+        )
+        if not is_sound:
+            return "has a polygon with coordinates that are no numbers, or beyond any image"
+    return ""
+
+
+def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
+    """COCO's polygons, or RLE in either form, as compressed RLE."""
+    from pycocotools import mask as coco  # compiled; only sets of objects need it
+
+    if what := wrong_segmentation(segmentation, size):
+        raise UserError(f"{where} {what}.")
+    if isinstance(segmentation, list):
+        return _of_polygons(segmentation, size)
+    try:
+        return coco.frPyObjects({"size": list(size), "counts": _counts(segmentation)}, *size)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise UserError(f"{where}: its RLE cannot be read ({error!r}).") from error
+
+
+def _counts(rle: Mapping[str, Any]) -> list[int]:
+    counts = rle["counts"]
+    return _runs(counts) if isinstance(counts, str) else counts
+
+
+def _runs(text: str) -> list[int]:
+    """The counts of compressed RLE, which the library would take without looking at their sum.
+
+    Five bits a character from "0" on, the lowest first; the sixth says that more follow, the fifth
+    of the last one is the sign. From the fourth count on, differences to the last but one.
+    """
+    counts: list[int] = []
+    value = shift = 0
+    for character in text:
+        bits = ord(character) - 48
+        if not 0 <= bits < 64:
+            raise ValueError(f"{character!r} in its counts")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            if bits & 16:
+                value -= 1 << shift
+            counts.append(value + (counts[-2] if len(counts) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its counts end in the middle of a number")
+    return counts
+
+
+def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
+    """Polygons of one object, in pixels, as compressed RLE; COCO's own rule for their edges."""
+    from pycocotools import mask as coco
+
+    return coco.merge(coco.frPyObjects(polygons, *size))
+
+
+def _painted(
+    objects: Sequence[tuple[int, dict[str, Any], str]], size: Size, overlap: Overlap
+) -> np.ndarray:
+    """Raw values of (value, compressed RLE, where); one is decoded at a time, of hundreds."""
+    from pycocotools import mask as coco
+
+    raw = np.full(size, NO_OBJECT, np.int32)
+    if overlap == "area":
+        objects = sorted(objects, key=lambda item: -int(coco.area(item[1])))
+    for value, rle, where in objects:
+        try:
+            raw[coco.decode(rle).astype(bool)] = value
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{where}: its RLE cannot be read ({error}).") from error
+    return raw

@@ -1,0 +1,143 @@
+"""The order of samples: which one stands at which place of the global sequence."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch.utils.data import Sampler
+
+_SHIFT = 2**32
+"""Tells the draw of the cut from those of blocks."""
+
+
+class GlobalOrder(Sampler[list[tuple[int, int]]]):
+    """The micro-batches of one process, as lists of (position, index).
+
+    Positions count samples over the whole training, across epochs, which follow each other without
+    a gap: step s takes positions s G to (s + 1) G - 1, whatever the number of processes.
+
+    Args:
+        num_samples: size of the training set.
+        seed: of the order.
+        micro_batch: samples a process takes at once.
+        accumulation: micro-batches of a process a step.
+        rank: of this process.
+        world_size: number of processes.
+        first_step: where to begin.
+        last_step: where to end, exclusive.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        *,
+        seed: int,
+        micro_batch: int,
+        accumulation: int,
+        rank: int,
+        world_size: int,
+        first_step: int,
+        last_step: int,
+    ):
+        self.num_samples = num_samples
+        self.seed = seed
+        self.micro_batch = micro_batch
+        self.accumulation = accumulation
+        self.rank = rank
+        self.world_size = world_size
+        self.first_step = first_step
+        self.last_step = last_step
+        self._epoch = -1
+        self._order = np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return (self.last_step - self.first_step) * self.accumulation
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for turn in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
+            first = (turn * self.world_size + self.rank) * self.micro_batch
+            yield [(position, self._index(position)) for position in self._positions(first)]
+
+    def _positions(self, first: int) -> range:
+        return range(first, first + self.micro_batch)
+
+    def _index(self, position: int) -> int:
+        epoch, place = divmod(position, self.num_samples)
+        if epoch != self._epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            self._epoch, self._order = epoch, rng.permutation(self.num_samples)
+        return int(self._order[place])
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A stretch of an epoch's ring of samples that one worker reads."""
+
+    seed: int
+    epoch: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class StreamOrder:
+    """What each loader worker of each process reads, as a function of the step alone.
+
+    Args:
+        num_samples: Of the split.
+        seed: Of the order of files, and within blocks.
+        micro_batch: Samples a process takes at once.
+        accumulation: Micro-batches of a process a step.
+        rank: Of this process.
+        world_size: Number of processes.
+        workers: Loader processes of each; 0 reads in the process itself.
+        first_step: Where to begin.
+        last_step: Where to end, exclusive.
+    """
+
+    num_samples: int
+    seed: int
+    micro_batch: int
+    accumulation: int
+    rank: int
+    world_size: int
+    workers: int
+    first_step: int
+    last_step: int
+
+    @property
+    def global_batch(self) -> int:
+        """Samples of a step."""
+        return self.micro_batch * self.accumulation * self.world_size
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole global batches, one or more."""
+        return self.num_samples // self.global_batch
+
+    def turns(self, worker: int) -> Iterator[tuple[int, Lane, int]]:
+        """Of one worker: position of a micro-batch's first sample, its lane, its start therein.
+
+        The loader takes micro-batches from its workers in turn, beginning with the first.
+        """
+        workers = max(self.workers, 1)
+        per_epoch = self.steps_per_epoch * self.accumulation
+        first = self.first_step * self.accumulation + worker
+        for turn in range(first, self.last_step * self.accumulation, workers):
+            epoch, place = divmod(turn, per_epoch)
+            lane = self._lane(epoch, place % workers, workers, per_epoch)
+            position = (turn * self.world_size + self.rank) * self.micro_batch
+            yield position, lane, place // workers * self.micro_batch
+
+    def _lane(self, epoch: int, number: int, workers: int, per_epoch: int) -> Lane:
+        """Lane `number` of this process: its micro-batches number, number + workers, ..."""
+        turns = [len(range(i, per_epoch, workers)) for i in range(number + 1)]
+        first = (self.rank * per_epoch + sum(turns[:-1])) * self.micro_batch
+        last = first + turns[-1] * self.micro_batch
+        # The sequence is a ring, which is cut elsewhere in each epoch: so each sample is left out
+        # as often as any other, also where there is one file only.
+        shift = 0
+        if self.num_samples % self.global_batch:
+            rng = np.random.default_rng([self.seed, epoch, _SHIFT])
+            shift = int(rng.integers(self.num_samples))
+        return Lane(self.seed, epoch, first + shift, last + shift)

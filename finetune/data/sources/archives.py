@@ -1,0 +1,139 @@
+"""The official layouts by name: how the archives of known data sets unpack."""
+
+from itertools import compress
+from pathlib import Path
+from typing import TypeAlias
+
+import datasets
+
+from finetune.data.faults import Fault, listed
+from finetune.data.samples import as_samples
+from finetune.data.sources.folders import existing_folder, existing_root, image_folder
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+
+Faults: TypeAlias = list[Fault] | None
+"""As `open_split` has them."""
+
+
+def camvid(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
+    """CamVid as in the SegNet tutorial: `{split}/*.png` (or jpg) and `{split}annot/*.png`."""
+    return image_folder(path, split, labels, images="{split}", masks="{split}annot", faults=faults)
+
+
+def ade20k(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
+    """ADE20K as in the official zip: `path` is ADEChallengeData2016 or the folder above it.
+
+    `split` is "train" or "val", or the folder's own name, "training" or "validation".
+    """
+    root = Path(path).expanduser()
+    if (root / "ADEChallengeData2016").is_dir():
+        root /= "ADEChallengeData2016"
+    folder = {"train": "training", "val": "validation"}.get(split, split)
+    return image_folder(root, folder, labels, masks="annotations/{split}", faults=faults)
+
+
+def cityscapes(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
+    """Cityscapes: `leftImg8bit/{split}/{city}` and `gtFine/{split}/{city}`.
+
+    The labels say which masks are meant: `*_labelTrainIds.png` with the 19 train ids or, if they
+    give 33, the official map's last, a meaning, `*_labelIds.png` with all 34.
+    """
+    kind = "labelIds" if any(raw == 33 for raw, _ in labels.rules) else "labelTrainIds"
+    masks = Path(path).expanduser() / "gtFine" / split
+    if not any(masks.rglob(f"*_gtFine_{kind}.png")):
+        other = "labelTrainIds" if kind == "labelIds" else "labelIds"
+        if any(masks.rglob(f"*_gtFine_{other}.png")):
+            preset = "cityscapes" if other == "labelTrainIds" else "cityscapes-label-ids"
+            raise UserError(
+                f"data.path: {masks} holds *_{other}.png but no *_{kind}.png, which the labels are "
+                f"about. Set labels.preset={preset}."
+            )
+    return image_folder(
+        path,
+        split,
+        labels,
+        images="leftImg8bit/{split}",
+        masks="gtFine/{split}",
+        image_suffix="_leftImg8bit",
+        mask_suffix=f"_gtFine_{kind}",
+        faults=faults,
+    )
+
+
+def voc(path: str | Path, split: str, labels: Labels, *, faults: Faults = None) -> datasets.Dataset:
+    """Pascal VOC: `path` is VOC2012 (or another year), or a folder that leads to one.
+
+    `split` is a list in `ImageSets/Segmentation`: "train", "val" or "trainval".
+
+    Raises:
+        UserError: No list of that name; or it names an image that is not there.
+    """
+    root = existing_root(Path(path).expanduser(), "JPEGImages, SegmentationClass and ImageSets")
+    if not (root / "JPEGImages").is_dir():
+        found = sorted(root.glob("VOC*")) + sorted(root.glob("VOCdevkit/VOC*"))
+        root = next((folder for folder in found if (folder / "JPEGImages").is_dir()), root)
+    lists = existing_folder(root, "ImageSets/Segmentation", split)
+    file = lists / f"{split}.txt"
+    if not file.is_file():
+        there = sorted(path.stem for path in lists.glob("*.txt"))
+        raise UserError(
+            f"data: there is no list {file} for the split {split!r}; there are {listed(there)}."
+        )
+    ids = sorted({line.strip() for line in file.read_text().splitlines()} - {""})
+    images = [root / "JPEGImages" / f"{name}.jpg" for name in ids]
+    masks = [root / "SegmentationClass" / f"{name}.png" for name in ids]
+    missing = [str(path) for path in (*images, *masks) if not path.is_file()]
+    whole = [image.is_file() and mask.is_file() for image, mask in zip(images, masks, strict=True)]
+    if faults is not None and any(whole):
+        faults += _without_partner(images, masks, f"named in {file}")
+        images, masks = list(compress(images, whole)), list(compress(masks, whole))
+        ids = list(compress(ids, whole))
+    elif missing or not ids:
+        what = f"names files that are not there: {listed(missing)}" if missing else "is empty"
+        raise UserError(f"data: {file} {what}.")
+    return as_samples(images, [str(path) for path in masks], ids, labels)
+
+
+def coco_stuff(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
+    """COCO-Stuff: `{images,annotations}/{train2017,val2017}`, and `*.png` of `stuffthingmaps`.
+
+    `split` is "train" or "val", or the folder's own name.
+    """
+    root = Path(path).expanduser()
+    folder = {"train": "train2017", "val": "val2017"}.get(split, split)
+    masks = "annotations/{split}"
+    for candidate in ("stuffthingmaps_trainval2017/{split}", "stuffthingmaps/{split}"):
+        if (root / candidate.replace("{split}", folder)).is_dir():
+            masks = candidate
+    return image_folder(root, folder, labels, masks=masks, faults=faults)
+
+
+def _image_folder(root: Path, folder: str) -> Path:
+    """A folder of `data.yaml`; Roboflow writes ../train/images for what is beside the file."""
+    inside = root / folder.removeprefix("../")
+    return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
+
+
+def _without_partner(images: list[Path], masks: list[Path], what: str = "") -> list[Fault]:
+    faults = []
+    for image, mask in zip(images, masks, strict=True):
+        there = image.is_file(), mask.is_file()
+        kind = {
+            (True, False): "image-without-mask",
+            (False, True): "mask-without-image",
+            (False, False): "listed-but-missing",
+        }
+        if not all(there):
+            faults.append(
+                Fault(kind[there], (str(mask if there == (False, True) else image),), what)
+            )
+    return faults

@@ -1,0 +1,299 @@
+"""Images and masks in folders: any layout by two patterns, and the official ones by name.
+
+Files are found and paired here, by name alone; `finetune.data.samples` reads them.
+"""
+
+import glob
+import json
+import os
+from collections.abc import Iterator, Set
+from pathlib import Path
+
+import datasets
+
+from finetune.data.faults import Fault, each, listed
+from finetune.data.masks import ClassFiles, MaskForm, picture_masks
+from finetune.data.samples import as_samples
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.pictures.references import (
+    COLOR_MASK_SUFFIXES,
+    IMAGE_SUFFIXES,
+    LOSSY_SUFFIXES,
+    MASK_SUFFIXES,
+)
+
+
+def image_folder(
+    path: str | Path,
+    split: str,
+    labels: Labels,
+    *,
+    images: str = "images/{split}",
+    masks: str = "masks/{split}",
+    image_suffix: str = "",
+    mask_suffix: str = "",
+    faults: list[Fault] | None = None,
+) -> datasets.Dataset:
+    """Pairs two folders, nested ones included, by relative path without the file type.
+
+    Args:
+        path: The data set's folder.
+        split: Replaces `{split}` in the patterns.
+        labels: What the mask values mean.
+        images: Folder of the images, relative to `path`.
+        masks: Folder of the masks, relative to `path`; may be the same as `images`. With `{class}`
+            in it, or in `mask_suffix`, each class has files of its own, by the names of `labels`;
+            an image need not have one of each.
+        image_suffix: What image names end in before the file type, such as "_leftImg8bit". Other
+            files in the folder are left alone.
+        mask_suffix: The same of mask names, such as "_mask".
+        faults: Takes files without a partner, and such, which are otherwise an error.
+
+    Returns:
+        Samples, sorted by id, the common name.
+
+    Raises:
+        UserError: A folder is missing or empty, or an image or a mask has no partner.
+    """
+    images, masks = (pattern.replace("{split}", split) for pattern in (images, masks))
+    root = existing_root(Path(path).expanduser(), f"{images} and {masks}")
+    image_dir = existing_folder(root, images, split)
+    if (os.path.normpath(images), image_suffix) == (os.path.normpath(masks), mask_suffix):
+        raise UserError(
+            f"data.path: images and masks are both looked for in {image_dir} under the same names. "
+            f"Keep masks in a folder of their own, or end their names in a suffix such as _mask."
+        )
+    form: MaskForm = picture_masks(labels)
+    if "{class}" in masks + mask_suffix:
+        form = ClassFiles()
+        found = _class_files(root, masks, mask_suffix, split, labels, faults)
+        taken = {file for files in found.values() for file in files.values()}
+        mask_dir = root / masks.partition("{class}")[0]
+        mask_files = {
+            key: json.dumps({raw: str(file) for raw, file in sorted(files.items())})
+            for key, files in found.items()
+        }
+    else:
+        mask_dir = existing_folder(root, masks, split)
+        suffixes = COLOR_MASK_SUFFIXES if labels.kind == "colors" else MASK_SUFFIXES
+        files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
+        taken = set(files.values()) if mask_suffix and image_dir == mask_dir else set()
+        mask_files = {key: str(file) for key, file in files.items()}
+    image_files = files_by_key(image_dir, IMAGE_SUFFIXES, image_suffix, taken, faults)
+    if not image_files:
+        raise UserError(
+            f"data.path: no images found in {image_dir} (looked for *{image_suffix} with "
+            f"{', '.join(IMAGE_SUFFIXES)}, subfolders included)."
+        )
+    if isinstance(form, ClassFiles) and mask_files:
+        mask_files = dict.fromkeys(image_files, "{}") | mask_files
+    keys = sorted(image_files.keys() & mask_files.keys())
+    if faults is None or not keys:
+        if labels.kind == "ids" and (unpaired := image_files.keys() - mask_files.keys()):
+            _check_not_lossy(mask_dir, mask_suffix, unpaired)
+        _check_partners(image_files, mask_files, image_dir, mask_dir, image_suffix, mask_suffix)
+    else:
+        faults += _without_partner(image_files, mask_files, form, image_dir, mask_dir, mask_suffix)
+    return as_samples(
+        [image_files[key] for key in keys], [mask_files[key] for key in keys], keys, labels, form
+    )
+
+
+def _class_files(
+    root: Path,
+    masks: str,
+    suffix: str,
+    split: str,
+    labels: Labels,
+    faults: list[Fault] | None,
+) -> dict[str, dict[int, Path]]:
+    """Key of an image -> class id -> its file.
+
+    Raises:
+        UserError: There are files that belong to no class, and no list to take them.
+    """
+    found: dict[str, dict[int, Path]] = {}
+    if "{class}" in masks:
+        _check_class_folders(root, masks, labels, faults)
+        for class_id, name in enumerate(labels.names):
+            folder = root / masks.replace("{class}", name)
+            own = suffix.replace("{class}", name)
+            files = {}
+            if folder.is_dir():
+                files = files_by_key(folder, MASK_SUFFIXES, own, faults=faults)
+            for key, file in files.items():
+                found.setdefault(key, {})[class_id] = file
+        return found
+    folder = existing_folder(root, masks, split)
+    # The longest first: the file of "sports car" ends in "_car" too.
+    endings = {suffix.replace("{class}", name): i for i, name in enumerate(labels.names)}
+    taken: set[Path] = set()
+    for ending in sorted(endings, key=len, reverse=True):
+        for key, file in files_by_key(folder, MASK_SUFFIXES, ending, taken, faults).items():
+            found.setdefault(key, {})[endings[ending]] = file
+            taken.add(file)
+    every = {Path(directory, name) for directory, _, names in os.walk(folder) for name in names}
+    others = sorted(
+        file
+        for file in every - taken
+        if file.suffix.lower() in MASK_SUFFIXES and not file.name.startswith(".")
+    )
+    if others and "{class}" in suffix:
+        if faults is None:
+            raise UserError(
+                f"data.mask_suffix: {len(others)} files in {folder} end in no class of "
+                f"labels.names: {listed(sorted(file.name for file in others))}."
+            )
+        faults += each("mask-of-no-class", others)
+    return found
+
+
+def _check_class_folders(
+    root: Path, masks: str, labels: Labels, faults: list[Fault] | None
+) -> None:
+    """Refuses folders beside those of the classes, which may be misspelt ones."""
+    above, _, below = masks.partition("{class}")
+    parent = root / above
+    if not parent.is_dir():
+        raise UserError(f"data.masks: {parent} is not a folder.")
+    there = {
+        folder.name
+        for folder in parent.iterdir()
+        if (folder / below.strip("/")).is_dir() and not folder.name.startswith(".")
+    }
+    if strangers := sorted(there - set(labels.names)):
+        if faults is None:
+            raise UserError(
+                f"data.masks: {parent} holds folders that are no class of labels.names: "
+                f"{listed(strangers)}."
+            )
+        faults += each("mask-of-no-class", [parent / name for name in strangers])
+    if not there:
+        raise UserError(f"data.masks: {parent} holds no folder of a class of labels.names.")
+
+
+def existing_root(root: Path, expected: str) -> Path:
+    """A data set's folder, or the message that it is not one."""
+    if not root.is_dir():
+        state = "is a file" if root.exists() else "does not exist"
+        raise UserError(
+            f"data.path: {root.absolute()} {state}. It must be the folder that holds {expected}."
+        )
+    return root
+
+
+def existing_folder(root: Path, relative: str, split: str) -> Path:
+    """The folder of a split; the message about a missing one says what is there instead."""
+    folder = root / relative
+    if folder.is_dir():
+        return folder
+    above = next(parent for parent in folder.parents if parent.is_dir())
+    there = sorted(f.name for f in above.iterdir() if f.is_dir() and not f.name.startswith("."))
+    raise UserError(
+        f"data.path: there is no folder {folder} for the split {split!r}. {above} holds "
+        f"{listed(there) if there else 'no folders'}. Correct data.path, or the split's name."
+    )
+
+
+def files_by_key(
+    folder: Path,
+    suffixes: tuple[str, ...],
+    name_suffix: str,
+    skip: set[Path] | None = None,
+    faults: list[Fault] | None = None,
+) -> dict[str, Path]:
+    """Files below a folder by relative path without file type and `name_suffix`.
+
+    Hidden files and folders are left out (macOS leaves a `._x.png` beside each `x.png`).
+    """
+    files: dict[str, Path] = {}
+    for directory, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = Path(directory, name)
+            if name.startswith(".") or path.suffix.lower() not in suffixes:
+                continue
+            if not path.stem.endswith(name_suffix) or (skip and path in skip):
+                continue
+            key = _key(path, folder, name_suffix)
+            if key in files:
+                if faults is None:
+                    raise UserError(
+                        f"data.path: {files[key]} and {path} differ in their file type only, so "
+                        f"that they cannot be paired by name. Remove one of them."
+                    )
+                # In whatever order the disk lists them, the same one is kept.
+                path, other = sorted((files[key], path))
+                faults.append(Fault("same-name", (str(path), str(other))))
+            files[key] = path
+    return files
+
+
+def _without_partner(
+    images: dict[str, Path],
+    masks: dict[str, str],
+    form: MaskForm,
+    image_dir: Path,
+    mask_dir: Path,
+    mask_suffix: str,
+) -> Iterator[Fault]:
+    """What `_check_partners` refuses, by file; a mask that is there in another type is named."""
+    alone = sorted(images.keys() - masks.keys())
+    beside = _other_types(mask_dir, mask_suffix) if alone and mask_dir != image_dir else {}
+    for key in alone:
+        files = (images[key], *beside.get(key, ()))
+        what = f"{files[-1].suffix} is no type for a mask" if len(files) > 1 else ""
+        yield Fault("image-without-mask", tuple(map(str, files)), what)
+    for key in sorted(masks.keys() - images.keys()):
+        yield Fault("mask-without-image", tuple(map(str, form.files(masks[key]))))
+
+
+def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
+    """Files by key as `files_by_key`, of any type that masks cannot have (JPEG, above all)."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(folder.rglob(f"*{glob.escape(name_suffix)}.*")):
+        if path.suffix.lower() not in MASK_SUFFIXES and not path.name.startswith("."):
+            found.setdefault(_key(path, folder, name_suffix), []).append(path)
+    return found
+
+
+def _key(path: Path, folder: Path, name_suffix: str) -> str:
+    """What an image and its mask have in common: the relative path without type and suffix."""
+    stem = path.stem.removesuffix(name_suffix) or path.stem
+    return path.relative_to(folder).with_name(stem).as_posix()
+
+
+def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:
+    """Refuses masks of ids in forms that do not keep them, of images without another mask."""
+    beside = _other_types(mask_dir, mask_suffix)
+    files = [file for key in sorted(beside.keys() & unpaired) for file in beside[key]]
+    if lossy := [str(file) for file in files if file.suffix.lower() in LOSSY_SUFFIXES]:
+        raise UserError(
+            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Class ids do not "
+            "survive such compression; get the masks as they were before it, as PNG for one. If "
+            "their colours are the classes, set labels.kind=colors, labels.colors, and "
+            "labels.tolerance, such as 20, for the damage."
+        )
+
+
+def _check_partners(
+    images: dict[str, Path],
+    masks: dict[str, str],
+    image_dir: Path,
+    mask_dir: Path,
+    image_suffix: str,
+    mask_suffix: str,
+) -> None:
+    """Refuses images without a mask and masks without an image."""
+    problems = []
+    if alone := sorted(images.keys() - masks.keys()):
+        problems.append(f"{len(alone)} of {len(images)} images have no mask: {listed(alone)}.")
+    if alone := sorted(masks.keys() - images.keys()):
+        problems.append(f"{len(alone)} of {len(masks)} masks have no image: {listed(alone)}.")
+    if problems:
+        raise UserError(
+            f"data.path: {' '.join(problems)} The image NAME{image_suffix} in {image_dir} belongs "
+            f"to the mask NAME{mask_suffix} ({', '.join(MASK_SUFFIXES)}) in {mask_dir}. Rename, "
+            f"add or remove files until each has its partner."
+        )

@@ -1,0 +1,327 @@
+"""Data sets of the Hub, and all that `datasets` writes: Parquet and Arrow, here or in a bucket.
+
+Opened as a table in whole, or file by file (`finetune.data.shards`) for streaming.
+"""
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+import datasets
+import fsspec
+
+from finetune.data.columns import Columns, table_samples
+from finetune.data.shards import Shard, read_footers
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+
+T = TypeVar("T")
+
+
+def hub(
+    path: str,
+    split: str,
+    labels: Labels,
+    columns: Columns,
+    *,
+    revision: str | None = None,
+    subset: str | None = None,
+) -> datasets.Dataset:
+    """A split as Samples.
+
+    Args:
+        path: A Hub id, a folder of Parquet files or of `save_to_disk`, or the address of a folder
+            of Parquet files that fsspec understands, such as s3://bucket/set.
+        split: The split's name.
+        labels: What mask values mean.
+        columns: Which columns hold what.
+        revision: Branch, tag or commit of a Hub id.
+        subset: Which one, of a repository with several ("config" to `datasets`).
+
+    Raises:
+        UserError: There is no such data set, split or column.
+    """
+    table = open_table(path, split, revision=revision, subset=subset)
+    return table_samples(table, labels, columns, f"{path} ({split})")
+
+
+def open_table(
+    path: str, split: str, *, revision: str | None = None, subset: str | None = None
+) -> datasets.Dataset:
+    """A split as `datasets` opens it; arguments as of `hub`.
+
+    Raises:
+        UserError: There is no such data set or split.
+    """
+    if (saved := _saved(path)) is not None:
+        return _of_saved(saved, path, split)
+    if "://" in path or read_index(path) is not None:
+        files: Any = {split: shard_addresses(path, split)}
+        return _asked(path, lambda: datasets.load_dataset("parquet", data_files=files, split=split))
+    names = split_names(path, revision=revision, subset=subset)
+    _check_split(path, split, names)
+    return _asked(
+        path,
+        lambda: datasets.load_dataset(
+            _local(path), subset, split=split, revision=revision, verification_mode="no_checks"
+        ),
+    )
+
+
+def hub_shards(
+    path: str, split: str, *, revision: str | None = None, subset: str | None = None
+) -> list[Shard]:
+    """The Parquet files of a split, by name; arguments as of `hub`.
+
+    Raises:
+        UserError: There is no such data set or split, or it is not kept as Parquet.
+    """
+    if _saved(path) is not None:
+        raise UserError(
+            f"data.streaming: {path} was written by save_to_disk and lies here already. Take "
+            "data.streaming=false."
+        )
+    if (index := read_index(path)) is not None:
+        _check_split(path, split, list(index.splits))
+        return index.splits[split]
+    if "://" in path:
+        return read_footers(shard_addresses(path, split))
+    files = _data_files(path, revision, subset)
+    _check_split(path, split, list(files))
+    addresses = sorted(files[split])
+    if others := [file for file in addresses if not file.endswith(".parquet")]:
+        raise UserError(
+            f"data.streaming: {others[0]} is not a Parquet file, which streaming needs. Take "
+            "data.streaming=false, or `finetune pack` the set."
+        )
+    return read_footers(addresses)
+
+
+def split_names(path: str, *, revision: str | None = None, subset: str | None = None) -> list[str]:
+    """What a data set's splits are called; arguments as of `hub`.
+
+    Raises:
+        UserError: There is no such data set.
+    """
+    if (saved := _saved(path)) is not None:
+        return list(saved) if isinstance(saved, datasets.DatasetDict) else [_own_name(saved)]
+    if (index := read_index(path)) is not None:
+        return list(index.splits)
+    if "://" in path:
+        return _splits_at(path)
+    return list(_data_files(path, revision, subset))
+
+
+def first_rows(
+    path: str, split: str, count: int, *, revision: str | None = None, subset: str | None = None
+) -> tuple[datasets.Features, list[dict[str, Any]]]:
+    """What the columns are and the first rows of a split, pictures encoded, without the rest.
+
+    Raises:
+        UserError: There is no such data set or split.
+    """
+
+    def ask() -> tuple[datasets.Features, list[dict[str, Any]]]:
+        data: Any
+        if (saved := _saved(path)) is not None:
+            data = _of_saved(saved, path, split)
+        elif "://" in path:
+            files: Any = {split: shard_addresses(path, split)}
+            data = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
+        else:
+            data = datasets.load_dataset(
+                _local(path), subset, split=split, revision=revision, streaming=True
+            )
+        for name, feature in (data.features or {}).items():
+            if isinstance(feature, datasets.Image):
+                data = data.cast_column(name, datasets.Image(decode=False))
+        rows = list(data.take(count))
+        return data.features, rows
+
+    return _asked(path, ask)
+
+
+def shard_addresses(path: str, split: str) -> list[str]:
+    """The Parquet files of a split in a folder of any file system.
+
+    By the index of `finetune pack` if there is one, so that it need not be possible to list the
+    folder; else by `datasets`' own patterns.
+
+    Raises:
+        UserError: It cannot be reached, or there are none.
+    """
+    if (index := read_index(path)) is not None:
+        _check_split(path, split, list(index.splits))
+        return [shard.address for shard in index.splits[split]]
+    root = path.rstrip("/")
+    patterns = [f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
+    patterns.append(f"{split}.parquet")
+
+    def found() -> list[str]:
+        file_system, folder = fsspec.core.url_to_fs(root)
+        for pattern in patterns:
+            if files := sorted(file_system.glob(f"{folder}/{pattern}")):
+                return [file_system.unstrip_protocol(file) for file in files]
+        return []
+
+    if files := _asked(path, found):
+        return files
+    raise UserError(
+        f"data.path: {path} holds no Parquet files of the split {split!r} (looked for "
+        f"{', '.join(patterns)})."
+    )
+
+
+def _splits_at(path: str) -> list[str]:
+    """The splits of a folder of any file system, in the patterns of `shard_addresses`."""
+    root = path.rstrip("/")
+
+    def found() -> list[str]:
+        file_system, folder = fsspec.core.url_to_fs(root)
+        files = [
+            PurePosixPath(file).relative_to(folder)
+            for pattern in ("*.parquet", "*/*.parquet")
+            for file in sorted(file_system.glob(f"{folder}/{pattern}"))
+        ]
+        return [
+            file.stem.partition("-")[0] if str(file.parent) in (".", "data") else file.parent.name
+            for file in files
+        ]
+
+    if names := list(dict.fromkeys(_asked(path, found))):
+        return names
+    raise UserError(f"data.path: {path} holds no Parquet files.")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What `finetune pack` says of what it wrote."""
+
+    splits: dict[str, list[Shard]]
+    labels: dict[str, Any]
+    """A `labels:` block."""
+
+
+def read_index(path: str) -> Index | None:
+    """The index of a pack, here or elsewhere; None if it is none.
+
+    Raises:
+        UserError: The pack is not finished, its index is damaged, or a file is not as indexed.
+    """
+    is_here = "://" not in path
+    root = str(Path(path).expanduser().absolute()) if is_here else path.rstrip("/")
+    if is_here and not Path(root).is_dir():
+        return None
+    try:
+        with fsspec.open(f"{root}/index.json", "rt", encoding="utf-8") as file:
+            content = json.load(file)
+    except (FileNotFoundError, NotADirectoryError):
+        if is_here and (Path(root) / ".pack.json").is_file():
+            raise UserError(
+                f"data.path: {path} is a pack that was not finished. Run `finetune pack` again."
+            ) from None
+        return None
+    except json.JSONDecodeError:
+        return None
+    except Exception as error:  # each file system raises its own
+        raise _not_opened(root, error) from error
+    if not isinstance(content, dict) or "finetune" not in content:
+        return None
+    try:
+        index = Index(
+            {
+                str(split): [_indexed(root, shard, is_here) for shard in entry["shards"]]
+                for split, entry in content["splits"].items()
+            },
+            dict(content["labels"]),
+        )
+        Labels.build(**index.labels)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{root}/index.json: is damaged ({error!r}). Pack again.") from error
+    return index
+
+
+def _indexed(root: str, entry: dict[str, Any], is_here: bool) -> Shard:
+    name = str(entry["file"])
+    if name.startswith(("/", ".")) or ".." in name.split("/") or "://" in name or "\\" in name:
+        raise UserError(f"{root}/index.json: {name!r} lies outside its folder.")
+    if is_here:
+        file = Path(root) / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise UserError(f"{file}: is not as {root}/index.json says. Run `finetune pack` again.")
+    return Shard(f"{root}/{name}", tuple(int(rows) for rows in entry["row_groups"]))
+
+
+def _data_files(path: str, revision: str | None, subset: str | None) -> dict[str, list[str]]:
+    builder = _asked(
+        path, lambda: datasets.load_dataset_builder(_local(path), subset, revision=revision)
+    )
+    files = builder.config.data_files
+    if not isinstance(files, dict) or not files:
+        raise UserError(f"data.path: {path} holds no files that `datasets` reads without a script.")
+    # Of names that `datasets` knows, such as validation, a class of its own.
+    return {str(name): [str(file) for file in found] for name, found in files.items()}
+
+
+def _asked(path: str, ask: Callable[[], T]) -> T:
+    """What `datasets` or a file system answers, or why it does not, in one line."""
+    try:
+        return ask()
+    except UserError:
+        raise
+    except Exception as error:  # networks, other people's files: their readers raise anything
+        raise _not_opened(path, error) from error
+
+
+def _not_opened(path: str, error: Exception) -> UserError:
+    lines = str(error).strip().splitlines()
+    reason = lines[0] if lines else type(error).__name__
+    hint = ""
+    if "Config name is missing" in reason:
+        names = " ".join(lines[1:])
+        return UserError(f"data.subset: {path} holds several sets; name one. {names}")
+    if "://" not in path and not Path(path).expanduser().exists():
+        hint = " A Hub id is owner/name; private sets need `hf auth login`."
+        if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
+            hint += " HF_HUB_OFFLINE is set: only what is in the cache can be opened."
+    return UserError(f"data.path: {path} cannot be opened ({reason}).{hint}")
+
+
+def _check_split(path: str, split: str, names: list[str]) -> None:
+    if split not in names:
+        raise UserError(
+            f"data: {path} has no split {split!r}; there are {', '.join(names)}. Set "
+            "data.train_split and data.val_split."
+        )
+
+
+def _local(path: str) -> str:
+    expanded = Path(path).expanduser()
+    return str(expanded) if expanded.exists() else path
+
+
+def _saved(path: str) -> datasets.Dataset | datasets.DatasetDict | None:
+    """What `save_to_disk` wrote, if that is what the folder holds."""
+    folder = Path(path).expanduser()
+    if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
+        return None
+    return _asked(path, lambda: datasets.load_from_disk(str(folder)))
+
+
+def _of_saved(
+    saved: datasets.Dataset | datasets.DatasetDict, path: str, split: str
+) -> datasets.Dataset:
+    if isinstance(saved, datasets.DatasetDict):
+        _check_split(path, split, list(saved))
+        return saved[split]
+    _check_split(path, split, [_own_name(saved)])
+    return saved
+
+
+def _own_name(saved: datasets.Dataset) -> str:
+    return str(saved.split) if saved.split is not None else "train"

@@ -1,0 +1,1 @@
+"""What `finetune init` knows of folders, forms and lists of classes."""

@@ -1,0 +1,69 @@
+"""How many channels the images of a set have, seen from some of them."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+
+from finetune.data.samples import reader_of
+from finetune.errors import UserError
+from finetune.pictures.reading import channels_to_keep, image_dtype, read_image
+from finetune.pictures.references import Picture
+
+NUM_IMAGES = 50
+"""Images whose channels are looked at."""
+
+
+@dataclass(frozen=True)
+class ChannelGuess:
+    """Keys of the `model:` and `data:` blocks, what was seen and what was decided."""
+
+    model: dict[str, Any]
+    data: dict[str, Any]
+    found: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+def some_images(split: datasets.Dataset) -> list[Picture]:
+    """A few images of a split from `finetune.data.samples.as_samples`, spread over all."""
+    pictures, references = reader_of(split).pictures, split.with_format(None)["image"][:]
+    spread = np.linspace(0, len(references) - 1, min(NUM_IMAGES, len(references)))
+    return [pictures.open(references[int(i)]) for i in spread]
+
+
+def guess_channels(images: Sequence[Picture]) -> ChannelGuess:
+    """The keys for images that are more than RGB in 8 bit; mean and deviation as measured.
+
+    Args:
+        images: Some of a set. Those that cannot be read say nothing.
+    """
+    found: dict[int, list[Picture]] = {}
+    for picture in images:
+        with suppress(UserError):
+            found.setdefault(channels_to_keep(picture), []).append(picture)
+    number = max(found, key=lambda key: len(found[key]), default=3)
+    if number == 3:
+        return ChannelGuess({}, {}, (), ())
+    chosen = found[number]
+    dtype = image_dtype(chosen[0], number)
+    full, pixels, sums, squares = np.iinfo(dtype).max, 0, np.zeros(number), np.zeros(number)
+    for picture in chosen:
+        with suppress(UserError):
+            values = read_image(picture, number).reshape(-1, number) / full
+            pixels += len(values)
+            sums += values.sum(0)
+            squares += np.square(values).sum(0)
+    mean = sums / max(pixels, 1)
+    std = np.sqrt(np.maximum(squares / max(pixels, 1) - np.square(mean), 0))
+    data = {
+        "image_mean": [float(f"{value:.4g}") for value in mean],
+        # a channel that is the same everywhere has no deviation to divide by
+        "image_std": [float(f"{value:.4g}") if value > 1e-6 else 1.0 for value in std],
+    }
+    bits = 8 * dtype.itemsize
+    seen = f"images have {number} channel{'s' * (number > 1)} of {bits} bit"
+    assumed = f"mean and deviation a channel are those of {len(chosen)} images (data.image_mean)"
+    return ChannelGuess({"num_channels": number}, data, (seen,), (assumed,))

@@ -1,0 +1,356 @@
+"""From what masks hold to the `labels:` block of a recipe."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from finetune.discover.class_lists import ClassList, is_background
+from finetune.discover.mask_values import MAX_COLORS, MaskValues
+from finetune.errors import UserError
+from finetune.labels.translation import RGB
+
+RARE = 1e-4
+"""Share of pixels below which a colour, one of thousands, is damage; as is one that a list of
+classes lacks."""
+DAMAGED = 1e-2
+"""Share of pixels below which damage may hold one colour, where there are thousands."""
+TOLERANCE = 24
+MOSTLY = 0.75
+"""Share of pixels from which on 0 is likelier the background than the first class of a list."""
+_NO_CLASS = (255, 65535)
+
+
+@dataclass(frozen=True)
+class LabelGuess:
+    """A `labels:` block, what it was made from, and what was decided without having been seen."""
+
+    labels: dict[str, Any]
+    found: tuple[str, ...]
+    assumed: tuple[str, ...]
+    known: bool = True
+    """Whether something beside the masks says what their values mean."""
+
+
+# ----------------------------------------------------------------------------------- what they mean
+
+
+def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
+    """A `labels:` block that covers every value that was seen.
+
+    Args:
+        values: What was seen.
+        listed: The classes as a file beside the data lists them, if one does.
+
+    Raises:
+        UserError: There are fewer than two classes, or more colours than classes can be; or the
+            list and the masks contradict each other.
+    """
+    if values.kind == "colors":
+        guess = _of_colors(values, listed)
+    else:
+        looked = f"({values.num_masks} looked at)"
+        found = f"masks hold ids: {_shown([str(v) for v in sorted(values.counts)])} {looked}"
+        guess = _of_ids(values, listed, found)
+    return LabelGuess(
+        guess.labels, guess.found, (*values.assumed, *guess.assumed), known=guess.known
+    )
+
+
+def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
+    seen = sorted(values.counts)
+    if listed is not None and listed.colors is None:
+        guess = _by_list(values, listed, found)
+        if guess is not None:
+            return guess
+    two_values = len(seen) == 2 and seen[0] == 0 and seen[1] in (1, *_NO_CLASS)
+    if two_values or values.bits:
+        return _of_two_values(values, listed, found)
+    return _unnamed(values, listed, found)
+
+
+def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | None:
+    """Names from a list; None if the masks hold what it does not."""
+    seen, counted = set(values.counts), set(values.counts) - set(_NO_CLASS)
+    names, raw = list(listed.names), listed.values
+    if raw is None:
+        first = 0
+        if len(names) in counted and not any(map(is_background, names)):
+            # Beyond the last name, if they counted from 0: they count from 1.
+            names, first = (["background", *names], 0) if 0 in counted else (names, 1)
+        raw = tuple(range(first, first + len(names)))
+    # 0 and 255 alone are two classes, neither of which is "no label".
+    fits = seen <= set(raw) or (counted <= set(raw) and counted > {0})
+    if not fits or values.bits or len(names) < 2:
+        return None
+    assumed: list[str] = []
+    labels: dict[str, Any] = {"names": names}
+    lines = [found, f"names of classes in {listed.file.name}"]
+    if listed.values is None:
+        _check_background(values, listed, names, raw)
+        added = "" if names == list(listed.names) else ", whose first class is 1"
+        order = ", ".join(f"{v} is {name}" for v, name in list(zip(raw, names, strict=True))[:3])
+        more = ", ..." if len(names) > 3 else ""
+        assumed.append(f"ids count in the order of {listed.file.name}{added}: {order}{more}")
+    assumed += [f"{name} in {listed.file.name} is no class" for name in listed.dropped]
+    if raw != tuple(range(len(raw))):
+        labels["map"] = {value: i for i, value in enumerate(raw)}
+    if ignored := sorted(seen & set(_NO_CLASS) - set(raw)):
+        labels["ignore"] = ignored
+        assumed.append(f"{ignored[0]} is no class and does not count")
+    elif 255 in raw:
+        labels["ignore"] = []
+    return LabelGuess(labels, tuple(lines), tuple(assumed))
+
+
+def _check_background(
+    values: MaskValues, listed: ClassList, names: Sequence[str], raw: Sequence[int]
+) -> None:
+    """Refuses a list in whose order nearly all pixels would be of its first thing."""
+    share = values.counts[0] / max(1, sum(values.counts.values()))
+    if share >= MOSTLY and 0 in raw and not is_background(names[0]):
+        raise UserError(
+            f"{listed.file}: its first class is {names[0]}, but {share:.0%} of the pixels are 0, "
+            f"as a background is. Write the value of each class before its name, a line each: "
+            f"`0: {names[0]}` if it is right, or `0: background`, `1: {names[0]}`."
+        )
+
+
+def _of_two_values(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
+    """0 for the background, and 1, 255 or 65535 for the one thing."""
+    seen = sorted(values.counts)
+    names, lines, assumed = ["background", "thing"], [found], _unused(values, listed)
+    if listed is not None and listed.values is None and listed.colors is None:
+        own = list(listed.names)
+        if len(own) == 1 and not is_background(own[0]):
+            own = ["background", *own]
+        if len(own) == 2:
+            _check_background(values, listed, own, (0, 1))
+            names, assumed = own, []
+            lines.append(f"names of classes in {listed.file.name}")
+    named = names != ["background", "thing"]
+    rename = "" if named else " (rename them in labels.names)"
+    things = " and ".join(str(value) for value in seen[1:])
+    assumed.append(f"0 is {names[0]}, {things} {names[1]}{rename}")
+    labels: dict[str, Any] = {"names": names}
+    if seen == [0, 1]:
+        labels["ignore"] = [255]
+    else:
+        labels |= {"map": {value: int(value > 0) for value in seen}, "ignore": []}
+    if values.bits:
+        assumed.append("1 in masks of one bit is what 255 is in the others")
+    return LabelGuess(labels, tuple(lines), tuple(assumed), known=named)
+
+
+def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
+    """Each id is a class, but for those that often stand for "no label"."""
+    seen, lines = sorted(values.counts), [found]
+    ignored = [value for value in seen if value in _NO_CLASS]
+    classes = [value for value in seen if value not in ignored]
+    sparse = bool(classes) and classes[-1] >= 2 * len(classes) + 8
+    assumed = []
+    if sparse and 255 in ignored and seen[-1] == 255:
+        ignored, classes = [], seen
+        assumed.append(
+            "255 is a class, as ids lie far apart (if it means 'no label', put it into "
+            "labels.ignore and take it out of labels.map)"
+        )
+    if len(classes) < 2:
+        raise UserError(
+            f"the {found}: fewer than two classes. Give recipes/folder.yaml your labels.names and "
+            "labels.map."
+        )
+    if ignored:
+        assumed.append(f"{ignored[0]} is no class and does not count")
+    labels: dict[str, Any] = {"ignore": ignored if ignored or 255 in classes else [255]}
+    highest = classes[-1]
+    if sparse:
+        labels["map"] = {value: i for i, value in enumerate(classes)}
+    else:
+        classes = list(range(highest + 1))
+    labels["names"] = [f"class_{value}" for value in classes]
+    reasons = _unused(values, listed) or ["no list of them was found"]
+    assumed.append(f"names of classes are made up: {reasons[0]} (labels.names)")
+    if 0 not in seen and classes[0] == 0:
+        assumed.append("0, which no mask holds, is class_0, so that ids are those of the masks")
+    elif classes[0] == 0 and not ignored:
+        assumed.append("0 is a class (if it means 'no label', put it into labels.ignore)")
+    if values.palette and highest < len(values.palette):
+        labels["colors"] = [list(values.palette[value]) for value in classes]
+        lines.append("colours of classes in the masks' palette")
+    return LabelGuess(labels, tuple(lines), tuple(assumed), known=False)
+
+
+def _unused(values: MaskValues, listed: ClassList | None) -> list[str]:
+    """Why a list that was found is of no use."""
+    if listed is None:
+        return []
+    if listed.colors is not None and values.kind == "ids":
+        return [f"{listed.file.name} lists colours, but masks hold ids"]
+    held = _shown([str(value) for value in sorted(values.counts)])
+    return [f"{listed.file.name} lists {len(listed.names)} names, but masks hold {held}"]
+
+
+# ------------------------------------------------------------------------------------------ colours
+
+
+def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
+    if listed is not None and listed.colors is not None:
+        return _by_colors_of(values, listed)
+    if all(value >> 16 == value & 255 == value >> 8 & 255 for value in values.counts):
+        return _of_grey(values, listed)
+    total = sum(values.counts.values())
+    found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
+    if len(values.counts) <= MAX_COLORS:  # nobody's damage makes so few: all mean something
+        table = sorted(values.counts)
+        assumed = ["each colour is a class; names are made up (labels.names)"]
+    else:
+        frequent = [v for v, count in values.counts.most_common() if count >= RARE * total]
+        table = sorted(_apart(frequent))
+        assumed = ["each frequent colour is a class; names are made up (labels.names)"]
+    if not 2 <= len(table) <= MAX_COLORS:
+        raise UserError(
+            f"the masks hold {len(values.counts)} colours, {len(table)} of them frequent and "
+            f"apart from each other: no classes can be made out. Are these masks?"
+        )
+    assumed += [reason for reason in _unused_names(listed, len(table)) if reason]
+    labels: dict[str, Any] = {"kind": "colors"}
+    labels |= _strangers(values.counts, table, TOLERANCE, found, assumed)
+    labels["names"] = [f"color_{value:06X}" for value in table]
+    labels["colors"] = [_channels(value) for value in table]
+    return LabelGuess(labels, tuple(found), tuple(assumed), known=False)
+
+
+def _unused_names(listed: ClassList | None, num_colors: int) -> list[str]:
+    if listed is None:
+        return []
+    return [
+        f"{listed.file.name} lists {len(listed.names)} names without colours, which does not say "
+        f"what the {num_colors} colours of the masks are"
+    ]
+
+
+def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
+    """Ids in files of three equal channels, or with transparency: the id v is the colour (v, v, v).
+
+    Raises:
+        UserError: As `guess_labels`.
+    """
+    levels = Counter({value & 255: count for value, count in values.counts.items()})
+    if len(levels) > 16 and levels[0] + levels[255] > MOSTLY * sum(levels.values()):
+        raise UserError(
+            f"the masks hold black, white and {len(levels) - 2} greys between them, as after "
+            "resizing that smoothes. Make them again with nearest neighbour."
+        )
+    ids = MaskValues("ids", levels, None, values.num_masks)
+    shown = _shown([str(value) for value in sorted(levels)])
+    found = f"masks hold colours that are all grey: {shown} ({values.num_masks} looked at)"
+    guess = _of_ids(ids, listed, found)
+    labels = dict(guess.labels)
+    raw = labels.pop("map", None) or {value: value for value in range(len(labels["names"]))}
+    labels["map"] = {f"#{value:02X}{value:02X}{value:02X}": i for value, i in raw.items()}
+    ignored = [value for value in labels.get("ignore", []) if value <= 255]
+    labels["ignore"] = [f"#{value:02X}{value:02X}{value:02X}" for value in ignored]
+    assumed = (*guess.assumed, "the grey of a pixel is the number of its class")
+    return LabelGuess({"kind": "colors", **labels}, guess.found, assumed, guess.known)
+
+
+def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
+    """Classes and colours from a list, which must have every colour that is no damage.
+
+    Raises:
+        UserError: It lacks one.
+    """
+    assert listed.colors is not None
+    table = [_packed(color) for color in listed.colors]
+    found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
+    found.append(f"classes and colours in {listed.file.name}")
+    assumed: list[str] = []
+    total = sum(values.counts.values())
+    many = len(values.counts) > MAX_COLORS
+    undeclared = [
+        (value, count)
+        for value, count in values.counts.most_common()
+        if value not in set(table)
+        and count >= (DAMAGED if many else RARE) * total
+        and not (many and _distance(value, table) <= TOLERANCE // 3)
+    ]
+    labels: dict[str, Any] = {"kind": "colors"}
+    black = [value for value, _ in undeclared if value == 0 and _distance(0, table) > TOLERANCE]
+    if black:
+        labels["ignore"] = ["#000000"]
+        share = values.counts[0] / total
+        assumed.append(
+            f"black, {share:.2%} of pixels, is no class and does not count: it is not in "
+            f"{listed.file.name}"
+        )
+    for value, count in undeclared:
+        if value not in black:
+            raise UserError(
+                f"{listed.file}: has no class of the colour #{value:06X} "
+                f"({', '.join(map(str, _channels(value)))}), which {count / total:.2%} of the "
+                "masks' pixels hold. Add it to the file, or correct a colour there."
+            )
+    rest = Counter({v: count for v, count in values.counts.items() if v not in black})
+    reach = TOLERANCE if many else 0
+    labels |= _strangers(rest, table, reach, found, assumed)
+    labels["names"] = list(listed.names)
+    labels["colors"] = [_channels(value) for value in table]
+    return LabelGuess(labels, tuple(found), tuple(assumed))
+
+
+def _strangers(
+    counts: Counter[int], table: Sequence[int], reach: int, found: list[str], assumed: list[str]
+) -> dict[str, Any]:
+    """What becomes of colours that are no class's: those near one are its, others do not count."""
+    distances = {v: _distance(v, table) for v in counts.keys() - set(table)}
+    if not distances:
+        return {}
+    labels: dict[str, Any] = {}
+    share = sum(counts[v] for v in distances) / sum(counts.values())
+    found.append(f"{len(distances)} colours beside those of the classes, {share:.2%} of pixels")
+    far = [v for v, distance in distances.items() if distance > reach]
+    tolerance = max((d for d in distances.values() if d <= reach), default=0)
+    if tolerance:
+        labels["tolerance"] = tolerance
+        assumed.append(f"colours up to {tolerance} a channel off are those of their neighbours")
+    if far:
+        labels["unknown"] = "ignore"
+        shown = _shown([f"#{v:06X}" for v in sorted(far, key=lambda v: -counts[v])])
+        assumed.append(f"{len(far)} colours that are none of the classes' do not count: {shown}")
+    return labels
+
+
+def _packed(color: RGB) -> int:
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def _channels(value: int) -> list[int]:
+    return [value >> 16, value >> 8 & 255, value & 255]
+
+
+def _distance(value: int, table: Sequence[int]) -> int:
+    """To the nearest colour of the table, in the channel that differs most."""
+    channels = _channels(value)
+    return min(
+        (
+            max(abs(a - b) for a, b in zip(channels, _channels(other), strict=True))
+            for other in table
+        ),
+        default=255,
+    )
+
+
+def _apart(frequent: Sequence[int]) -> list[int]:
+    """Of colours, the most frequent first, those that are not within reach of one before."""
+    table: list[int] = []
+    for value in frequent:
+        if _distance(value, table) > TOLERANCE or len(frequent) <= 64:
+            table.append(value)
+        if len(table) > MAX_COLORS:
+            break
+    return table
+
+
+def _shown(values: Sequence[str]) -> str:
+    return ", ".join(values) if len(values) <= 12 else f"{', '.join(values[:8])}, ... {values[-1]}"

@@ -1,0 +1,252 @@
+"""What the ways to recognise a folder have in common: its files, its layouts, names of splits."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from finetune.errors import UserError
+from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
+
+TRAIN_NAMES = ("train", "training", "train2017", "trainset", "train_set", "trainval")
+VAL_NAMES = ("val", "validation", "valid", "val2017", "dev", "test", "testing", "test2017")
+VAL_FRACTION = 0.1
+
+MAX_FILES = 200_000
+_OVERLAPPING = {"trainval": ("val", "validation", "valid")}
+_NUM_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Categories:
+    """What one annotation file of COCO's says about its classes."""
+
+    file: Path
+    names: dict[int, str]
+    used: frozenset[int]
+    """Those that an object has."""
+
+
+@dataclass(frozen=True)
+class TableRows:
+    """Some rows of a table."""
+
+    pictures: tuple[tuple[Picture, Picture], ...]
+    """Image and mask of each."""
+    count: int | None
+    """Rows of the split to train on, if that can be known."""
+    is_here: bool
+    """Whether the table lies in a folder."""
+    labels: dict[str, Any] | None
+    """The block that `finetune pack` left with it."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a folder is laid out, as the `data:` section of a recipe, and why."""
+
+    name: str
+    data: dict[str, Any]
+    found: tuple[str, ...]
+    """What was seen, a line each."""
+    assumed: tuple[str, ...] = ()
+    """What was not, and was decided."""
+    classes: tuple[str, ...] = ()
+    """Of masks in one file a class."""
+    categories: tuple[Categories, ...] = field(default=(), repr=False)
+    """Of COCO's files, one a split."""
+    table: TableRows | None = field(default=None, repr=False)
+    """Of what `datasets` wrote."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The pictures and JSON files below a folder, found in one walk."""
+
+    root: Path
+    folders: dict[PurePosixPath, dict[str, Path]]
+    """Of each folder that holds pictures, relative to the root, these by stem."""
+    json_files: tuple[Path, ...]
+    twins: tuple[Path, Path] | None
+    """The first two pictures of one folder that differ in their file type alone."""
+    is_whole: bool
+    """Whether there are no more than `MAX_FILES`."""
+
+    def picture(self, relative: str) -> bool:
+        """Whether there is such a picture."""
+        path = PurePosixPath(relative)
+        file = self.folders.get(path.parent, {}).get(path.stem)
+        return file is not None and (file.name == path.name or (self.root / path).is_file())
+
+
+def walk(root: Path) -> Tree:
+    """Looks through a folder, links followed and hidden files left out, as its sources will."""
+    folders: dict[PurePosixPath, dict[str, Path]] = {}
+    json_files: list[Path] = []
+    twins: tuple[Path, Path] | None = None
+    count, entered = 0, {os.path.realpath(root)}
+    for directory, subfolders, names in os.walk(root, followlinks=True):
+        subfolders[:] = sorted(
+            name
+            for name in subfolders
+            if not name.startswith(".") and _is_new(os.path.join(directory, name), entered)
+        )
+        stems: dict[str, Path] = {}
+        for name in sorted(names):
+            suffix = os.path.splitext(name)[1].lower()
+            if name.startswith("."):
+                continue
+            if suffix == ".json":
+                json_files.append(Path(directory, name))
+            elif suffix in IMAGE_SUFFIXES or suffix in MASK_SUFFIXES:
+                path = Path(directory, name)
+                first = stems.setdefault(path.stem, path)
+                twins = twins or ((first, path) if first != path else None)
+        if stems:
+            folders[PurePosixPath(Path(directory).relative_to(root).as_posix())] = stems
+        count += len(names)
+        if count > MAX_FILES:
+            return Tree(root, folders, tuple(sorted(json_files)), twins, is_whole=False)
+    return Tree(root, dict(sorted(folders.items())), tuple(sorted(json_files)), twins, True)
+
+
+def _is_new(path: str, entered: set[str]) -> bool:
+    """False of a link to a folder that leads back to where the walk has been."""
+    if not os.path.islink(path):
+        return True
+    real = os.path.realpath(path)
+    new = real not in entered
+    entered.add(real)
+    return new
+
+
+# ---------------------------------------------------------------------------------- names of splits
+
+_NAMES = "|".join(sorted((*TRAIN_NAMES, *VAL_NAMES), key=len, reverse=True))
+_THINGS = "annot|annotation|mask|label|image|img|data|set|gt|seg|segmentation"
+_FORMS = tuple(
+    re.compile(form, re.IGNORECASE)
+    for form in (
+        f"({_NAMES})",
+        f"(?:.*[^a-z0-9])?({_NAMES})(?:[^a-z0-9].*)?",
+        rf"({_NAMES})(?:{_THINGS})s?",  # trainannot, but not valley
+    )
+)
+
+
+@dataclass(frozen=True)
+class SplitName:
+    """The name of a split in a path."""
+
+    name: str
+    """As it stands there; "" if there is none."""
+    position: int
+    """Of the part that holds it; -1 if there is none."""
+    pattern: str
+    """The path with `{split}` in its place."""
+    part: str = ""
+    """That part, as it stands there."""
+
+    @classmethod
+    def none(cls, path: PurePosixPath) -> "SplitName":
+        """That of a path without one."""
+        return cls("", -1, "/".join(path.parts) or ".")
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the part holds nothing else."""
+        return self.part == self.name
+
+
+def split_in(relative: PurePosixPath) -> SplitName:
+    """Finds the name of a split: a whole part at best, then a word, then how a part begins.
+
+    Of several such parts the deepest counts: train_data/images/val is of the split val.
+    """
+    parts = relative.parts
+    for form in _FORMS:
+        for position in reversed(range(len(parts))):
+            found = form.fullmatch(parts[position])
+            if found:
+                start, end = found.span(1)
+                part = f"{parts[position][:start]}{{split}}{parts[position][end:]}"
+                pattern = "/".join([*parts[:position], part, *parts[position + 1 :]])
+                return SplitName(found[1], position, pattern, parts[position])
+    return SplitName.none(relative)
+
+
+def with_splits(layout: Layout, splits: Iterable[str]) -> Layout:
+    """Chooses what to train on and what to evaluate on."""
+    names = sorted(set(splits))
+    lower = {split.lower(): split for split in names}
+    train = next((lower[name] for name in TRAIN_NAMES if name in lower), None)
+    within = _OVERLAPPING.get((train or "").lower(), ())
+    val = next((lower[n] for n in VAL_NAMES if n in lower and n not in within), None)
+    found = (*layout.found, f"splits: {', '.join(filter(None, names)) or 'none'}")
+    if train is not None and val is not None:
+        data = {**layout.data, "train_split": train, "val_split": val}
+        return replace(layout, data=data, found=found)
+    only = train or val or next(iter(names), "train")
+    # A name of its own: the two parts are told apart by it.
+    data = {**layout.data, "val_fraction": VAL_FRACTION, "val_split": "held_back"}
+    if only:
+        data["train_split"] = only
+    assumed = [
+        *layout.assumed,
+        f"no split to evaluate on: {VAL_FRACTION:.0%} of {only or 'it'} are held back, drawn by "
+        "data.split_seed (set data.split_group if frames of one video must stay together)",
+    ]
+    if left_out := [lower[name] for name in within if name in lower]:
+        assumed.append(f"{left_out[0]} is not used: it is taken for a part of {train}")
+    return replace(layout, data=data, found=found, assumed=tuple(assumed))
+
+
+def refuse_without_training(tree: Tree, layouts: Sequence[Layout]) -> None:
+    """Refuses to train on the pictures of a validation while there are some of a training.
+
+    Raises:
+        UserError: Each of the layouts would, as those to train on fit no pattern.
+    """
+    for layout in layouts:
+        split = str(layout.data.get("train_split", "")).lower()
+        if split not in VAL_NAMES:
+            return
+    paths = [
+        *tree.folders,
+        *(PurePosixPath(f.relative_to(tree.root).as_posix()) for f in tree.json_files),
+    ]
+    for path in paths if layouts else ():
+        # A path to a file counts without its file type.
+        if split_in(path.with_suffix("") if path.suffix == ".json" else path).name.lower() in (
+            TRAIN_NAMES
+        ):
+            raise UserError(
+                f"{tree.root / path}: is there to train on by its name, but was not understood; "
+                f"what was is {'; '.join(layouts[0].found)}. Give it the same form."
+            )
+
+
+def unused(tree: Tree, layout: Layout, used: Iterable[str]) -> Layout:
+    """Names pictures that the layout leaves out, if there are any.
+
+    Args:
+        tree: All files.
+        layout: One of the layouts.
+        used: The folders that it reads, with what is in them.
+    """
+    roots = [PurePosixPath(folder).parts for folder in used]
+    counts: Counter[str] = Counter()
+    for folder, stems in tree.folders.items():
+        if not any(folder.parts[: len(root)] == root for root in roots):
+            counts[str(folder)] = len(stems)
+    assumed = list(layout.assumed)
+    if counts:
+        shown = ", ".join(f"{folder} ({n})" for folder, n in list(counts.items())[:_NUM_SHOWN])
+        more = f" and {len(counts) - _NUM_SHOWN} folders more" if len(counts) > _NUM_SHOWN else ""
+        assumed.append(f"{sum(counts.values())} pictures are not used: {shown}{more}")
+    if not tree.is_whole:
+        assumed.append(f"only the first {MAX_FILES} files were looked at")
+    return replace(layout, assumed=tuple(assumed))

@@ -1,0 +1,176 @@
+"""What the masks of a set hold, seen from some of them."""
+
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from finetune.errors import UserError
+from finetune.labels.translation import RGB
+from finetune.pictures.opening import opened
+from finetune.pictures.reading import read_colors, read_mask
+from finetune.pictures.references import Picture
+
+NUM_MASKS = (200, 2000)
+"""Masks that are looked at: at least, and at most."""
+NUM_PIXELS = 2**28
+"""About as many as are looked at between these."""
+MAX_COLORS = 256
+"""More colours than classes can have; JPEG and smooth resizing make thousands."""
+
+
+@dataclass(frozen=True)
+class MaskValues:
+    """Values of masks: ids, or colours as 0xRRGGBB."""
+
+    kind: str
+    counts: Counter[int]
+    palette: tuple[RGB, ...] | None
+    """Of the first mask that has one."""
+    num_masks: int
+    bits: bool = False
+    """Whether some masks store one bit a pixel, and others 0 and 255 for the same."""
+    assumed: tuple[str, ...] = ()
+
+
+# ----------------------------------------------------------------------------------- what they hold
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """One that was looked at."""
+
+    file: Picture
+    kind: str
+    values: dict[int, int] = field(repr=False)
+    bits: bool = False
+    palette: tuple[RGB, ...] | None = None
+    """Its own colours, unless they are the grey of the same number."""
+
+
+def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
+    """Counts the values of some masks, spread over all.
+
+    Args:
+        files: The masks.
+        lenient: Pass over those that cannot be read, and those of the rarer kind.
+
+    Raises:
+        UserError: One cannot be read, or some hold ids and others colours.
+    """
+    chosen = spread(files, _number_of(files))
+    masks = _looked_at(chosen, lenient, as_colors=False)
+    if not masks:
+        raise UserError(f"{chosen[0]} and {len(chosen) - 1} more: not one mask can be read.")
+    assumed: tuple[str, ...] = ()
+    ids = [mask for mask in masks if mask.kind == "ids"]
+    colors = [mask for mask in masks if mask.kind == "colors"]
+    differing = _differing(ids)
+    if differing or (ids and colors and not lenient and all(mask.palette for mask in ids)):
+        one, other = differing or (ids[0].file, colors[0].file)
+        masks = colors = _looked_at(chosen, lenient, as_colors=True)
+        ids = []
+        assumed = (f"palettes differ ({one.name}, {other.name}): colours count, not their numbers",)
+        if len({value for mask in masks for value in mask.values}) > MAX_COLORS:
+            raise UserError(
+                f"{one} and {other} have palettes that differ, and more than {MAX_COLORS} colours "
+                "come up: neither numbers nor colours can be classes. Save all masks alike."
+            )
+    if ids and colors and not lenient:
+        raise UserError(
+            f"{ids[0].file} holds ids, but {colors[0].file} holds colours. Masks of one set must "
+            "be of one kind."
+        )
+    kind, masks = ("ids", ids) if len(ids) >= len(colors) else ("colors", colors)
+    counts: Counter[int] = Counter()
+    for mask in masks:
+        counts.update(mask.values)
+    of_bytes = {value for mask in masks if not mask.bits for value in mask.values}
+    bits = any(mask.bits for mask in masks) and 255 in of_bytes and of_bytes <= {0, 255}
+    palette = next((mask.palette for mask in masks if _is_colorful(mask.palette)), None)
+    return MaskValues(kind, counts, palette, len(chosen), bits, assumed)
+
+
+def spread(items: Sequence[Any], number: int) -> list[Any]:
+    """At most so many of them, evenly from the first to the last."""
+    places = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)
+    return [items[place] for place in places]
+
+
+def _number_of(files: Sequence[Picture]) -> int:
+    """How many masks to look at: more of small ones."""
+    try:
+        with opened(files[0]) as mask:
+            pixels = mask.width * mask.height
+    except UserError:  # which is said when its turn comes
+        pixels = NUM_PIXELS
+    return int(np.clip(NUM_PIXELS // max(1, pixels), *NUM_MASKS))
+
+
+def _looked_at(files: Sequence[Picture], lenient: bool, *, as_colors: bool) -> list[_Mask]:
+    def look(file: Picture) -> _Mask | None:
+        try:
+            return _mask(file, as_colors)
+        except UserError:
+            if lenient:
+                return None
+            raise
+
+    with ThreadPoolExecutor(4) as pool:  # decoders hold no lock
+        return [mask for mask in pool.map(look, files) if mask is not None]
+
+
+def _mask(file: Picture, as_colors: bool) -> _Mask:
+    with opened(file) as image:
+        mode = image.mode
+        flat = image.getpalette() if mode == "P" else None
+    if as_colors or mode in ("RGB", "RGBA", "RGBX", "LA", "PA"):
+        return _Mask(file, "colors", _counted(read_colors(file)))
+    palette = None
+    if flat is not None:
+        colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
+        if any(color != (i, i, i) for i, color in enumerate(colors)):
+            palette = tuple(colors)
+    return _Mask(file, "ids", _counted(read_mask(file)), mode == "1", palette)
+
+
+def _counted(raw: np.ndarray) -> dict[int, int]:
+    values, counts = count_values(raw)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values of a mask, ascending, and the pixels of each; both int64."""
+    if raw.dtype.kind == "b":  # Pillow's bool arrays hold bytes of 255: no cast
+        raw = np.where(raw, np.uint8(1), np.uint8(0))
+    flat = raw.ravel()
+    if flat.dtype in (np.uint8, np.uint16):
+        counts = np.bincount(flat)
+        values = np.flatnonzero(counts)
+        return values, counts[values]
+    # Sorting takes the time: of each run of equal values only the first is sorted.
+    starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
+    lengths = np.diff(np.append(starts, len(flat)))
+    values, inverse = np.unique(flat[starts], return_inverse=True)
+    counts = np.bincount(inverse, weights=lengths).astype(np.int64)
+    return values.astype(np.int64), counts
+
+
+def _differing(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
+    """Two masks whose palettes give one number, which both hold, different colours."""
+    first: dict[int, tuple[RGB, Picture]] = {}
+    for mask in masks:
+        for value in mask.values if mask.palette is not None else ():
+            assert mask.palette is not None
+            if value < len(mask.palette):
+                color, file = first.setdefault(value, (mask.palette[value], mask.file))
+                if color != mask.palette[value]:
+                    return file, mask.file
+    return None
+
+
+def _is_colorful(palette: tuple[RGB, ...] | None) -> bool:
+    return palette is not None and any(len(set(color)) > 1 for color in palette)

@@ -1,0 +1,112 @@
+"""The folders of known data sets, by their names and, where those are everybody's, their files'."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from finetune.discover.layout import Layout, with_splits
+from finetune.discover.mask_values import spread
+from finetune.errors import UserError
+from finetune.pictures.opening import opened
+
+_CAMVID_NAME = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
+_NUM_LOOKED_AT = 8
+
+
+def official(root: Path) -> Layout | None:
+    """The layout of a known data set, if the folder has it. What its masks hold is not asked."""
+    for known in (_voc, _cityscapes, _ade20k, _coco_stuff, _camvid):
+        layout = known(root)
+        if layout is not None:
+            return layout
+    return None
+
+
+def _voc(root: Path) -> Layout | None:
+    for folder in (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*"))):
+        if not all((folder / name).is_dir() for name in ("JPEGImages", "SegmentationClass")):
+            continue
+        lists = folder / "ImageSets" / "Segmentation"
+        splits = sorted(file.stem for file in lists.glob("*.txt"))
+        if not splits:
+            continue
+        found = f"{folder.name}: JPEGImages, SegmentationClass and ImageSets, as VOC has it"
+        if not _holds_colors((folder / "SegmentationClass").glob("*.png")):
+            layout = Layout("voc", {"source": "voc", "path": str(folder)}, (found,))
+            return with_splits(layout, splits)
+        data = {
+            "source": "folder",
+            "path": str(folder),
+            "images": "JPEGImages",
+            "masks": "SegmentationClass",
+        }
+        layout = with_splits(Layout("voc", data, (f"{found}, with masks of colours",)), splits)
+        if "val_fraction" not in layout.data:
+            lists_of = {"split_list": "ImageSets/Segmentation/{split}.txt"}
+            return Layout("voc", {**layout.data, **lists_of}, layout.found, layout.assumed)
+        assumed = (*layout.assumed, "all pictures are used, whatever ImageSets lists")
+        return Layout("voc", layout.data, layout.found, assumed)
+    return None
+
+
+def _holds_colors(files: Iterable[Path]) -> bool:
+    """Whether most of some masks do."""
+    modes = []
+    for file in spread(sorted(files), _NUM_LOOKED_AT):
+        try:
+            with opened(file) as mask:
+                modes.append(mask.mode in ("RGB", "RGBA"))
+        except UserError:  # which is said when the set is opened
+            continue
+    return 2 * sum(modes) > len(modes)
+
+
+def _cityscapes(root: Path) -> Layout | None:
+    images, masks = root / "leftImg8bit", root / "gtFine"
+    splits = _common_folders(images, masks)
+    kinds = ("labelTrainIds", "labelIds")
+    if not splits or not any(any(masks.rglob(f"*_gtFine_{kind}.png")) for kind in kinds):
+        return None
+    found = "leftImg8bit and gtFine, as Cityscapes has it"
+    layout = Layout("cityscapes", {"source": "cityscapes", "path": str(root)}, (found,))
+    return with_splits(layout, splits)
+
+
+def _ade20k(root: Path) -> Layout | None:
+    inner = root / "ADEChallengeData2016"
+    inner = inner if inner.is_dir() else root
+    splits = _common_folders(inner / "images", inner / "annotations")
+    if not splits or not set(splits) <= {"training", "validation", "testing"}:
+        return None
+    found = "images and annotations with ADE20K's splits"
+    layout = Layout("ade20k", {"source": "ade20k", "path": str(inner)}, (found,))
+    return with_splits(layout, splits)
+
+
+def _coco_stuff(root: Path) -> Layout | None:
+    for masks in ("stuffthingmaps_trainval2017", "stuffthingmaps", "annotations"):
+        splits = _common_folders(root / "images", root / masks)
+        if splits and set(splits) <= {"train2017", "val2017"}:
+            found = f"images and {masks} with COCO-Stuff's splits"
+            layout = Layout("coco-stuff", {"source": "coco-stuff", "path": str(root)}, (found,))
+            return with_splits(layout, splits)
+    return None
+
+
+def _camvid(root: Path) -> Layout | None:
+    """CamVid as in the SegNet tutorial, by its pictures' names too: many have such folders."""
+    splits = [name for name in ("train", "val", "test") if (root / f"{name}annot").is_dir()]
+    splits = [name for name in splits if (root / name).is_dir()]
+    names = [file.stem for name in splits for file in (root / name).iterdir()]
+    names = [name for name in names if not name.startswith(".")]
+    if not names or not all(map(_CAMVID_NAME.fullmatch, names)):
+        return None
+    found = "train, trainannot and so on, with the names of CamVid's pictures"
+    return with_splits(Layout("camvid", {"source": "camvid", "path": str(root)}, (found,)), splits)
+
+
+def _common_folders(one: Path, other: Path) -> list[str]:
+    if not (one.is_dir() and other.is_dir()):
+        return []
+    names = [{folder.name for folder in path.iterdir() if folder.is_dir()} for path in (one, other)]
+    return sorted(name for name in names[0] & names[1] if not name.startswith("."))

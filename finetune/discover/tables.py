@@ -1,0 +1,98 @@
+"""Tables: what `datasets` wrote, by its splits, its columns and some of its rows."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from finetune.data.columns import Columns, guess_columns, picture_of
+from finetune.data.masks import IdMasks
+from finetune.data.samples import reader_of
+from finetune.data.sources.hub import first_rows, hub, hub_shards, read_index, split_names
+from finetune.discover.layout import TRAIN_NAMES, VAL_FRACTION, VAL_NAMES, Layout, TableRows
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.pictures.references import Picture
+
+NUM_ROWS = 200
+"""Rows that are looked at: spread over a folder, the first ones of what is elsewhere."""
+
+
+def table_folder(root: Path) -> Layout | None:
+    """A folder of Parquet files or of `save_to_disk`; None if it is neither."""
+    marks = ("dataset_dict.json", "state.json", "*.parquet", "*/*.parquet")
+    if not any(any(root.glob(mark)) for mark in marks):
+        return None
+    return table(str(root))
+
+
+def table(path: str, revision: str | None = None) -> Layout:
+    """What a Hub id, a folder or an address holds.
+
+    Args:
+        path: As `data.path` of the source hub.
+        revision: Of a Hub id.
+
+    Raises:
+        UserError: It cannot be opened, or which of its columns are which is not clear.
+    """
+    splits = split_names(path, revision=revision)
+    train = next((name for name in TRAIN_NAMES if name in splits), splits[0])
+    val = next((name for name in VAL_NAMES if name in splits and name != train), None)
+    index = read_index(path)
+    is_here = Path(path).is_dir()
+    features, rows = first_rows(path, train, 1 if is_here else NUM_ROWS, revision=revision)
+    columns = guess_columns(features, path)
+    keys = {"image_column": columns.image, "mask_column": columns.mask}
+    data: dict[str, Any] = {"source": "hub", "path": path, "revision": revision, **keys}
+    data |= {"id_column": "id" if index else None, "train_split": train, "val_split": val}
+    found = [
+        f"a table with the splits {', '.join(splits)}; images in the column {columns.image}, "
+        f"masks in {columns.mask}"
+    ]
+    assumed = []
+    if val is None:
+        data |= {"val_split": "held_back", "val_fraction": VAL_FRACTION}
+        assumed.append(f"no split to evaluate on: {VAL_FRACTION:.0%} of {train} are held back")
+    pictures: list[tuple[Picture, Picture]] = []
+    if is_here:
+        for name in filter(None, (train, val)):
+            pictures += _spread(path, name, columns)
+    else:
+        for i, row in enumerate(rows):
+            with suppress(UserError):  # of an empty row, which the doctor names, and the training
+                pictures.append(_pair(row, columns, f"{path} ({train}), row {i}"))
+        assumed.append(f"what masks hold is known from the first {len(rows)} rows of {train} alone")
+    if not pictures:
+        raise UserError(f"{path}: not one of the rows that were looked at holds image and mask.")
+    seen = TableRows(
+        tuple(pictures), _count(path, train, revision), is_here, index.labels if index else None
+    )
+    data = {key: value for key, value in data.items() if value is not None}
+    return Layout("table", data, tuple(found), tuple(assumed), table=seen)
+
+
+def _pair(row: dict[str, Any], columns: Columns, where: str) -> tuple[Picture, Picture]:
+    image = picture_of(row[columns.image], f"{where}, {columns.image}")
+    return image, picture_of(row[columns.mask], f"{where}, {columns.mask}")
+
+
+def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Picture]]:
+    samples = hub(path, split, Labels.build(["0", "1"], unknown="ignore"), columns)
+    reader = reader_of(samples)
+    assert isinstance(reader.form, IdMasks)
+    places = np.linspace(0, len(samples) - 1, min(NUM_ROWS, len(samples))).round().astype(int)
+    found = []
+    for place in map(str, places):
+        with suppress(UserError):  # of an empty row, which the doctor names, and the training
+            found.append((reader.pictures.open(place), reader.form.pictures.open(place)))
+    return found
+
+
+def _count(path: str, split: str, revision: str | None) -> int | None:
+    """Rows of a split, from the footers of its files; None if they are not Parquet."""
+    try:
+        return sum(shard.num_rows for shard in hub_shards(path, split, revision=revision))
+    except UserError:
+        return None

@@ -1,0 +1,135 @@
+"""Whole writes: files and folders that are there entirely or not at all, and locks."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from finetune.errors import UserError
+
+
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a small file aside and rename it into place: readers see the old one or the new."""
+    name = path.name
+    if len(os.fsencode(name)) > 240:  # of 255 that a name may have
+        name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+    temp = path.with_name(f".{name}.tmp")
+    try:
+        temp.write_bytes(content.encode() if isinstance(content, str) else content)
+        temp.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):  # on a read-only disk even this fails
+            temp.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path}: {error.strerror}; free some space or make the folder writable"
+        ) from error
+
+
+@contextmanager
+def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]:
+    """Locks a folder until the end of the block, or of the process.
+
+    Where there are no such locks (on Windows, on some network file systems), nothing happens.
+
+    Args:
+        folder: It exists.
+        message: What to say if another process holds it.
+        patience: Seconds to wait for that.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    if os.name != "posix":
+        yield
+        return
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        for left in reversed(range(patience + 1)):
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if not left:
+                    raise UserError(message) from None
+                time.sleep(1)
+            except OSError:
+                warnings.warn(f"{folder}: its file system has no locks", stacklevel=2)
+                break
+        yield
+    finally:
+        os.close(descriptor)  # which unlocks it
+
+
+def swap_folder(new: Path, target: Path) -> None:
+    """Let the folder `new` take the place and name of `target`, which need not exist.
+
+    At any time one whole version exists: as `target` or, between the two renames, as
+    `.<target>.old`, from where `recover` brings it back. Both must lie on one file system.
+    """
+    recover(target)
+    old = _old(target)
+    if target.exists():
+        target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        recover(target)
+        raise
+    sync_folder(target.parent)
+    if old.exists():
+        discard(old)
+
+
+def recover(target: Path) -> None:
+    """Finish what a kill inside `swap_folder(..., target)` left; otherwise nothing happens."""
+    old = _old(target)
+    if not old.exists():
+        return
+    if target.exists():
+        discard(old)
+    else:
+        old.rename(target)
+
+
+def _old(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder; a kill half-way leaves only what `_sweep` removes."""
+    trash = folder.with_name(f".{folder.name.removeprefix('.')}.trash")
+    shutil.rmtree(trash, ignore_errors=True)
+    try:
+        folder.rename(trash)
+        shutil.rmtree(trash)
+    except OSError as error:  # in the way, but nothing depends on it
+        warnings.warn(f"cannot delete {folder}: {error.strerror or error}", stacklevel=3)
+
+
+def measure(path: Path) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a file."""
+    size, digest = 0, hashlib.sha256()
+    with path.open("rb") as file:
+        while part := file.read(2**20):
+            size += len(part)
+            digest.update(part)
+    return size, digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    if os.name == "posix":  # Windows does not open folders
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

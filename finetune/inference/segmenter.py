@@ -1,0 +1,260 @@
+"""A model with its preprocessing: pictures in, masks out."""
+
+import os
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from finetune.errors import UserError
+from finetune.inference.models import (
+    class_colors,
+    class_names,
+    load_config,
+    load_model,
+    load_preprocessing,
+)
+from finetune.inference.preprocessing import Preprocessing
+from finetune.inference.scores import predict_confident_masks, predict_masks
+from finetune.inference.segmentation import Segmentation
+from finetune.labels.translation import default_colors
+from finetune.machine import device as default_device
+from finetune.pictures.arrays import as_pixels
+from finetune.pictures.drawing import Color, as_rgb
+from finetune.pictures.opening import check_pixels, pixel_limit
+from finetune.pictures.reading import image_size, read_image
+from finetune.pictures.references import Encoded, Picture
+from finetune.segformer.configuration import smallest_side
+
+DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+AnyImage: TypeAlias = str | Path | bytes | Image.Image | np.ndarray | Tensor
+
+
+def segment(
+    model: "str | Path | PreTrainedModel | Segmenter",
+    image: AnyImage,
+    *,
+    confidence: bool = True,
+    max_pixels: int | None = None,
+) -> Segmentation:
+    """The class of every pixel of a picture of any size.
+
+    Args:
+        model: a model folder or Hub id; or a `Segmenter`, which is a folder that stays loaded.
+        image: a file's path or its bytes; a PIL image; an array (H, W, C) or (H, W), uint8 or
+            uint16; or a tensor (C, H, W), uint8, or floating point of 0..1.
+        confidence: whether to work out how probable each pixel's class is.
+        max_pixels: of the image, beyond which it is refused; None: 178,956,970, Pillow's limit.
+
+    Raises:
+        UserError: the model or the image cannot be read; says why.
+    """
+    was_training = isinstance(model, PreTrainedModel) and model.training
+    segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model)
+    try:
+        return segmenter(image, confidence=confidence, max_pixels=max_pixels)
+    finally:
+        if was_training:
+            segmenter.model.train()
+
+
+class Segmenter:
+    """A model with all that there is to know about its use.
+
+    Args:
+        model: a SegFormer; goes to `device`, in eval mode.
+        preprocessing: how pictures are shown to it.
+        names: of its classes, by id.
+        colors: of its classes, by id; None: made up.
+        device: None: the GPU if there is one.
+        dtype: of its products: float32, bfloat16 or float16.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        preprocessing: Preprocessing,
+        *,
+        names: Sequence[str],
+        colors: Sequence[Color] | None = None,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+    ):
+        if dtype not in DTYPES:
+            raise UserError(f"dtype {dtype}: is none of {', '.join(DTYPES)}")
+        self.device = _device(device)
+        self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
+        self.preprocessing = preprocessing
+        self.names = tuple(names)
+        self.colors: tuple[Color, ...] = tuple(colors or default_colors(len(self.names)))
+        self.dtype = DTYPES[dtype]
+
+    @classmethod
+    def load(
+        cls,
+        model: str | Path | PreTrainedModel,
+        *,
+        device: str | torch.device | None = None,
+        dtype: str = "float32",
+        **protocol: Any,
+    ) -> "Segmenter":
+        """From a folder or a Hub id, or from a model that came from one.
+
+        Args:
+            model: the folder, the id or the model.
+            device: see the class.
+            dtype: see the class.
+            **protocol: fields of `Protocol` that are not to be as in the folder, such as
+                `flip=True` or `window=(1024, 1024)`.
+
+        Raises:
+            UserError: it cannot be read; names the file, and what is wrong with it.
+        """
+        where = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
+        what = f"model {where}"
+        if isinstance(model, PreTrainedModel):
+            config: Any = model.config
+        else:
+            if "/" in where and where.count("/") != 1 and not Path(where).exists():
+                raise UserError(f"{what}: no such folder")
+            config = load_config(where, what)
+        preprocessing = load_preprocessing(where, what, config)
+        if protocol:
+            shown = preprocessing.protocol.replaced(**protocol)
+            side = smallest_side(config)
+            if shown.window is not None and min(shown.window) < side:
+                raise UserError(f"window {shown.window}: the model needs {side} pixels")
+            preprocessing = replace(preprocessing, protocol=shown)
+        if not isinstance(model, PreTrainedModel):
+            model, missing = load_model(where, what, config)
+            if missing:
+                raise UserError(
+                    f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this "
+                    "is not a SegFormer for semantic segmentation"
+                )
+        names = class_names(config, what)
+        colors = class_colors(config, len(names), what)
+        return cls(
+            model,
+            preprocessing,
+            names=names,
+            colors=colors,
+            device=device,
+            dtype=dtype,
+        )
+
+    def read(self, image: AnyImage, *, max_pixels: int | None = None) -> np.ndarray:
+        """An image of any kind as the integers (H, W, C) that the model was trained on.
+
+        Raises:
+            UserError: it cannot be read, or has other channels; says why.
+        """
+        if isinstance(image, bytes):
+            return self.read_picture(Encoded("the image", image), max_pixels=max_pixels)
+        if isinstance(image, str | Path):
+            path = Path(os.path.expanduser(image))
+            if not path.is_file():
+                raise UserError(f"{path}: there is no such file")
+            return self.read_picture(path, max_pixels=max_pixels)
+        pixels = as_pixels(image, self.preprocessing.num_channels)
+        self._check(pixels, "the image", max_pixels)
+        return pixels
+
+    def read_picture(self, picture: Picture, *, max_pixels: int | None = None) -> np.ndarray:
+        """`read`, of a file or of encoded bytes that have a name."""
+        with pixel_limit(max_pixels):
+            check_pixels(picture, image_size(picture), max_pixels)
+            pixels = read_image(picture, self.preprocessing.num_channels)
+        self._check(pixels, picture, max_pixels)
+        return pixels
+
+    def _check(self, pixels: np.ndarray, what: object, max_pixels: int | None) -> None:
+        """Refuses what the model was not trained on, and what would not fit into memory."""
+        full = self.preprocessing.full
+        if self.preprocessing.num_channels != 3 and np.iinfo(pixels.dtype).max != full:
+            bits = 8 * pixels.dtype.itemsize
+            raise UserError(
+                f"{what}: has {bits} bit a channel, but rescale_factor in the model's "
+                f"preprocessor_config.json is that of images whose white is {full}"
+            )
+        size = pixels.shape[0], pixels.shape[1]
+        check_pixels(what, size, max_pixels)
+        for scale in self.preprocessing.protocol.scales:
+            resized = self.preprocessing.protocol.size(*size, scale)
+            check_pixels(f"{what}, resized", resized, max_pixels)
+
+    def __call__(
+        self, image: AnyImage, *, confidence: bool = True, max_pixels: int | None = None
+    ) -> Segmentation:
+        """As `segment`."""
+        pixels = self.read(image, max_pixels=max_pixels)
+        views = self.views([pixels])
+        size = pixels.shape[0], pixels.shape[1]
+        masks, chances = self.masks(views, size, confidence=confidence)
+        return Segmentation(
+            masks[0],
+            self.names,
+            self.colors,
+            chances[0] if chances is not None else None,
+            as_rgb(pixels),
+        )
+
+    def views(self, images: Sequence[np.ndarray]) -> list[Tensor]:
+        """Images of one size as the model is shown them, a batch a scale."""
+        return self.stacked([self.preprocessing.protocol.resize(image) for image in images])
+
+    def stacked(self, resized: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
+        """What `Protocol.resize` gives of several images of one size, a batch a scale."""
+        return [_stacked(scale) for scale in zip(*resized, strict=True)]
+
+    def masks(
+        self, views: Sequence[Tensor], size: tuple[int, int], *, confidence: bool = False
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Class ids (B, H, W) uint8 or uint16, and float16 probabilities if asked for.
+
+        Args:
+            views: from `views`.
+            size: of the images, (H, W).
+            confidence: whether probabilities are wanted.
+        """
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            if not confidence:
+                return _narrow(predict_masks(self.model, views, self.preprocessing, size)), None
+            masks, chances = predict_confident_masks(self.model, views, self.preprocessing, size)
+            return _narrow(masks), chances.numpy()
+
+
+def _device(wanted: str | torch.device | None) -> torch.device:
+    if wanted is None:
+        return default_device()
+    try:
+        found = torch.device(wanted)
+        torch.zeros(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
+    return found
+
+
+def _stacked(images: Sequence[np.ndarray]) -> Tensor:
+    """A batch; torch can neither compare nor count uint16."""
+    batch = np.stack(images) if len(images) > 1 else images[0][None]
+    if batch.dtype != np.uint8:
+        batch = batch.astype(np.int32)
+    with warnings.catch_warnings():
+        # Arrays of Pillow's cannot be written to, and are not.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(batch)
+
+
+def _narrow(masks: Tensor) -> np.ndarray:
+    ids = masks.numpy()
+    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)

@@ -1,0 +1,1 @@
+"""What mask values mean: rules, presets, translation."""

@@ -1,0 +1,106 @@
+"""This machine: its cores, its memory, its devices, and how times are compared on it."""
+
+import ctypes
+import gc
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (a container or taskset may have taken some)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def set_threads(threads: int | None) -> None:
+    """Gives this process its share of the cores, or `threads`.
+
+    Launchers export OMP_NUM_THREADS=1 unless told otherwise, which trains on one thread without a
+    word.
+    """
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    torch.set_num_threads(threads or max(1, usable_cores() // local_processes))
+
+
+def keep_freed_memory() -> None:
+    """Lets glibc keep what is freed instead of giving it back to the system.
+
+    On a CPU every step frees and takes the same hundreds of megabytes; each time they come back
+    as untouched pages, one fault every 4 KiB: a third of a training step of B0 at 256 x 320.
+    Where the C library is another, nothing happens.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):
+        return
+    m_trim_threshold, m_mmap_max = -1, -4  # malloc.h
+    mallopt(m_trim_threshold, -1)  # never shrink the heap
+    mallopt(m_mmap_max, 0)  # and take everything from it
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch says so of the CPU's by a plain RuntimeError."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        "DefaultCPUAllocator" in str(error)
+    )
+
+
+def device() -> torch.device:
+    """The GPU if torch can use one that adds in float64, else the CPU.
+
+    Not `torch.accelerator.current_accelerator()`, which is what torch was built for, there or not;
+    and Apple's GPUs know no float64, in which the loss and its weight are added up.
+    """
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+class Work(Protocol):
+    """One side of a comparison."""
+
+    @property
+    def run(self) -> Callable[..., Any]:
+        """The timed work, on the inputs."""
+
+    @property
+    def reset(self) -> Callable[[], None]:
+        """Undoes what a run leaves behind, outside of the timing."""
+
+
+def take_turns(
+    works: Mapping[str, Work], inputs: Sequence[Any], *, rounds: int, device: str
+) -> dict[str, float]:
+    """Median seconds of each side: A B A B, so that what disturbs one disturbs the other.
+
+    Before the first round that counts, each side has run one more that does not, a few if short.
+    """
+    seconds: dict[str, list[float]] = {side: [] for side in works}
+    warm_up = min(3, rounds) if rounds > 9 else 1
+    gc.collect()
+    for turn in range(-warm_up, rounds):
+        for side, work in works.items():
+            elapsed = seconds_of(work, inputs, device)
+            if turn >= 0:
+                seconds[side].append(elapsed)
+    return {side: statistics.median(times) for side, times in seconds.items()}
+
+
+def seconds_of(work: Work, inputs: Sequence[Any], device: str) -> float:
+    """Seconds of one run, the device's queue empty before and after."""
+    work.reset()
+    wait_for(device)
+    start = time.perf_counter()
+    work.run(*inputs)
+    wait_for(device)
+    return time.perf_counter() - start
+
+
+def wait_for(device: str) -> None:
+    """Lets a GPU finish."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

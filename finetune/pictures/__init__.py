@@ -1,0 +1,1 @@
+"""Bytes to arrays and back: decoding, TIFF, orientation, channels, limits; drawing."""

@@ -1,0 +1,264 @@
+"""Pictures as arrays: any of them as an image, any mask as the numbers that it stores.
+
+They are files, or encoded bytes out of a table. What can be wrong with one is said with its name,
+by `UserError`.
+"""
+
+import cv2
+import numpy as np
+from PIL import ExifTags, Image, ImageFile, ImageOps
+
+from finetune.errors import UserError
+from finetune.pictures.channels import (
+    check_mode,
+    grey,
+    is_deep_grey,
+    is_deep_png,
+    is_tiff,
+    pillow_header,
+    read_deep_png,
+    read_tiff,
+    tiff_form,
+    tiff_to_read,
+    unknown_range,
+)
+from finetune.pictures.opening import check_png, opened, raw_mode
+from finetune.pictures.plain import decode_plain
+from finetune.pictures.references import Picture
+
+# Pillow spreads the grey levels of 2 and 4 bit files over 0..255, which multiplies class ids.
+_SPREAD_GREY = {"L;2": 85, "L;4": 17}
+
+_STORED = {
+    "1": "1 bit",
+    "L": "8 bit grey",
+    "P": "palette",
+    "PA": "palette with transparency",
+    "I": "32 bit numbers",
+    "RGB": "colours",
+    "RGBA": "colours with transparency",
+}
+
+
+def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
+    """Reads any picture as (H, W, C), upright (EXIF orientation applied).
+
+    3 channels are RGB in uint8, whatever the file holds: 16 bit keeps its high byte, transparency
+    is dropped. One channel is grey in the depth of the file; a colour picture becomes what Pillow's
+    "L" makes of its RGB. 2 are grey and alpha, 4 are RGB and alpha or the four inks of CMYK, as
+    they are stored. And any number may come out of a TIFF, whose channels may be side by side, in
+    planes or in pages; `model.num_channels` other than 1 and 3 must be what the file holds.
+
+    Args:
+        picture: The picture.
+        num_channels: C.
+
+    Returns:
+        uint8, or uint16 if C is not 3 and the file holds 16 bit.
+
+    Raises:
+        UserError: The file cannot be read, has other channels, or holds floating point or 32 bit
+            values.
+    """
+    if num_channels in (1, 3) and (decoded := decode_plain(picture)) is not None:
+        if decoded.ndim == 3:
+            return decoded if num_channels == 3 else grey(decoded)
+        if num_channels == 1:
+            return decoded[..., None]
+    if (tiff := tiff_to_read(picture, num_channels)) is not None:
+        return read_tiff(picture, tiff, num_channels)
+    with opened(picture) as image:
+        check_png(picture, image)
+        if is_deep_png(image, num_channels):
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1)
+            return read_deep_png(picture, num_channels, turned)
+        _check_still(picture, image)
+        return from_pillow(picture, image, num_channels)
+
+
+def from_pillow(name: object, image: Image.Image, num_channels: int = 3) -> np.ndarray:
+    """An image that Pillow holds as `read_image` gives it.
+
+    Args:
+        name: What messages call it.
+        image: Not turned yet, if its EXIF data says that it is to be.
+        num_channels: C.
+
+    Raises:
+        UserError: As `read_image`.
+    """
+    upright = ImageOps.exif_transpose(image)
+    mode = check_mode(name, upright, num_channels)
+    if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
+        pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
+        return pixels if pixels.ndim == 3 else pixels[..., None]
+    grey = np.asarray(upright)  # convert() would clip these at 255
+    if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
+        raise unknown_range(name, f"a grey image with {grey.dtype} values")
+    if num_channels == 1:
+        return grey.astype(np.uint16)[..., None]
+    return np.repeat((grey.astype(np.uint16) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def read_mask(picture: Picture) -> np.ndarray:
+    """Reads the raw values of a mask: palette indices, never their colours.
+
+    Returns:
+        (H, W) bool, uint8, uint16 or int32: the numbers that the file stores.
+
+    Raises:
+        UserError: The file cannot be read, or holds colours.
+    """
+    if (decoded := decode_plain(picture)) is not None and decoded.ndim == 2:
+        return decoded
+    with opened(picture) as mask:
+        check_png(picture, mask)
+        _check_mask_mode(picture, mask)
+        _check_one_frame(picture, mask)
+        spread = _SPREAD_GREY.get(raw_mode(mask))
+        values = np.array(mask)
+    return values // np.uint8(spread) if spread else values
+
+
+def read_colors(picture: Picture) -> np.ndarray:
+    """Reads a mask whose colours mean something, those of a palette too: int32 (H, W), 0xRRGGBB.
+
+    Raises:
+        UserError: The file cannot be read, or holds no 8 bit colours.
+    """
+    with opened(picture) as mask:
+        if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
+            raise UserError(
+                f"{picture}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
+                "labels.kind to ids if its numbers are the classes.",
+                kind="mask-not-colors",
+            )
+        check_png(picture, mask)
+        if ";16" in raw_mode(mask):
+            raise UserError(
+                f"{picture}: the mask has 16 bits a channel, of which only 8 would be read. "
+                "Convert it to 8 bit colours.",
+                kind="mask-not-colors",
+            )
+        _check_one_frame(picture, mask)
+        rgb = np.array(mask.convert("RGB"))
+    packed = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
+    return packed & 0xFFFFFF
+
+
+def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
+    """Height and width of a picture, upright, from its header.
+
+    Args:
+        picture: The picture.
+        expected: What it should be. Only if it is not, a PNG, which may have its EXIF data behind
+            the pixels, is decoded to look for it.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    if is_tiff(picture) and pillow_header(picture)[0] is None:
+        return tiff_form(picture).size
+    with opened(picture) as image:
+        size = image.height, image.width
+        may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
+        if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+            return size[::-1]
+        return size
+
+
+def image_dtype(picture: Picture, num_channels: int) -> np.dtype:
+    """The type that `read_image` gives a picture, from its header.
+
+    Raises:
+        UserError: The file cannot be opened, or has other channels.
+    """
+    if num_channels == 3 and not is_tiff(picture):
+        return np.dtype(np.uint8)
+    if (tiff := tiff_to_read(picture, num_channels)) is not None:
+        return np.dtype(tiff.dtype if tiff.channels == num_channels != 3 else np.uint8)
+    if num_channels == 3:
+        return np.dtype(np.uint8)
+    with opened(picture) as image:
+        check_mode(picture, image, num_channels)
+        is_deep = is_deep_grey(image) or is_deep_png(image, num_channels)
+        return np.dtype(np.uint16 if is_deep else np.uint8)
+
+
+def channels_to_keep(picture: Picture) -> int:
+    """The number of channels to read so that nothing of a picture is lost, from its header.
+
+    3 for all that RGB in 8 bit is made for, transparency, CMYK and 16 bit colour among it.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    if is_tiff(picture):
+        tiff = tiff_form(picture)
+        is_photograph = tiff.is_color or (tiff.photometric == "SEPARATED" and tiff.samples == 4)
+        is_grey = tiff.channels == 1 and tiff.dtype != np.uint16
+        return 3 if not tiff.is_plain or is_photograph or is_grey else tiff.channels
+    with opened(picture) as image:
+        return 1 if is_deep_grey(image) else 3
+
+
+def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
+    """Height and width of a mask, which is never turned, from its header.
+
+    Args:
+        picture: The picture.
+        of_ids: Whether it must hold ids, not colours.
+
+    Raises:
+        UserError: The file cannot be opened, or holds colours where there must be ids.
+    """
+    with opened(picture) as mask:
+        if of_ids:
+            _check_mask_mode(picture, mask)
+        return mask.height, mask.width
+
+
+def stored_as(picture: Picture) -> str:
+    """How a picture stores its pixels, in words, from its header.
+
+    Raises:
+        UserError: The file cannot be opened.
+    """
+    with opened(picture) as image:
+        if image.mode in _STORED:
+            return _STORED[image.mode]
+        return "16 bit grey" if image.mode.startswith("I;16") else image.mode
+
+
+def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
+    if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
+        raise UserError(
+            f"{picture}: the mask is {mask.mode} (colours, or several channels); masks must hold "
+            f"class ids: one channel of whole numbers, or a palette. If its colours are the "
+            f"classes, set labels.kind=colors and labels.colors.",
+            kind="mask-not-ids",
+        )
+
+
+def _check_still(picture: Picture, image: ImageFile.ImageFile) -> None:
+    """Of an animation Pillow gives the first frame; the two pictures of an MPO are one."""
+    frames = getattr(image, "n_frames", 1) if image.format in _MOVING else 1
+    if frames > 1:
+        raise UserError(
+            f"{picture}: is an animation of {frames} frames, not an image. Save the frame that is "
+            "meant, or make it a video.",
+            kind="unreadable-file",
+        )
+
+
+def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
+    """Of an animation, or a TIFF of several pages, Pillow gives the first without a word."""
+    if (frames := getattr(mask, "n_frames", 1)) > 1:
+        raise UserError(
+            f"{picture}: the mask has {frames} frames or pages; it must have one. Save the one "
+            "that is meant as a PNG.",
+            kind="unreadable-file",
+        )
+
+
+_MOVING = ("AVIF", "GIF", "PNG", "WEBP")  # formats whose frames are an animation

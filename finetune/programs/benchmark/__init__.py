@@ -1,0 +1,1 @@
+"""`finetune benchmark`: speed against stock transformers."""

@@ -1,0 +1,285 @@
+"""How fast this package is against stock transformers: the program behind `finetune benchmark`.
+
+One process, taking turns (A B A B), medians. On a shared machine only ratios of these mean
+anything; memory is measured in a fresh process a side. `plan` turns options into cases, `measure`
+measures one, `show` prints; `finetune.programs.benchmark.training` trains both for equal minutes.
+
+Both sides live with what the process is told: its threads, and what the C library does with freed
+memory. By default that is its own habit, as in anybody's script; with `--keep-freed-memory` it is
+kept, as `fit` does, which is worth more to stock, whose tensors are larger.
+"""
+
+import functools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.costs import count_flop
+from finetune.errors import UserError
+from finetune.machine import device, is_out_of_memory, keep_freed_memory, set_threads, take_turns
+from finetune.pictures.reading import image_size
+from finetune.programs.benchmark.cases import BENCHMARKS, DTYPES, Case, Work
+from finetune.programs.benchmark.children import peak_of
+from finetune.programs.benchmark.meters import (
+    differences,
+    distance_to_limit,
+    machine,
+    peak_flop_per_second,
+)
+from finetune.segformer import VARIANTS, SegformerConfig
+from finetune.segformer.configuration import smallest_side
+
+TABLE = (*BENCHMARKS, "loader")
+"""What is measured unless told otherwise; `training` takes its minutes twice."""
+LOADER_ROUNDS = 9
+PREDICT_ROUNDS = 5
+PER_PICTURE = ("loader", "predict")
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says; None and () leave the choice to each benchmark."""
+
+    variants: Sequence[str] = ()
+    size: str | None = None
+    batch: int | None = None
+    num_labels: int = 150
+    dtype: str = "float32"
+    device: str | None = None
+    threads: int | None = None
+    rounds: int | None = None
+    compile: bool = False
+    vs: str = "stock"
+    memory: bool = True
+    keep_freed_memory: bool = False
+    data: Path | None = None
+    model: Path | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: the case, the machine, and what was measured. Sides are the keys."""
+
+    case: Case
+    rounds: int
+    machine: dict[str, Any]
+    seconds: dict[str, float]
+    """Median of a run (of a picture, for `loader` and `predict`)."""
+    ratio: dict[str, float]
+    """Stock's seconds over those of each side of ours."""
+    difference: dict[str, float]
+    """Of ours to stock, relative to the largest value; the worst of our sides."""
+    peak_bytes: dict[str, int | None] = field(default_factory=dict)
+    """Above the loaded model and the inputs; None: it did not fit."""
+    limit: dict[str, float] = field(default_factory=dict)
+    """How near our fastest side comes to what the machine can do."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain and flat, for JSON."""
+        values = {**vars(self.case), **self.machine, **vars(self)}
+        if self.case.what in PER_PICTURE:
+            values["images_per_second"] = {side: 1 / value for side, value in self.seconds.items()}
+        return {key: value for key, value in values.items() if key not in ("case", "machine")}
+
+
+def plan(what: Iterable[str], options: Options) -> list[Case]:
+    """The cases of some benchmarks, in order.
+
+    Raises:
+        UserError: names the option that is wrong and what it may be.
+    """
+    where = _device(options.device)
+    size = None if options.size is None else _size(options.size)
+    _check_choice("--dtype", options.dtype, DTYPES)
+    _check_choice("--vs", options.vs, ("stock", "none"))
+    for variant in options.variants:
+        _check_choice("--variant", variant, VARIANTS)
+    if not 2 <= options.num_labels <= 255:
+        raise UserError(f"--num-labels {options.num_labels}: must be 2 to 255")
+    if options.data is not None and not options.data.is_dir():
+        raise UserError(f"--data {options.data}: no such folder")
+    cases = []
+    for name in what:
+        _check_choice("WHAT", name, (*TABLE, "predict"))
+        common = {"what": name, "num_labels": options.num_labels}
+        if name == "loader":
+            shape = {"size": size or (512, 512), "batch": 1, "dtype": "float32", "device": "cpu"}
+            cases.append(Case(variant=None, **common, **shape))  # type: ignore[arg-type]
+            continue
+        if name == "predict":
+            if options.data is None or options.model is None:
+                raise UserError("predict: needs --model and --data, a folder of images")
+            from finetune.programs.benchmark.predicting import (
+                picture_files,  # here, as the loader's
+            )
+
+            size = image_size(picture_files(options.data)[0])
+            shape = {"size": size, "batch": options.batch or 1, "dtype": options.dtype}
+            cases.append(Case(variant=None, device=where, **common, **shape))  # type: ignore[arg-type]
+            continue
+        benchmark = BENCHMARKS[name]
+        shape = {
+            "size": size or benchmark.size,
+            "batch": options.batch or benchmark.batch,
+            "dtype": options.dtype,
+            "device": where,
+        }
+        with_model = benchmark.variants != (None,)
+        variants = (options.variants or benchmark.variants) if with_model else (None,)
+        cases += [Case(variant=v, **common, **shape) for v in variants]  # type: ignore[arg-type]
+    return cases
+
+
+def measure(case: Case, options: Options) -> Result:
+    """Measures one case on each side.
+
+    Raises:
+        UserError: it does not fit into the device's memory; names the options that decide.
+    """
+    set_threads(options.threads)
+    # float32 means float32: by default convolutions on a GPU are rounded to TF32, products are not.
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if options.keep_freed_memory:
+        keep_freed_memory()
+    if case.what == "loader":
+        return _measure_loader(case, options)
+    if case.what == "predict":
+        return _measure_predict(case, options)
+    try:
+        return _measure(case, options)
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            name = f"{case.what} {case.variant or ''}".strip()
+            raise UserError(
+                f"{name}: does not fit into the memory of {case.device}; lower --batch or --size, "
+                "or choose a smaller --variant"
+            ) from error
+        raise
+
+
+def _measure(case: Case, options: Options) -> Result:
+    benchmark = BENCHMARKS[case.what]
+    sides = ["ours", "stock"]
+    if options.compile and benchmark.compiles:
+        torch.compiler.reset()  # what was compiled for the case before counts against a limit
+        sides = ["ours", "ours_compiled", "stock_compiled"]
+    if options.vs == "none":
+        sides = [side for side in sides if side.startswith("ours")]
+    works = {side: benchmark.load(case, side) for side in sides}
+    inputs = benchmark.inputs(case)
+    difference = _differences(works, inputs)
+    rounds = options.rounds or benchmark.rounds
+    eager = works["ours"]  # a compiled graph cannot be looked into
+    limit: dict[str, float] = {}
+    if eager.products is None:
+        seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
+    else:
+        # Its peak right before and right after: shared machines change their pace.
+        before = peak_flop_per_second(case.dtype, case.device)
+        seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
+        eager.reset()
+        limit = distance_to_limit(
+            count_flop(functools.partial(eager.products, *inputs)) * benchmark.passes,
+            functools.partial(eager.run, *inputs),
+            seconds={side: value for side, value in seconds.items() if side.startswith("ours")},
+            peak=max(before, peak_flop_per_second(case.dtype, case.device)),
+            device=case.device,
+        )
+    facts = machine(case.device, keeps_memory=options.keep_freed_memory)
+    del works, eager, inputs  # room for the children
+    peaks = {side: peak_of(case, side) for side in sides} if options.memory else {}
+    return Result(case, rounds, facts, seconds, _ratios(seconds), difference, peaks, limit)
+
+
+def _measure_loader(case: Case, options: Options) -> Result:
+    # Here, because libraries that children never need take seconds to import.
+    from finetune.programs.benchmark.pictures import (
+        BATCH,
+        BATCHES,
+        load_ours,
+        load_stock,
+        one_thread,
+        picture_files,
+    )
+
+    rounds = options.rounds or LOADER_ROUNDS
+    with one_thread(), picture_files(options.data, case.num_labels) as pairs:
+        works = {
+            "ours": load_ours(case, pairs, cached=False),
+            "ours_cached": load_ours(case, pairs, cached=True),
+        }
+        if options.vs == "stock":
+            works["stock"] = load_stock(case, pairs)
+        seconds = take_turns(works, (), rounds=rounds, device="cpu")
+        facts = machine("cpu", keeps_memory=options.keep_freed_memory)
+    seconds = {side: value / (BATCH * BATCHES) for side, value in seconds.items()}
+    return Result(case, rounds, facts, seconds, _ratios(seconds), {})
+
+
+def _measure_predict(case: Case, options: Options) -> Result:
+    from finetune.programs.benchmark.predicting import predicting  # here, as above
+
+    model, data = options.model, options.data
+    assert model is not None, "plan() asks for it"
+    assert data is not None, "and for this"
+    rounds = options.rounds or PREDICT_ROUNDS
+    with predicting(case, model, data) as (works, count):
+        if options.vs == "none":
+            del works["stock"]
+        difference = _differences(works, ())
+        seconds = take_turns(works, (), rounds=rounds, device=case.device)
+        facts = machine(case.device, keeps_memory=options.keep_freed_memory)
+    seconds = {side: value / count for side, value in seconds.items()}
+    return Result(case, rounds, facts, seconds, _ratios(seconds), difference)
+
+
+def _differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, float]:
+    results = {side: work.compare(*inputs) for side, work in works.items()}
+    stock = [side for side in results if side.startswith("stock")]
+    worst: dict[str, float] = {}
+    for side in results.keys() - stock if stock else ():
+        for name, value in differences(results[side], results[stock[0]]).items():
+            worst[name] = max(value, worst.get(name, 0.0))
+    return worst
+
+
+def _ratios(seconds: dict[str, float]) -> dict[str, float]:
+    stock = [value for side, value in seconds.items() if side.startswith("stock")]
+    ours = {side: value for side, value in seconds.items() if side.startswith("ours")}
+    return {side: stock[0] / value for side, value in ours.items()} if stock else {}
+
+
+# ---------------------------------------------------------------------------------------- options
+
+
+def _check_choice(option: str, value: str, choices: Iterable[str]) -> None:
+    if value not in choices:
+        raise UserError(f"{option} {value!r}: choose from {', '.join(choices)}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    smallest = smallest_side(SegformerConfig())
+    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
+        raise UserError(f"--size {text!r}: say 512, or height x width as in 1024x2048")
+    height, width = int(sides[0]), int(sides[-1])
+    if not all(smallest <= side <= 16384 for side in (height, width)):
+        raise UserError(f"--size {text!r}: sides must be {smallest} to 16384 pixels")
+    return height, width
+
+
+def _device(name: str | None) -> str:
+    if name is None:
+        return str(device())
+    try:
+        kind = torch.device(name)
+        if kind.type not in ("cpu", "cuda"):
+            raise UserError(f"--device {name!r}: only cpu and cuda can be measured")
+        torch.empty(0, device=kind)
+    except (RuntimeError, AssertionError) as error:  # torch's: an unknown name; no such GPU here
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name!r}: not usable here ({reason})") from error
+    return name

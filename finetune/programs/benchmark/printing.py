@@ -1,0 +1,125 @@
+"""Prints results: one JSON object a line, or tables that fit into 80 columns."""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from finetune.programs.benchmark.benchmark import Result
+from finetune.programs.benchmark.training import Trained
+
+LEGEND = """\
+time    median of a run, of a picture for the loader
+ratio   stock's over this package's
+differs the largest difference over the largest value; of class maps, the share
+peak    the model's arithmetic a second over that of the machine's best product,
+        or, on a GPU, bytes a second over those of a copy, whichever is nearer
+memory  highest during a run, above the loaded model and its inputs
+loader  one worker a side, which treats freed memory as it does in a training"""
+
+
+def print_json(result: Result | Sequence[Trained]) -> None:
+    """One line, written out at once."""
+    values: dict[str, Any]
+    if isinstance(result, Result):
+        values = result.to_dict()
+    else:
+        values = {"what": "training", **{side.side: vars(side) for side in result}}
+    print(json.dumps(values), flush=True)
+
+
+def print_training(sides: Sequence[Trained]) -> None:
+    """One row a side."""
+    table = _table("training", "images", "minutes", "images/s", "mean IoU", "run folder")
+    for side in sides:
+        table.add_row(
+            "this" if side.side == "ours" else side.side,
+            f"{side.images:,}",
+            f"{side.seconds / 60:.1f}",
+            f"{side.images_per_second:.1f}",
+            "-" if side.mean_iou is None else f"{side.mean_iou:.1%}",
+            side.output,
+        )
+    Console().print(table)
+
+
+def print_tables(results: Sequence[Result]) -> None:
+    """What ran where, then time, then memory."""
+    console = Console()
+    facts = results[0].machine
+    console.print(
+        f"{facts['device_name']} ({facts['device']}), {facts['threads']} threads, "
+        f"torch {facts['torch']}, transformers {facts['transformers']}, {_dtypes(results)}, "
+        f"freed memory {'kept' if facts['keeps_freed_memory'] else 'given back'} by both sides",
+        highlight=False,
+    )
+    console.print(_times(results))
+    if any(result.peak_bytes for result in results):
+        console.print()
+        console.print(_memory(results))
+    console.print(f"\n{LEGEND}", highlight=False)
+
+
+def _dtypes(results: Sequence[Result]) -> str:
+    return " / ".join(sorted({result.case.dtype for result in results}))
+
+
+def _times(results: Sequence[Result]) -> Table:
+    table = _table("time", "images", "this", "stock", "ratio", "differs", "peak")
+    for result in results:
+        stock = [value for side, value in result.seconds.items() if side.startswith("stock")]
+        worst = max(result.difference.values(), default=None)
+        shares = [value for key, value in result.limit.items() if key.startswith("share")]
+        fastest = min((v, side) for side, v in result.seconds.items() if side.startswith("ours"))[1]
+        for side in (side for side in result.seconds if side.startswith("ours")):
+            table.add_row(
+                _name(result, side),
+                _shape(result),
+                _seconds(result.seconds[side]),
+                _seconds(stock[0]) if stock else "",
+                f"{result.ratio[side]:.2f}" if stock else "",
+                "" if worst is None else f"{worst:.0e}",
+                f"{max(shares):.0%}" if shares and side == fastest else "",
+            )
+    return table
+
+
+def _memory(results: Sequence[Result]) -> Table:
+    table = _table("memory", "images", "this", "stock", "ratio")
+    for result in results:
+        stock = [value for side, value in result.peak_bytes.items() if side.startswith("stock")]
+        for side in (side for side in result.peak_bytes if side.startswith("ours")):
+            mine, theirs = result.peak_bytes[side], stock[0] if stock else None
+            table.add_row(
+                _name(result, side),
+                _shape(result),
+                _megabytes(mine),
+                _megabytes(theirs) if stock else "",
+                f"{theirs / mine:.1f}" if mine and theirs else "",
+            )
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
+    return table
+
+
+def _name(result: Result, side: str) -> str:
+    return " ".join(filter(None, [result.case.what, result.case.variant, side.partition("_")[2]]))
+
+
+def _shape(result: Result) -> str:
+    return f"{result.case.batch}x{result.case.size[0]}x{result.case.size[1]}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.4g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _megabytes(value: int | None) -> str:
+    return "too much" if value is None else f"{value / 1e6:,.0f} MB"

@@ -1,0 +1,343 @@
+"""`finetune convert`: weights of others, and stock folders, as a stock folder in float32.
+
+The result opens in stock transformers and gives the original's logits. What neither the file nor
+its shapes say (classes, how images are shown) is assumed, and each assumption is listed.
+"""
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from finetune.errors import UserError
+from finetune.inference.models import (
+    class_colors,
+    class_names,
+    load_config,
+    load_preprocessing,
+    read_model,
+)
+from finetune.inference.preprocessing import Preprocessing
+from finetune.labels.presets import PRESETS, SYNONYMS
+from finetune.labels.translation import default_colors
+from finetune.pictures.drawing import Color
+from finetune.pictures.protocol import Protocol
+from finetune.publish import conversion_card, save_model_folder
+from finetune.segformer import SegformerConfig
+from finetune.weights import (
+    ARCHITECTURES,
+    Card,
+    Kind,
+    card_of,
+    is_checkpoint_file,
+    licence_in,
+    licence_of,
+    read_weights,
+    variant_of,
+)
+
+_WHOLE_FOLDER = ("model.safetensors", "pytorch_model.bin")  # beside their config.json
+_KEPT = ("license", "license_name", "license_link", "base_model", "datasets", "language")
+_EPSILON = (
+    "layer norms use stock's epsilon 1e-5 everywhere, the original 1e-6 in blocks and after stages"
+)
+# The published protocols, by the number of classes of the sets that they belong to: the recipes
+# ade20k and cityscapes.
+_PROTOCOLS = {
+    "ade20k": Protocol(shortest_edge=512, longest_edge=2048, size_divisor=32),
+    "cityscapes": Protocol(window=(1024, 1024), stride=(768, 768)),
+}
+_PRESET_OF = {len(PRESETS[name]["names"]): name for name in _PROTOCOLS}
+_DATA_OF = {"ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
+_PURPOSES: dict[Kind, str] = {
+    "segmentation": "SegFormer for semantic segmentation, {count} classes.",
+    "classification": "SegFormer's encoder (MiT) with the classifier of its pretraining, {count} "
+    "classes.",
+    "encoder": "SegFormer's encoder (MiT), without a head.",
+}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was made of what.
+
+    Attributes:
+        source: the file, folder or Hub id.
+        output: the folder.
+        kind: "segmentation", "classification" or "encoder".
+        loaded: what was read, in words.
+        parameters: how many.
+        classes: their names; empty without a head.
+        assumed: what neither the source nor its shapes say, in sentences.
+        left_out: tensors of the source that no logit depends on.
+        licence: what is known of it, or empty.
+        next: a command that uses the folder.
+    """
+
+    source: str
+    output: str
+    kind: Kind
+    loaded: str
+    parameters: int
+    classes: tuple[str, ...]
+    assumed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    licence: str
+    next: str
+
+    def to_json(self) -> str:
+        """One object, for programs."""
+        return json.dumps(asdict(self))
+
+    def to_text(self) -> str:
+        """For people."""
+        lines = [f"Loaded: {self.loaded}, {self.parameters / 1e6:.2f} M parameters"]
+        if self.left_out:
+            count, first = len(self.left_out), self.left_out[0]
+            lines.append(f"Left out: {count} tensors that no logit depends on, {first} first")
+        lines += [f"Assumed: {text}" for text in self.assumed]
+        if self.licence:
+            lines.append(f"Licence: {self.licence}")
+        return "\n".join([*lines, "", f"Written: {self.output}. Next: {self.next}"])
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A model, and all that is known and assumed about it."""
+
+    model: PreTrainedModel
+    kind: Kind
+    loaded: str
+    colors: tuple[Color, ...]
+    preprocessing: Preprocessing
+    assumed: tuple[str, ...]
+    left_out: tuple[str, ...]
+    licence: str
+    metadata: dict[str, Any]
+    facts: dict[str, str]
+
+
+def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None) -> Conversion:
+    """Makes a stock folder of a checkpoint file, a stock folder or a Hub id.
+
+    Args:
+        checkpoint: the file, folder or id.
+        output: the folder to write; new or empty.
+        heads: of attention, a stage each, for files whose shapes do not tell.
+
+    Raises:
+        UserError: the output is in use; the checkpoint cannot be read, or stock's model cannot
+            express it. Nothing is written then.
+    """
+    _check_output(output)
+    beside = Path(checkpoint)
+    if beside.name in _WHOLE_FOLDER and (beside.parent / "config.json").is_file():
+        checkpoint = str(beside.parent)
+    if is_checkpoint_file(checkpoint):
+        source = _open_file(checkpoint, heads)
+    elif heads is not None:
+        raise UserError(f"--heads: {checkpoint} has a config.json, which says how many")
+    else:
+        source = _open_folder(checkpoint)
+    config: Any = source.model.config
+    labels = config.id2label or {}
+    names = tuple(labels[i] for i in range(len(labels))) if source.kind != "encoder" else ()
+    is_shown = source.kind == "segmentation"
+    card = conversion_card(
+        name=output.resolve().name,
+        purpose=_PURPOSES[source.kind].format(count=len(names)),
+        facts={
+            "weights": source.loaded,
+            "converted from": Path(checkpoint).name
+            if is_checkpoint_file(checkpoint)
+            else checkpoint,
+            **source.facts,
+            **{f"assumed ({n})": text for n, text in enumerate(source.assumed, 1)},
+        },
+        metadata=source.metadata,
+        licence=source.licence,
+        protocol=source.preprocessing.protocol if is_shown else None,
+        num_channels=config.num_channels,
+    )
+    save_model_folder(
+        output,
+        source.model,
+        preprocessing=source.preprocessing,
+        colors=source.colors,
+        card=card,
+    )
+    return Conversion(
+        source=checkpoint,
+        output=str(output),
+        kind=source.kind,
+        loaded=source.loaded,
+        parameters=sum(parameter.numel() for parameter in source.model.parameters()),
+        classes=names,
+        assumed=source.assumed,
+        left_out=source.left_out,
+        licence=source.licence,
+        next=_next(output, source.kind, names, config),
+    )
+
+
+def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
+    weights = read_weights(Path(checkpoint), checkpoint, heads=heads)
+    if weights.lost_head:
+        raise UserError(
+            f"{checkpoint}: cannot be expressed in stock's model: {weights.lost_head}. Its encoder "
+            f"alone can start a training: model.init={checkpoint} in a recipe"
+        )
+    count = weights.arguments.get("num_labels", 0)
+    assumed = list(weights.assumed)
+    names, preset = weights.names, _PRESET_OF.get(count)
+    if weights.kind != "segmentation":
+        names, preset = tuple(f"class_{i}" for i in range(count)), None
+    elif names is None and preset:
+        names = tuple(PRESETS[preset]["names"])
+        assumed.append(f"the {count} classes are those of {preset}, since the file names none")
+    elif names is None:
+        names = tuple(f"class_{i}" for i in range(count))
+        assumed.append(f"the {count} classes are called class_0 and so on: the file names none")
+    arguments = dict(weights.arguments)
+    if arguments.pop("num_labels", None):
+        arguments["id2label"] = dict(enumerate(names))
+        arguments["label2id"] = {name: i for i, name in enumerate(names)}
+    config = SegformerConfig(**arguments)
+    model: Any = ARCHITECTURES[weights.kind](config)
+    prefix = "segformer." if weights.kind == "encoder" else ""
+    model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.state.items()})
+    preprocessing, said = _assumed_preprocessing(weights.kind, preset, config)
+    is_stock = weights.layout == "transformers"
+    # A file out of a model folder is of what the card beside it says.
+    fields = _fields(card_of(str(Path(checkpoint).parent))) if is_stock else {"license": "other"}
+    facts = {} if is_stock else {"epsilon": _EPSILON}
+    return _Source(
+        model.eval(),
+        weights.kind,
+        weights.describe(),
+        weights.colors or _colors(names, preset, weights.kind),
+        preprocessing,
+        (*assumed, said),
+        weights.left_out,
+        weights.licence,
+        _metadata(weights.kind, fields),
+        facts,
+    )
+
+
+def _open_folder(checkpoint: str) -> _Source:
+    if "/" in checkpoint and checkpoint.count("/") != 1 and not Path(checkpoint).is_dir():
+        raise UserError(f"{checkpoint}: no such file or folder")
+    config = load_config(checkpoint, checkpoint)
+    kinds = {architecture.__name__: kind for kind, architecture in ARCHITECTURES.items()}
+    kind = kinds.get((config.architectures or [""])[0], "segmentation")
+    model, missing = read_model(checkpoint, checkpoint, config, ARCHITECTURES[kind])
+    if missing:
+        raise UserError(
+            f"{checkpoint}: {len(missing)} weights are missing or of another shape than "
+            f"config.json says, {missing[0]} among them"
+        )
+    if kind != "encoder":
+        class_names(config, checkpoint)  # refuses what names them not one by one
+    folder = Path(checkpoint)
+    assumed: tuple[str, ...] = ()
+    preset = _PRESET_OF.get(len(config.id2label or {})) if kind == "segmentation" else None
+    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
+        preprocessing, said = _assumed_preprocessing(kind, preset, config)
+        assumed = (said,)
+    else:
+        preprocessing = load_preprocessing(checkpoint, checkpoint, config)
+    names = tuple((config.id2label or {}).values())
+    colors = class_colors(config, len(names), checkpoint)
+    variant = variant_of(config.depths, config.hidden_sizes)
+    size = f"MiT-{variant.upper()}" if variant else "a MiT of another size"
+    fields = _fields(card_of(checkpoint))
+    if not folder.is_dir():
+        fields["base_model"] = checkpoint
+    if licence := licence_of(checkpoint):
+        fields["license"] = "other"
+    return _Source(
+        model,
+        kind,
+        f"transformers folder of {size}, {type(model).__name__}",
+        tuple(colors or _colors(names, preset, kind)),
+        preprocessing,
+        assumed,
+        (),
+        licence,
+        _metadata(kind, fields),
+        {},
+    )
+
+
+def _assumed_preprocessing(
+    kind: Kind, preset: str | None, config: SegformerConfig
+) -> tuple[Preprocessing, str]:
+    """How images are shown where nothing says so, and the sentence that says what is assumed."""
+    if kind != "segmentation":
+        protocol, of = Protocol(fixed_size=(224, 224)), "images of 224 x 224, as in pretraining"
+    elif preset:
+        protocol = _PROTOCOLS[preset]
+        if preset == "ade20k" and variant_of(config.depths, config.hidden_sizes) == "b5":
+            protocol = Protocol(shortest_edge=640, longest_edge=2048, size_divisor=32)
+        of = f"images are shown as published for {preset}: {protocol.describe()}"
+    else:
+        protocol, of = Protocol(), "images are shown at their own size"
+    if config.num_channels == 3:
+        return Preprocessing(protocol), f"{of}; normalised by ImageNet's mean and deviation"
+    mean, std = (0.0,) * config.num_channels, (1.0,) * config.num_channels
+    remedy = "values in 0..1 as they are; mend image_mean and image_std in preprocessor_config.json"
+    return Preprocessing(protocol, mean, std), f"{of}; {remedy}"
+
+
+def _colors(names: Sequence[str], preset: str | None, kind: Kind) -> tuple[Color, ...]:
+    if kind != "segmentation":
+        return ()
+    if preset:
+        return tuple(PRESETS[preset]["colors"])
+    return tuple(default_colors(len(names)))
+
+
+def _metadata(kind: Kind, more: dict[str, Any]) -> dict[str, Any]:
+    tags = {
+        "segmentation": ("image-segmentation", ["segformer", "semantic-segmentation", "vision"]),
+        "classification": ("image-classification", ["segformer", "vision"]),
+        "encoder": ("image-feature-extraction", ["segformer", "vision"]),
+    }
+    return {"pipeline_tag": tags[kind][0], "tags": tags[kind][1], **more}
+
+
+def _fields(card: Card) -> dict[str, Any]:
+    """What a card says of a licence and of where the model comes from, for ours."""
+    kept = {key: card.header[key] for key in _KEPT if card.header.get(key)}
+    return {**kept, "license": "other"} if licence_in(card) else kept
+
+
+def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerConfig) -> str:
+    folder = shlex.quote(str(output))
+    preset = _PRESET_OF.get(len(names))
+    official = [SYNONYMS.get(name, name) for name in names]
+    if kind == "segmentation" and preset and official == PRESETS[preset]["names"]:
+        return f"finetune eval {folder} --recipe {preset} data.path={_DATA_OF[preset]}"
+    if kind == "segmentation":
+        return f"finetune predict {folder} PICTURE -o masks"
+    variant = variant_of(config.depths, config.hidden_sizes)
+    size = f"model.variant={variant}"
+    if variant is None:
+        keys = ("depths", "hidden_sizes", "num_attention_heads")
+        lists = {key: str(list(getattr(config, key))).replace(" ", "") for key in keys}
+        size = " ".join(f"model.{key}={value}" for key, value in lists.items())
+    return f"finetune train RECIPE model.init={folder} {size}"
+
+
+def _check_output(output: Path) -> None:
+    try:
+        in_use = output.exists() and (not output.is_dir() or any(output.iterdir()))
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UserError(f"{output}: not a usable folder ({error})") from error
+    if in_use:
+        raise UserError(f"{output}: is there already; name a folder that is new or empty")

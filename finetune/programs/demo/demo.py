@@ -1,0 +1,401 @@
+"""The demo's page and its server.
+
+    finetune demo runs/camvid/best
+
+The same file is the app.py of a Space: beside it lie this package and a README.md whose `models:`
+are shown. FINETUNE_MODELS, Hub ids or folders separated by commas, is used instead if it is set.
+"""
+
+import contextlib
+import errno
+import logging
+import os
+import re
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from gradio.components.image_editor import WebcamOptions
+from gradio.data_classes import FileData, ImageData
+from huggingface_hub import SpaceCard
+
+from finetune.errors import UserError
+from finetune.inference import Segmenter
+from finetune.machine import set_threads
+from finetune.pictures.reading import image_size
+from finetune.pictures.references import Encoded
+from finetune.programs.demo.answers import MAX_PIXELS, Model, answer
+from finetune.weights import licence_of
+
+MAX_MEGABYTES = 32
+"""Of an upload."""
+MAX_WAITING = 100
+"""Pictures that wait for their turn; one is segmented at a time."""
+KEPT_SECONDS = 900
+"""For which files of a picture stay on the server."""
+_SWEEP_SECONDS = 60
+_NUM_SESSIONS = 100  # of which Gradio keeps the last values: small, since files are apart
+
+_CSS = """
+footer { display: none !important; }
+#viewer, #viewer .html-container { padding: 0 !important; }
+:focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
+"""
+
+
+def build(
+    models: Sequence[Model], *, examples: Sequence[Path] = (), title: str = "", remark: str = ""
+) -> gr.Blocks:
+    """The page.
+
+    Args:
+        models: one, or two to compare; none: `remark` says why.
+        examples: pictures to try.
+        title: its heading. Default: the models' names.
+        remark: a line below it, Markdown.
+    """
+    heading = title or " and ".join(model.name for model in models)
+    with gr.Blocks(title=heading, analytics_enabled=False) as page:
+        gr.Markdown(f"# {_plain(heading)}\n\n{remark}")
+        if not models:
+            return page
+        with gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                picture = gr.Image(
+                    label="Picture",
+                    sources=["upload", "webcam", "clipboard"],
+                    type="filepath",
+                    height=260,
+                    buttons=[],
+                    # A phone's camera on the back, and nothing mirrored.
+                    webcam_options=WebcamOptions(
+                        mirror=False,
+                        constraints={"video": {"facingMode": {"ideal": "environment"}}},
+                    ),
+                    alt_text="the picture that is segmented",
+                    elem_id="picture",
+                )
+                # Gradio's own would open the file, and answer a text file with a traceback. Not a
+                # class derived from Image: Gradio writes a .pyi beside the module of such classes.
+                picture.preprocess = _upload  # type: ignore[assignment, method-assign]
+                # And it would fetch whatever address a client names instead of a file.
+                moved = picture.async_move_resource_to_block_cache
+                picture.async_move_resource_to_block_cache = (  # type: ignore[method-assign]
+                    lambda url_or_file_path: moved(_no_address(url_or_file_path))
+                )
+                if examples:
+                    offered = gr.Dataset(
+                        components=[picture],
+                        samples=[[str(path)] for path in examples],
+                        samples_per_page=len(examples),
+                        type="index",
+                        label="Examples",
+                        elem_id="examples",
+                    )
+                    # Not gr.Examples, which makes the input anew, without what is set above.
+                    offered.click(
+                        lambda index: offered.samples[index][0]["path"],
+                        offered,
+                        picture,
+                        queue=False,
+                        show_progress="hidden",
+                        api_visibility="private",
+                    )
+            with gr.Column(scale=3, min_width=300):
+                source = files("finetune.programs.demo")
+                viewer = gr.HTML(
+                    html_template=(source / "viewer.html").read_text("utf-8"),
+                    css_template=(source / "viewer.css").read_text("utf-8"),
+                    js_on_load=(source / "viewer.js").read_text("utf-8"),
+                    apply_default_css=False,
+                    elem_id="viewer",
+                    examples=[path.stem for path in examples],
+                )
+
+        # Gradio's threads come and go, and each would keep memory and helpers of torch's.
+        worker = ThreadPoolExecutor(1)
+
+        def segment(chosen: Encoded | None) -> dict[str, Any] | None:
+            """The classes of a picture's pixels, their areas, and files with the mask."""
+            if chosen is None:
+                return None
+            folder = Path(tempfile.mkdtemp(dir=viewer.GRADIO_CACHE))
+            return _with_files(worker.submit(answer, models, chosen, folder).result())
+
+        picture.change(segment, picture, viewer, api_name="segment", show_progress="minimal")
+    # Calls that go around the queue would run beside each other.
+    return page.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=1)
+
+
+def _upload(payload: ImageData | None) -> Encoded | None:
+    """What somebody chose, not yet decoded."""
+    if payload is None:
+        return None
+    name = Path(payload.orig_name or "").name[-80:] or "the picture"
+    if payload.path is None:
+        raise gr.Error("The picture must be uploaded as a file.", print_exception=False)
+    try:
+        return Encoded(name, Path(payload.path).read_bytes())
+    except OSError:
+        raise gr.Error(
+            f"{name} is not here any more. Choose it again.", print_exception=False
+        ) from None
+
+
+def _no_address(path: Any) -> Any:
+    if re.match(r"\w+://", str(path)):
+        raise gr.Error("Upload the picture; addresses are not fetched.", print_exception=False)
+    return path
+
+
+def _with_files(value: Any) -> Any:
+    """Paths as Gradio wants files to be written in JSON."""
+    if isinstance(value, dict):
+        return {key: _with_files(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_with_files(one) for one in value]
+    return FileData(path=str(value)).model_dump() if isinstance(value, Path) else value
+
+
+def _plain(text: str) -> str:
+    """Text that Markdown leaves as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
+
+
+def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
+    """Models by folder or Hub id, called by the end of their path.
+
+    Raises:
+        UserError: one cannot be read.
+    """
+    set_threads(None)
+    called = [
+        "/".join(Path(name).resolve().parts[-2:]) if Path(name).exists() else name for name in names
+    ]
+    if len(set(called)) < len(called):
+        called = list(names)
+    return [
+        Model(shown, Segmenter.load(name, device=device))
+        for shown, name in zip(called, names, strict=True)
+    ]
+
+
+def describe(models: Sequence[Model], names: Sequence[str]) -> str:
+    """The line below the heading: what the models know, where pictures go, whose weights."""
+    counts = [f"{len(model.segmenter.names)} classes" for model in models]
+    what = (
+        f"SegFormer, {counts[0]}" if len(set(counts)) == 1 else f"SegFormer, {' and '.join(counts)}"
+    )
+    lines = [
+        f"{what}. Pictures (up to {MAX_MEGABYTES} MB, {MAX_PIXELS // 1_000_000} million pixels) go "
+        "to the machine that serves this page and nowhere else, and are deleted there after "
+        f"{KEPT_SECONDS // 60} minutes."
+    ]
+    return "\n\n".join([*lines, *dict.fromkeys(filter(None, map(licence_of, names)))])
+
+
+def serve(
+    page: gr.Blocks, cache: Path, *, host: str | None = None, port: int | None = None
+) -> None:
+    """Shows the page until the process is interrupted.
+
+    Args:
+        page: from `build`.
+        cache: from `private_cache`; what is old in it is deleted.
+        host: the address to listen on. Default: Gradio's, loopback or $GRADIO_SERVER_NAME.
+        port: default: the first free one from 7860 on.
+
+    Raises:
+        UserError: it cannot listen there.
+    """
+    if host is not None:
+        check_address(host, port or 0)
+    for key in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it is there
+        known = [os.environ.get(key), "127.0.0.1", "localhost", host]
+        os.environ[key] = ",".join(filter(None, known))
+    try:
+        _, address, _ = page.launch(
+            server_name=f"[{host}]" if host and ":" in host else host,
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=True,
+            inline=False,
+            share=False,
+            max_file_size=MAX_MEGABYTES * 2**20,
+            state_session_capacity=_NUM_SESSIONS,
+            enable_monitoring=False,
+            footer_links=[],
+            run_history=False,
+            ssr_mode=False,
+            pwa=False,
+            mcp_server=False,
+            # Named fonts would be loaded from elsewhere.
+            theme=gr.themes.Default(
+                primary_hue="blue",
+                neutral_hue="slate",
+                font=["system-ui", "sans-serif"],
+                font_mono=["ui-monospace", "monospace"],
+            ).set(body_text_color_subdued="*neutral_500"),  # Gradio's is too faint on white
+            css=_CSS,
+        )
+    except OSError as error:
+        where = "7860 to 7959" if port is None else str(port)
+        raise UserError(f"--port {where}: in use; name another") from error
+    logging.getLogger("uvicorn.error").addFilter(_is_news)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is below `finally` is done
+    print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
+    if host not in (None, "127.0.0.1", "::1", "localhost"):
+        print("Whoever reaches this machine can use it.", flush=True)
+    try:
+        while True:
+            time.sleep(_SWEEP_SECONDS)
+            sweep(page, cache, KEPT_SECONDS)
+    finally:
+        logging.disable()  # connections that browsers keep open are cut
+        page.server.force_exit = True
+        page.close(verbose=False)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not that somebody closed the page in the middle of an upload, which has a traceback."""
+    return record.exc_info is None or type(record.exc_info[1]).__name__ != "ClientDisconnect"
+
+
+def sweep(page: gr.Blocks, cache: Path, seconds: float) -> None:
+    """Deletes files of pictures that are older, and the folders that they leave empty.
+
+    Not Gradio's `delete_cache`: that knows nothing of uploads that broke off, and it ends for good
+    where a file arrives while it looks.
+
+    Args:
+        page: whose examples stay.
+        cache: from `private_cache`.
+        seconds: since a file was written.
+    """
+    blocks = page.blocks.values()
+    kept = {Path(path) for block in blocks for path in getattr(block, "keep_in_cache", ())}
+    for folder, _, names in os.walk(cache, topdown=False):
+        for path in (Path(folder, name) for name in names):
+            with contextlib.suppress(OSError):  # gone meanwhile, or a folder that is not empty
+                if path in kept or time.time() - path.lstat().st_ctime <= seconds:
+                    continue
+                path.unlink()
+                for parent in path.parents:
+                    if parent == cache:
+                        break
+                    parent.rmdir()
+
+
+def check_address(host: str, port: int) -> None:
+    """Raises a UserError if nobody could listen there; port 0 is any."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            message = f"--port {port}: in use; name another, or none for the first free one"
+        elif error.errno == errno.EACCES:
+            message = f"--port {port}: only the system may listen there; name one from 1024 on"
+        else:
+            message = f"--host {host}: not an address of this machine ({error.strerror or error})"
+        raise UserError(message) from error
+
+
+def check_examples(examples: Sequence[Path]) -> None:
+    """Raises a UserError if one is no picture."""
+    for path in examples:
+        if not path.is_file():
+            raise UserError(f"--example {path}: there is no such file")
+        try:
+            image_size(path)
+        except UserError as error:  # which speaks of a data set's files
+            raise UserError(f"--example {path}: not a picture that can be read") from error
+
+
+@contextlib.contextmanager
+def private_cache() -> Iterator[Path]:
+    """A folder for uploads and answers that nobody else reads, deleted at the end."""
+    with tempfile.TemporaryDirectory(prefix="finetune-demo-", ignore_cleanup_errors=True) as cache:
+        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(cache)  # as Gradio names what is in it
+        yield Path(os.environ["GRADIO_TEMP_DIR"])
+
+
+@contextlib.contextmanager
+def ended_at_once() -> Iterator[None]:
+    """Ends the process where Ctrl-C or SIGTERM ends the page.
+
+    Python would wait for the thread that segments: for minutes, where the picture is a large one.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit) as stop:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(130 if isinstance(stop, KeyboardInterrupt) else int(stop.code or 0))
+
+
+def run(
+    names: Sequence[str],
+    *,
+    host: str | None,
+    port: int | None,
+    examples: Sequence[Path] = (),
+    device: str | None = None,
+) -> None:
+    """`finetune demo`.
+
+    Raises:
+        UserError: a model or an example cannot be read, or it cannot listen there.
+    """
+    if host is not None:
+        check_address(host, port or 0)
+    check_examples(examples)
+    models = load(names, device=device)
+    with ended_at_once(), private_cache() as cache:
+        page = build(models, examples=examples, remark=describe(models, names))
+        serve(page, cache, host=host, port=port)
+
+
+def of_space(folder: Path) -> gr.Blocks:
+    """The page of a Space; a model that cannot be read is said there, where its owner looks.
+
+    Args:
+        folder: with README.md, and perhaps `examples/`.
+    """
+    header = SpaceCard.load(folder / "README.md").data
+    named = map(str.strip, os.environ.get("FINETUNE_MODELS", "").split(","))
+    names = list(filter(None, named)) or list(header.get("models") or [])
+    models = []
+    try:
+        if not names:
+            raise UserError("README.md names no model: its header needs `models:`")
+        models = load(names[:2])
+        remark = describe(models, names[:2])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        remark = (
+            f"The model is not here: {_plain(str(error))}\n\nIf it is private, give this Space a "
+            "secret HF\\_TOKEN that may read it."
+        )
+    examples = sorted(path for path in (folder / "examples").glob("*") if path.is_file())
+    return build(models, examples=examples, title=header.get("title") or "", remark=remark)
+
+
+def main() -> None:
+    """A Space's app."""
+    with ended_at_once(), private_cache() as cache:
+        serve(of_space(Path(__file__).resolve().parent), cache)
+
+
+if __name__ == "__main__":
+    main()

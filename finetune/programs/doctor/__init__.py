@@ -1,0 +1,1 @@
+"""`finetune doctor`: what is wrong with a data set."""

@@ -1,0 +1,371 @@
+"""`finetune doctor`: reads a whole data set once and says what is wrong with it, by file.
+
+    examination = examine("camvid", ["data.path=CamVid"])
+    examination.write(Path("out"))   # doctor.json and doctor.html
+
+`scan` reads, `figures` adds up, `verdict` judges, `page` draws.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+
+import finetune
+from finetune.data.faults import Fault
+from finetune.data.samples import reader_of
+from finetune.data.sources.opening import open_split
+from finetune.discover.channels import guess_channels, some_images
+from finetune.discover.guess import guess
+from finetune.discover.label_guess import LabelGuess, guess_labels
+from finetune.discover.mask_values import MaskValues
+from finetune.discover.recognise import Layout, recognise
+from finetune.disk import write_whole
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.machine import usable_cores
+from finetune.programs.doctor import figures, page
+from finetune.programs.doctor.figures import Split
+from finetune.programs.doctor.scan import read_facts
+from finetune.programs.doctor.verdict import (
+    Expectations,
+    Finding,
+    count,
+    judge,
+    rare_values,
+    smeared_values,
+)
+from finetune.recipe import Recipe, find_recipe, load_recipe, recipe_from_values
+from finetune.run.screen import progress_bar
+from finetune.segformer.configuration import SegformerConfig, smallest_side
+
+VERSION = 1
+"""Of the form of doctor.json; another number where something is renamed or means something else."""
+DISTANCE = 8
+MAX_WORKERS = 8
+
+
+@dataclass(frozen=True)
+class Examination:
+    """A data set, read and judged."""
+
+    name: str
+    recipe: Recipe
+    seen: tuple[str, ...]
+    """Of a folder without a recipe: how it was understood."""
+    expected: Expectations
+    splits: tuple[Split, ...]
+    findings: tuple[Finding, ...]
+    data: tuple[datasets.Dataset, ...]
+    """The splits' samples, for the pictures."""
+
+    @property
+    def clean(self) -> bool:
+        """Whether there is no problem; warnings do not count."""
+        return not any(finding.severity == "problem" for finding in self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        """What doctor.json holds."""
+        return _to_json(self)
+
+    def write(self, folder: Path) -> tuple[Path, Path]:
+        """Writes doctor.json and doctor.html, each whole or not at all.
+
+        Raises:
+            UserError: The folder cannot be made or written to.
+        """
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+        facts = self.to_json()
+        files = folder / "doctor.json", folder / "doctor.html"
+        write_whole(files[0], json.dumps(facts, indent=1, allow_nan=False) + "\n")
+        write_whole(
+            files[1], page.draw(facts, self.expected, self.splits, self.findings, self.data)
+        )
+        return files
+
+
+def examine(
+    target: str,
+    overrides: Sequence[str] = (),
+    *,
+    choose: Callable[[Sequence[Layout]], Layout] | None = None,
+    workers: int | None = None,
+    distance: int = DISTANCE,
+    show_progress: bool = False,
+) -> Examination:
+    """Reads everything that a recipe, or a folder, would train on and evaluate.
+
+    Args:
+        target: A recipe's name or file, or a folder of images and masks.
+        overrides: "key=value" of the recipe; of a folder's, as `finetune init` would write it.
+        choose: Takes one of several layouts that a folder may have. None: that is a mistake.
+        workers: Threads; None: one a core, up to `MAX_WORKERS`. Never changes what is found.
+        distance: Bits, of 64, in which perceptual hashes of near duplicates differ, at most.
+        show_progress: Draw a bar on stderr.
+
+    Raises:
+        UserError: The recipe is wrong, the folder is not understood, or no split can be opened.
+    """
+    folder = _folder(target, overrides)
+    guessed: LabelGuess | None = None
+    seen: tuple[str, ...] = ()
+    if folder is None:
+        recipe = load_recipe(target, overrides)
+    else:
+        recipe, guessed, seen = _recipe_of(folder, overrides, choose)
+    if recipe.data.source == "shapes":
+        raise UserError("data.source=shapes: its pictures are drawn, there are no files to examine")
+    if recipe.data.streaming:
+        raise UserError(
+            "data.streaming: all samples are read, which takes them here. Take "
+            "data.streaming=false, which copies the set."
+        )
+    labels = recipe.labels.build()
+    names, data, pairing = _opened(recipe, labels)
+    total = sum(len(part) for part in data)
+    workers = workers or min(MAX_WORKERS, usable_cores())
+    splits = []
+    with progress_bar(total=total, desc="examining", unit="image", show=show_progress) as bar:
+        for name, part, own in zip(names, data, pairing, strict=True):
+            reader, rows = reader_of(part), part.with_format(None)
+            images = [reader.pictures.name(image) for image in rows["image"]]
+            masks = [reader.form.name(mask) for mask in rows["mask"]]
+            masks = [mask or image for mask, image in zip(masks, images, strict=True)]
+            facts = read_facts(part, workers=workers, advance=bar.update)
+            splits.append(Split(name, list(rows["id"]), images, masks, facts, own))
+    known = guessed is None or guessed.known or any(o.startswith("labels.") for o in overrides)
+    if guessed is not None and not known:
+        labels, seen = _guessed_again(splits, labels, guessed, seen)
+    wants_crop = folder is None or any(text.startswith("augment.") for text in overrides)
+    expected = Expectations(
+        labels,
+        known=known,
+        crop=recipe.augment.crop if wants_crop else None,
+        base_size=recipe.augment.base_size,
+        smallest_side=smallest_side(SegformerConfig(**recipe.model.config_arguments())),
+        drawn=recipe.data.val_fraction is not None,
+        distance=distance,
+    )
+    findings = judge(splits, expected)
+    name = recipe.name or Path(target).name
+    return Examination(name, recipe, seen, expected, tuple(splits), tuple(findings), tuple(data))
+
+
+def _folder(target: str, overrides: Sequence[str]) -> Path | None:
+    """The folder that is meant, or None if it is a recipe, as it is where a path is given beside.
+
+    Raises:
+        UserError: It may be either, or is neither.
+    """
+    path = Path(target).expanduser()
+    try:
+        recipe = find_recipe(target)
+    except UserError as error:
+        if path.is_dir():
+            return path
+        raise UserError(f"{error} Nor is {target} a folder.") from error
+    if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
+        return None
+    raise UserError(
+        f"{target} is a folder here, and the recipe {recipe.name}. Write ./{target} for the "
+        f"folder, {recipe.name} for the recipe."
+    )
+
+
+def _recipe_of(
+    folder: Path,
+    overrides: Sequence[str],
+    choose: Callable[[Sequence[Layout]], Layout] | None,
+) -> tuple[Recipe, LabelGuess, tuple[str, ...]]:
+    """What `finetune init` would take a folder for, though some of its files are bad."""
+    root = folder.absolute()
+    layouts = recognise(root)
+    if len(layouts) > 1 and choose is None:
+        raise UserError(f"{folder}: may be understood in {len(layouts)} ways; choose one")
+    layout = layouts[0] if choose is None else choose(layouts)
+    guessed = guess(root, layout, faults=[])  # which are found again when all is opened
+    values = {"data": layout.data, "labels": guessed.labels}
+    recipe = recipe_from_values(values, root.name, overrides)
+    images = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split, faults=[])
+    channels = guess_channels(some_images(images))
+    if channels.model:
+        values["model"] = channels.model
+        values["data"] = {**layout.data, **channels.data}
+        recipe = recipe_from_values(values, root.name, overrides)
+    return recipe, guessed, (*layout.found, *guessed.found, *layout.assumed, *guessed.assumed)
+
+
+def _opened(
+    recipe: Recipe, labels: Labels
+) -> tuple[list[str], list[datasets.Dataset], list[list[Fault]]]:
+    """Names and samples of the splits, and what does not make a sample.
+
+    Raises:
+        UserError: Not one can be opened.
+    """
+    names: list[str] = []
+    opened: list[datasets.Dataset] = []
+    pairing: list[list[Fault]] = []
+    missing: list[Fault] = []
+    data = recipe.data
+    for split in dict.fromkeys((data.train_split, data.val_split)):
+        own: list[Fault] = []
+        try:
+            channels = recipe.model.num_channels
+            opened.append(open_split(data, labels, split, num_channels=channels, faults=own))
+        except UserError as error:
+            missing.append(Fault("split-missing", (), f"{split}: {error}"))
+            first = error
+            continue
+        names.append(split)
+        pairing.append([fault for fault in own if not any(fault in other for other in pairing)])
+    if not opened:
+        raise first
+    if data.train_split == data.val_split:
+        missing.append(Fault("same-split", (), data.train_split))
+    pairing[0] = [*missing, *pairing[0]]
+    return names, opened, pairing
+
+
+def _guessed_again(
+    splits: Sequence[Split], labels: Labels, guessed: LabelGuess, seen: tuple[str, ...]
+) -> tuple[Labels, tuple[str, ...]]:
+    """Ids that mean nothing known yet, now that all masks were read: without the slips."""
+    values = figures.value_counts(splits)
+    num_masks = sum(bool(len(facts.values)) for split in splits for facts in split.facts)
+    if labels.kind == "colors" or not values:
+        return labels, seen
+    slips = set(smeared_values(values) or rare_values(values, num_masks, labels.kind))
+    counts = Counter({v: c.pixels for v, c in values.items() if v not in slips})
+    try:
+        again = guess_labels(MaskValues("ids", counts, None, num_masks), None)
+    except UserError:  # fewer than two classes: what was seen first will do
+        return labels, seen
+    block = {**again.labels, "colors": None}
+    lines = tuple(line for line in seen if line not in (*guessed.found, *guessed.assumed))
+    return Labels.build(**block), (*lines, *again.found, *again.assumed)
+
+
+# -------------------------------------------------------------------------------------------- JSON
+
+
+def _to_json(done: Examination) -> dict[str, Any]:
+    labels, splits = done.expected.labels, done.splits
+    counts = [figures.class_counts(split, labels) for split in splits]
+    weights = figures.class_weights(counts[0].pixels)
+    statistics = figures.mean_and_std(splits[0])
+    places = count(done.findings)
+    return {
+        "version": VERSION,
+        "finetune": finetune.__version__,
+        "name": done.name,
+        "verdict": "clean" if done.clean else "problems",
+        "problems": places["problem"],
+        "warnings": places["warning"],
+        "understood": list(done.seen),
+        "data": done.recipe.data.model_dump(mode="json", include={"source", "path"}),
+        "splits": {
+            split.name: {
+                "samples": len(split),
+                "pixels": own.total,
+                "ignored_pixels": own.ignored,
+                "uncovered_pixels": own.uncovered,
+            }
+            for split, own in zip(splits, counts, strict=True)
+        },
+        "findings": [
+            {
+                "kind": finding.kind,
+                "severity": finding.severity,
+                "message": finding.message,
+                "remedy": finding.remedy,
+                "files": [_text(file) for file in finding.files],
+                "places": [
+                    {"files": [_text(file) for file in place.files], "what": _text(place.what)}
+                    for place in finding.places
+                ],
+            }
+            for finding in done.findings
+        ],
+        "classes": [
+            {
+                "id": i,
+                "name": name,
+                "weight": weights[i],
+                **{
+                    split.name: {"pixels": int(own.pixels[i]), "images": int(own.images[i])}
+                    for split, own in zip(splits, counts, strict=True)
+                },
+            }
+            for i, name in enumerate(labels.names)
+        ],
+        "weights": "1 / ln(1.02 + share of the labelled training pixels), as ENet has it; "
+        "loss.class_weights of a recipe takes them by name",
+        "masks": {
+            "kind": labels.kind,
+            "stored": dict(figures.stored_kinds(splits)),
+            "values": _values_json(splits, labels),
+        },
+        "sizes": _sizes_json(done),
+        "colors": {
+            "mean": statistics and [round(value, 6) for value in statistics[0]],
+            "std": statistics and [round(value, 6) for value in statistics[1]],
+            "recipe_mean": list(done.recipe.data.image_mean),
+            "recipe_std": list(done.recipe.data.image_std),
+        },
+    }
+
+
+MAX_VALUES = 1000
+"""Raw values that doctor.json lists; the most frequent."""
+
+
+def _values_json(splits: Sequence[Split], labels: Labels) -> list[dict[str, Any]]:
+    values, rules = figures.value_counts(splits), dict(labels.rules)
+    frequent = sorted(values, key=lambda value: (-values[value].pixels, value))[:MAX_VALUES]
+
+    def meaning(value: int) -> str | None:
+        class_id = rules.get(value)
+        if class_id is None:
+            return None
+        return "ignored" if class_id == labels.ignore_index else labels.names[class_id]
+
+    return [
+        {
+            "value": figures.value_name(value, labels.kind) if labels.kind == "colors" else value,
+            "meaning": meaning(value),
+            "pixels": values[value].pixels,
+            "images": values[value].images,
+        }
+        for value in sorted(frequent)
+    ]
+
+
+def _sizes_json(done: Examination) -> dict[str, Any]:
+    sizes, crop = figures.sizes(done.splits), done.expected.crop
+    if not len(sizes):
+        return {"crop": crop}
+    smallest, median, largest = sizes.min(0), np.median(sizes, axis=0), sizes.max(0)
+    pairs, number = np.unique(sizes, axis=0, return_counts=True)
+    common = np.argsort(-number, kind="stable")[:MAX_VALUES]
+    return {
+        "crop": None if crop is None else list(crop),
+        "smallest": smallest.tolist(),
+        "median": median.tolist(),
+        "largest": largest.tolist(),
+        "different": len(pairs),
+        "most_common": [[*pairs[i].tolist(), int(number[i])] for i in common],
+    }
+
+
+def _text(name: str) -> str:
+    """A name as valid Unicode: file systems keep any bytes."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

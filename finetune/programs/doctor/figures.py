@@ -1,0 +1,158 @@
+"""What the samples of a set add up to: classes, values, sizes, colours."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from finetune.data.faults import Fault
+from finetune.labels.translation import NO_OBJECT, UNCOUNTED, Labels
+from finetune.programs.doctor.scan import Facts
+
+MAX_PLACES = 256
+"""Masks of a value that are remembered by name; what stands in more is not rare."""
+MAX_VALUES = 65536
+"""Values that are told apart; colours that JPEG made may be millions."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of a split, what is known of each, and what does not make a sample."""
+
+    name: str
+    ids: Sequence[str]
+    images: Sequence[str]
+    masks: Sequence[str]
+    """By the names that messages use; that of the image where the mask has none."""
+    facts: Sequence[Facts]
+    faults: Sequence[Fault] = ()
+    """Files without a partner, and such."""
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+
+@dataclass
+class ValueCount:
+    """Where a raw value of masks stands."""
+
+    pixels: int = 0
+    images: int = 0
+    of_images: int = 0
+    """Pixels of the masks that hold it, all values together."""
+    places: list[tuple[int, int, int]] = field(default_factory=list)
+    """Split, sample and pixels, of the first masks."""
+
+
+@dataclass(frozen=True)
+class ClassCounts:
+    """Of one split, per class and beside them."""
+
+    pixels: np.ndarray
+    """(K,) int64."""
+    images: np.ndarray
+    """(K,) int64, images that show the class."""
+    ignored: int
+    """Pixels that a rule leaves out."""
+    uncovered: int
+    """Pixels whose value has no rule."""
+
+    @property
+    def total(self) -> int:
+        """All pixels."""
+        return int(self.pixels.sum()) + self.ignored + self.uncovered
+
+
+def value_counts(splits: Sequence[Split]) -> dict[int, ValueCount]:
+    """Raw values of all masks, ascending; beyond `MAX_VALUES`, those that came first."""
+    found: dict[int, ValueCount] = {}
+    for s, split in enumerate(splits):
+        for i, facts in enumerate(split.facts):
+            total = int(facts.counts.sum())
+            for value, count in zip(facts.values.tolist(), facts.counts.tolist(), strict=True):
+                if value not in found and len(found) >= MAX_VALUES:
+                    continue
+                entry = found.setdefault(value, ValueCount())
+                entry.pixels += count
+                entry.images += 1
+                entry.of_images += total
+                if len(entry.places) < MAX_PLACES:
+                    entry.places.append((s, i, count))
+    return dict(sorted(found.items()))
+
+
+def class_counts(split: Split, labels: Labels) -> ClassCounts:
+    """Pixels and images of every class in a split."""
+    rules = dict(labels.rules)
+    pixels = np.zeros(labels.num_labels, np.int64)
+    images = np.zeros(labels.num_labels, np.int64)
+    ignored = uncovered = 0
+    for facts in split.facts:
+        seen = set()
+        uncovered += facts.other_pixels
+        for value, count in zip(facts.values.tolist(), facts.counts.tolist(), strict=True):
+            class_id = rules.get(value)
+            if class_id is None:
+                uncovered += count
+            elif class_id == labels.ignore_index:
+                ignored += count
+            else:
+                pixels[class_id] += count
+                seen.add(class_id)
+        images[list(seen)] += 1
+    return ClassCounts(pixels, images, ignored, uncovered)
+
+
+def class_weights(pixels: np.ndarray) -> list[float | None]:
+    """Weights of classes for the loss, 1 / ln(1.02 + share of the labelled pixels).
+
+    ENet's (Paszke et al. 2016, https://arxiv.org/abs/1606.02147, section 5.2): between 1.4 for a
+    class of everything and 50 for one of nothing, so that no rare class takes over. A class that
+    is never seen has none.
+    """
+    share = pixels / max(1, pixels.sum())
+    weights = 1 / np.log(1.02 + share)
+    return [round(float(w), 4) if count else None for w, count in zip(weights, pixels, strict=True)]
+
+
+def mean_and_std(split: Split) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation per channel over all pixels, of values in 0..1.
+
+    From those of the images: the mean of squares is the variance plus the mean's square.
+    """
+    count = 0
+    sums, squares = np.zeros(1), np.zeros(1)  # grows to the number of channels
+    for facts in split.facts:
+        if facts.size is not None:
+            number = facts.size[0] * facts.size[1]
+            mean, deviation = np.array(facts.mean), np.array(facts.deviation)
+            count += number
+            sums = sums + number * mean
+            squares = squares + number * (deviation**2 + mean**2)
+    if not count:
+        return None
+    mean = sums / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
+    return mean.tolist(), std.tolist()
+
+
+def sizes(splits: Sequence[Split]) -> np.ndarray:
+    """(N, 2) heights and widths of all images that can be read."""
+    found = [facts.size for split in splits for facts in split.facts if facts.size is not None]
+    return np.array(found, int).reshape(-1, 2)
+
+
+def stored_kinds(splits: Sequence[Split]) -> Counter[str]:
+    """How masks store their pixels, and how many do so."""
+    kinds = Counter(facts.stored for split in splits for facts in split.facts if facts.stored)
+    return Counter(dict(sorted(kinds.items())))
+
+
+def value_name(value: int, kind: str) -> str:
+    """A raw value as a person writes it."""
+    if value == NO_OBJECT:
+        return "no object (-1)"
+    if value == UNCOUNTED:
+        return "left out by the annotation (-2)"
+    return f"#{value:06X}" if kind == "colors" else str(value)

@@ -1,0 +1,190 @@
+"""Reads every image and mask of a split and keeps a few numbers of each.
+
+What comes out is in the order of the samples and does not depend on the number of threads.
+"""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+
+import cv2
+import datasets
+import numpy as np
+
+from finetune.data.duplicates import digest, perceptual_hash
+from finetune.data.faults import Fault
+from finetune.data.masks import ColorMasks, IdMasks, Size
+from finetune.data.samples import ReadSamples, reader_of
+from finetune.data.threads import in_order
+from finetune.discover.mask_values import count_values
+from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.pictures.drawing import as_rgb
+from finetune.pictures.reading import image_size, read_image, stored_as
+
+MAX_VALUES = 256
+"""Of a mask with more values, those without a rule beyond the most frequent are only counted."""
+LARGE = 2**25
+"""Pixels of an image from which on only one is decoded at a time, for the memory's sake."""
+_CHUNK = 256  # rows taken out of the table at once
+
+
+def _no_values() -> np.ndarray:
+    return np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is kept of one sample: about a kilobyte, whatever its size."""
+
+    faults: tuple[Fault, ...] = ()
+    size: Size | None = None
+    """Of the image; None if it cannot be read, as with all that follows."""
+    mean: tuple[float, ...] = ()
+    """Per channel, of values in 0..1."""
+    deviation: tuple[float, ...] = ()
+    """Standard deviation per channel, of values in 0..1."""
+    digest: bytes | None = None
+    """Of the decoded pixels."""
+    look: bytes | None = None
+    """Perceptual hash."""
+    stored: str = ""
+    """How the mask stores its pixels; "" if it is no picture."""
+    mask_digest: bytes | None = None
+    values: np.ndarray = field(default_factory=_no_values, repr=False)
+    """Raw values of the mask, ascending; empty if it cannot be read."""
+    counts: np.ndarray = field(default_factory=_no_values, repr=False)
+    """Pixels of each value."""
+    other_values: int = 0
+    other_pixels: int = 0
+    """Of values without a rule beyond `MAX_VALUES`."""
+    mended: int = 0
+    """Pixels whose colour was taken for its neighbour's, within the tolerance."""
+
+    @property
+    def blank(self) -> bool:
+        """Whether all pixels of the image have one colour."""
+        return bool(self.deviation) and max(self.deviation) < 1e-6
+
+
+def read_facts(
+    dataset: datasets.Dataset,
+    *,
+    workers: int,
+    advance: Callable[[int], object] = lambda count: None,
+) -> list[Facts]:
+    """The facts of every sample, in order.
+
+    Args:
+        dataset: From `finetune.data.samples.as_samples`.
+        workers: Threads.
+        advance: Called with 1 after each sample.
+    """
+    reader, rows = reader_of(dataset), dataset.with_format(None)
+    one_large = threading.Lock()
+
+    def pairs() -> Iterator[tuple[str, str]]:
+        for start in range(0, len(rows), _CHUNK):  # rows of COCO's are long: not all at once
+            part = rows[start : start + _CHUNK]
+            yield from zip(part["image"], part["mask"], strict=True)
+
+    facts: list[Facts] = []
+    for found in in_order(lambda pair: examine(reader, *pair, one_large), pairs(), workers):
+        facts.append(found)
+        advance(1)
+    return facts
+
+
+def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Lock) -> Facts:
+    """The facts of one sample; what is wrong with it is among them."""
+    faults: list[Fault] = []
+    facts = Facts()
+    name = reader.pictures.name(image)
+    try:
+        picture = reader.pictures.open(image)
+        height, width = image_size(picture)
+        with one_large if height * width > LARGE else contextlib.nullcontext():
+            facts = image_facts(read_image(picture, reader.num_channels))
+    except UserError as error:
+        faults.append(_fault(error, name, "unreadable-file"))
+    where = reader.form.name(mask)
+    try:
+        raw, exact = _raw(reader, mask, facts.size)
+        if raw is not None:
+            facts = _with_mask(facts, raw, exact, reader.labels)
+            own = raw.shape
+            if facts.size is not None and own != facts.size:
+                what = (
+                    f"the mask is {own[1]} x {own[0]} pixels (width x height), the image "
+                    f"{facts.size[1]} x {facts.size[0]}"
+                )
+                faults.append(Fault("size-mismatch", tuple(filter(None, (where, name))), what))
+        if isinstance(reader.form, IdMasks | ColorMasks):
+            facts = replace(facts, stored=stored_as(reader.form.pictures.open(mask)))
+    except UserError as error:
+        # What is no picture of its own is text that somebody's program wrote.
+        pictures = isinstance(reader.form, IdMasks | ColorMasks)
+        kind = "unreadable-file" if pictures else "bad-annotation"
+        faults.append(_fault(error, where or name, kind))
+    return replace(facts, faults=tuple(faults))
+
+
+def _fault(error: UserError, name: str, kind: str) -> Fault:
+    kind = error.kind or kind
+    if kind in ("empty-file", "missing-file", "mask-not-ids", "mask-not-colors"):
+        return Fault(kind, (name,))  # which says all
+    if kind == "unreadable-file":  # what the decoder said, without our own words around it
+        what = str(error.__cause__ or error)
+        return Fault(kind, (name,), what.replace(f" {name!r}", "").removeprefix(f"{name}: "))
+    return Fault(kind, (name,), str(error).removeprefix(f"{name}: "))
+
+
+def image_facts(pixels: np.ndarray) -> Facts:
+    """What is kept of an image, uint8 or uint16 (H, W, C)."""
+    full = np.iinfo(pixels.dtype).max
+    mean, deviation = cv2.meanStdDev(pixels)
+    return Facts(
+        size=(pixels.shape[0], pixels.shape[1]),
+        mean=tuple((mean.ravel() / full).tolist()),
+        deviation=tuple((deviation.ravel() / full).tolist()),
+        digest=digest(pixels),
+        look=perceptual_hash(as_rgb(pixels)),
+    )
+
+
+def _raw(
+    reader: ReadSamples, mask: str, size: Size | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Raw values of a mask as `Labels` takes them; and as they were, if colours were mended.
+
+    None if the mask has no size of its own and the image's is not known.
+    """
+    form = reader.form
+    size = size or form.size(mask)
+    if size is None:
+        return None, None
+    if not isinstance(form, ColorMasks) or not form.tolerance:
+        return form.read(mask, size), None
+    exact = replace(form, tolerance=0).read(mask, size)
+    return form.mended(exact), exact
+
+
+def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: Labels) -> Facts:
+    values, counts = count_values(raw)
+    others, other_pixels = 0, 0
+    if len(values) > MAX_VALUES:
+        known = np.isin(values, [value for value, _ in labels.rules])
+        rank = np.argsort(np.argsort(np.where(known, 0, -counts), kind="stable"), kind="stable")
+        kept = known | (rank < MAX_VALUES)
+        others, other_pixels = int((~kept).sum()), int(counts[~kept].sum())
+        values, counts = values[kept], counts[kept]
+    return replace(
+        facts,
+        mask_digest=digest(raw.astype(np.int32)),
+        values=values,
+        counts=counts,
+        other_values=others,
+        other_pixels=other_pixels,
+        mended=0 if exact is None else int((raw != exact).sum()),
+    )

@@ -1,0 +1,91 @@
+"""Scores a saved model folder: the table that training printed, from the folder alone."""
+
+import json
+import warnings
+from collections.abc import Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from finetune.inference import Protocol, Segmenter
+from finetune.machine import set_threads
+from finetune.recipe import Recipe, recipe_from_yaml
+from finetune.trainers import Evaluation
+from finetune.trainers.segmentation import SegmentationTask, check_same_task, protocol_of
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Evaluation:
+    """Evaluates a model folder (or Hub id) on a recipe's validation split.
+
+    Images are shown to it as the folder says, in the precision of its own `recipe.yaml` if it has
+    one. A stock folder says only what stock can do, which is not what the published scores were
+    measured with: of it only mean and deviation are taken, the rest is the recipe's. Data, labels
+    and batch size are the recipe's.
+
+    Args:
+        model: the folder or id.
+        recipe: resolved.
+        overridden: keys of the recipe's `evaluation` that count whatever the folder says; with ""
+            all of them.
+
+    Raises:
+        UserError: the folder cannot be read, or its classes are not the recipe's.
+    """
+    segmenter = _load(model, recipe)
+    own = segmenter.preprocessing
+    if getattr(segmenter.model.config, "finetune_eval", None) is None:
+        protocol = protocol_of(recipe)
+    else:
+        keys = {field.name for field in fields(Protocol)}
+        names = keys if "" in overridden else keys & {*overridden}
+        chosen = {name: getattr(recipe.evaluation, name) for name in names}
+        protocol = protocol_of(recipe) if names == keys else own.protocol.replaced(**chosen)
+    preprocessing = replace(own, protocol=protocol)
+    recipe = _in_precision_of(model, recipe)
+    task = SegmentationTask(recipe, preprocessing)
+    data = recipe.data
+    wanted = protocol_of(recipe), tuple(data.image_mean), tuple(data.image_std)
+    if (protocol, own.image_mean, own.image_std) != wanted:
+        warnings.warn(
+            f"scored as the model's folder shows images ({protocol.describe()}; its mean and std), "
+            "not as the recipe says; name evaluation.KEY=VALUE to have it otherwise",
+            stacklevel=2,
+        )
+    set_threads(recipe.train.threads)
+    task.check_split(task.val_samples)
+    dtype = DTYPES.get(recipe.train.precision)
+    with torch.autocast(segmenter.device.type, dtype=dtype, enabled=dtype is not None):
+        evaluation = task.evaluate(segmenter.model, rank=0, world_size=1, stop=lambda: False)
+    assert evaluation is not None, "nobody can stop it"
+    return evaluation
+
+
+def show(evaluation: Evaluation, model: str, recipe: Recipe, *, as_json: bool) -> None:
+    """Prints an evaluation as a table, or as one JSON object."""
+    if as_json:
+        print(json.dumps({"model": model, "recipe": recipe.name, **evaluation.metrics}))
+        return
+    console = Console()
+    console.print(f"{model} on {recipe.name}", style="bold", highlight=False, markup=False)
+    console.print(evaluation.table)
+
+
+def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
+    path = Path(model) / "recipe.yaml"
+    if not path.is_file():
+        return recipe
+    precision = recipe_from_yaml(path).train.precision
+    return recipe.model_copy(
+        update={"train": recipe.train.model_copy(update={"precision": precision})}
+    )
+
+
+def _load(model: str, recipe: Recipe) -> Segmenter:
+    """The model, which must be of the recipe's classes and channels."""
+    segmenter = Segmenter.load(model)
+    check_same_task(segmenter, recipe, f"model {model}")
+    return segmenter

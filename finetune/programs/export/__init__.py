@@ -1,0 +1,1 @@
+"""`finetune export`: a model as files that run without PyTorch."""

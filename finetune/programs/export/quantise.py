@@ -1,0 +1,110 @@
+"""Weights and activations in 8 bit, their ranges taken from the recipe's own images."""
+
+from collections.abc import Generator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune.inference import Segmenter
+from finetune.inference.scores import score_bands
+from finetune.programs.export.graph import facts, quietly, with_facts
+from finetune.recipe import Recipe
+from finetune.run.screen import progress_bar
+from finetune.trainers.segmentation import SegmentationTask
+
+OPERATORS = ("Conv",)
+"""What becomes 8 bit, see `quantise`."""
+
+
+def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, count: int) -> None:
+    """Static quantisation (QDQ, a scale a channel of the weights) through ONNX Runtime.
+
+    The convolutions become 8 bit: the patch merging, both products of Mix-FFN and what lies between
+    them, the sequence reduction and the head. The attention's products stay in float32: in 8 bit
+    they cost ONNX Runtime more time than the whole saves.
+
+    Args:
+        source: `onnx/model.onnx`.
+        target: the file to write.
+        segmenter: the model, which says how images are shown to it.
+        recipe: whose training images are shown; validation images would flatter the score.
+        count: of images.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.calibrate import CalibrationDataReader
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    images = _shown(segmenter, recipe, count)
+
+    class Reader(CalibrationDataReader):
+        """The images, one at a time: they may be of any size."""
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            """The next one, or None."""
+            shown = next(images, None)
+            return None if shown is None else {"pixel_values": shown}
+
+    # Its advice to do what has been done is given on the root logger.
+    with TemporaryDirectory() as folder, closing(images), quietly([None]):
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(source, prepared, skip_symbolic_shape=True)
+        quantize_static(
+            prepared,
+            target,
+            Reader(),
+            quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=list(OPERATORS),
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+        )
+    target.write_bytes(with_facts(onnx.load(target), facts(segmenter, "logits")))
+
+
+def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.ndarray, None, None]:
+    """Training images, evenly spread, as the model is shown them: (1, C, H, W) float32.
+
+    Padded, in windows and mirrored where evaluations do so, because it is they who ask.
+    """
+    samples = SegmentationTask(recipe, segmenter.preprocessing).train_samples
+    places = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
+    bar = progress_bar(total=len(places), desc="calibrating", unit="image", show=True, leave=False)
+    with closing(bar):
+        for place in places:
+            image = samples[int(place)]["image"]
+            size = image.shape[0], image.shape[1]
+            listener = _Listener(segmenter.model.config)
+            views = segmenter.views([image])
+            for _ in score_bands(listener, views, segmenter.preprocessing, size):
+                yield from listener.heard()
+            bar.update()
+
+
+class _Listener(nn.Module):
+    """In the place of the model: keeps what it is shown, and finds nothing in it."""
+
+    dtype = torch.float32
+
+    def __init__(self, config: Any):
+        super().__init__()
+        self.config, self._shown = config, list[np.ndarray]()
+        self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
+
+    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
+        """Logits of zeros."""
+        self._shown.append(np.ascontiguousarray(pixel_values.numpy()))
+        batch, _, height, width = pixel_values.shape
+        shape = batch, self.config.num_labels, -(-height // 4), -(-width // 4)
+        return SimpleNamespace(logits=torch.zeros(shape))
+
+    def heard(self) -> list[np.ndarray]:
+        """What was shown since this was asked last."""
+        shown, self._shown = self._shown, []
+        return shown

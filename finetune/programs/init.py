@@ -1,0 +1,186 @@
+"""`finetune init`: a folder of images and masks to a recipe that trains as it stands.
+
+What was seen is a comment in the recipe, and so is what was assumed; a folder that may be meant in
+several ways is a question on a terminal, and a mistake elsewhere.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import yaml
+
+from finetune.data.samples import preflight, upright_sizes, with_channels
+from finetune.data.sources.opening import open_split
+from finetune.discover.channels import NUM_IMAGES, ChannelGuess, guess_channels, some_images
+from finetune.discover.guess import guess, with_preset
+from finetune.discover.label_guess import LabelGuess
+from finetune.discover.recognise import Layout, recognise, table
+from finetune.disk import write_whole
+from finetune.errors import UserError
+from finetune.machine import device
+from finetune.pictures.reading import image_size
+from finetune.recipe import Recipe, recipe_from_values, to_yaml
+
+MAX_CROP = 512
+SMALLEST_CROP = 64
+NUM_SIZES = 1000
+"""Images whose sizes decide on the crop."""
+STEPS_CPU, STEPS_GPU = 2000, 20_000
+EPOCHS = 60
+"""At most: small sets are seen that often."""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A recipe and what to say about it."""
+
+    text: str
+    recipe: Recipe
+    found: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+
+def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]) -> Draft:
+    """Looks at a folder and writes the recipe to `output`.
+
+    Args:
+        root: The folder.
+        output: The recipe's file, .yaml or .yml, which must not exist.
+        choose: Takes one of the layouts, of which there may be but one, or raises a UserError.
+
+    Raises:
+        UserError: `output` exists; or what the folder holds is not known, or makes no sense.
+    """
+    _check_output(output)
+    root = root.expanduser().absolute()
+    return _written(choose(recognise(root)), root, output)
+
+
+def draft_from_table(path: str, output: Path, *, revision: str | None = None) -> Draft:
+    """The same for what lies elsewhere, from its columns and first rows.
+
+    Args:
+        path: A Hub id, or an address that fsspec understands.
+        output: The recipe's file, .yaml or .yml, which must not exist.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        UserError: As `draft`; or it cannot be opened.
+    """
+    _check_output(output)
+    return _written(table(path, revision), Path(path), output)
+
+
+def _check_output(output: Path) -> None:
+    if output.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{output}: a recipe's name ends in .yaml. Choose such a name with -o.")
+    if output.exists():
+        raise UserError(f"{output}: exists; it is not overwritten. Choose another with -o.")
+
+
+def _written(layout: Layout, root: Path, output: Path) -> Draft:
+    labels = guess(root, layout)
+    count: int | None
+    if layout.table is not None and not layout.table.is_here:
+        some = [image for image, _ in layout.table.pictures]
+        sizes, count = np.array([image_size(picture) for picture in some]), layout.table.count
+        channels = guess_channels(some[:NUM_IMAGES])
+    else:
+        images, channels = _images(layout, labels)
+        sizes, count = _sizes(images), len(images)
+    found = [*layout.found, *labels.found, _described(sizes, count), *channels.found]
+    assumed = [*layout.assumed, *labels.assumed, *channels.assumed]
+    training, reasons = _training(sizes, count)
+    training["model"] = {**channels.model, **training["model"]}
+    data = {**layout.data, **channels.data}
+    sections = {"data": data, "labels": labels.labels, **training}
+    lines = [
+        f"# Written by `finetune init` for {root.name}.",
+        "# Seen:",
+        *(f"# - {line}" for line in found),
+        "# Assumed, change what is wrong:",
+        *(f"# - {line}" for line in [*assumed, *reasons]),
+    ]
+    text = "\n".join(map(_in_one_line, lines)) + "\n" + to_yaml(sections)
+    recipe = recipe_from_values(yaml.safe_load(text), output)
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{output}: its folder cannot be made ({error.strerror}).") from error
+    write_whole(output, text)
+    return Draft(text, recipe, tuple(found), (*assumed, *reasons))
+
+
+def _in_one_line(text: str) -> str:
+    """A remark of the recipe: names of files may hold anything, the end of a line too."""
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, ChannelGuess]:
+    """The training split and its channels, the files of both splits looked at.
+
+    Raises:
+        UserError: One of them would stop a training.
+    """
+    recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
+    built = recipe.labels.build()
+    names = (recipe.data.train_split, recipe.data.val_split)
+    splits = [open_split(recipe.data, built, name) for name in names]
+    channels = guess_channels(some_images(splits[0]))
+    number = channels.model.get("num_channels", recipe.model.num_channels)
+    train, val = (with_channels(split, number) for split in splits)
+    preflight(train)
+    preflight(val)
+    return train, channels
+
+
+def _sizes(images: datasets.Dataset) -> np.ndarray:
+    """Heights and widths (N, 2) of some images."""
+    some = np.linspace(0, len(images) - 1, min(NUM_SIZES, len(images))).round().astype(int)
+    return np.array(upright_sizes(images.select(some)))
+
+
+def _described(sizes: np.ndarray, count: int | None) -> str:
+    height, width = np.median(sizes, axis=0).astype(int)
+    same = (sizes == sizes[0]).all()
+    number = "" if count is None else f"{count} "
+    return f"{number}images to train on, {height} x {width}" + ("" if same else " (median)")
+
+
+def _training(sizes: np.ndarray, count: int | None) -> tuple[dict[str, Any], list[str]]:
+    """Crop, batch and steps for the images and the device at hand."""
+    on_gpu = device().type == "cuda"
+    shorter = np.median(sizes.min(axis=1))
+    limit = MAX_CROP if on_gpu else MAX_CROP // 2
+    side = int(min(limit, max(SMALLEST_CROP, shorter // 32 * 32)))
+    batch = 16 if on_gpu else 8
+    steps = STEPS_GPU if on_gpu else STEPS_CPU
+    if count is not None:
+        batch = min(batch, count)
+        steps = int(max(100, min(steps, EPOCHS * count // batch)))
+    train: dict[str, Any] = {
+        "steps": steps,
+        "global_batch": batch,
+        "warmup_steps": min(200, steps // 10),
+        "eval_every": max(50, steps // 8),
+        "lr": 1.0e-3,
+        "head_lr_multiplier": 1,
+        "clip_norm": 1.0,
+    }
+    if on_gpu:
+        train["precision"] = "bf16"
+    sections = {
+        "model": {"drop_path_rate": 0},
+        "augment": {"crop": [side, side]},
+        "train": train,
+    }
+    where = "a GPU" if on_gpu else "a CPU"
+    reasons = [
+        f"B0 from scratch on {where}: crops of {side}, batches of {batch}, {steps} steps",
+        "with pretrained weights (model.init) take train.lr=6e-5 train.head_lr_multiplier=10",
+    ]
+    return sections, reasons

@@ -1,0 +1,1 @@
+"""`finetune predict`: masks for any number of pictures."""

@@ -1,0 +1,283 @@
+"""What is to be predicted: files, folders, globs, videos and data sets, as one list in one order.
+
+The order, and with it which process takes what, is a function of the arguments and the names alone.
+"""
+
+import glob
+import hashlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+
+from finetune.data.columns import IMAGE_NAMES, TablePictures, is_picture
+from finetune.data.sources.hub import open_table, split_names
+from finetune.errors import UserError
+from finetune.pictures.references import FILES, IMAGE_SUFFIXES, Picture, Pictures
+
+KNOWN = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".avif")
+"""Types of images; files of other types in folders are passed over."""
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture, or one video."""
+
+    name: str
+    """Of what is written for it: a relative path without a file type."""
+    where: str
+    """What messages call it."""
+    source: str
+    """What it is, wherever the program is called from."""
+    pictures: Pictures | None
+    reference: str
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a video, whose file is `where`."""
+        return self.pictures is None
+
+    def open(self) -> Picture:
+        """The picture, not yet decoded.
+
+        Raises:
+            UserError: A table has nothing there.
+        """
+        assert self.pictures is not None, "videos are opened elsewhere"
+        return self.pictures.open(self.reference)
+
+    def state(self) -> list[int] | None:
+        """Size and time of the file; None if it is none, or gone."""
+        try:
+            stat = os.stat(self.source)
+        except (OSError, ValueError):
+            return None
+        return [stat.st_size, stat.st_mtime_ns]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Pictures that are named in one way."""
+
+    pictures: Pictures
+    references: Sequence[str]
+    root: str = ""
+    """Files are named by their path below it."""
+    table: str = ""
+    """Tells a table from others; rows are named by their number."""
+
+    def item(self, reference: str) -> Item:
+        if self.table:
+            where = self.pictures.name(reference)
+            source = f"{self.table}, row {reference}"
+            return Item(f"row-{reference}", where, source, self.pictures, reference)
+        path = os.path.abspath(reference)
+        return Item(_name(path, self.root), reference, path, self.pictures, reference)
+
+
+class Inputs:
+    """All of them, by index. Of a million files their paths are kept, and their names meanwhile."""
+
+    def __init__(self) -> None:
+        self._parts: list[_Part] = []
+        self._seen: set[str] = set()
+        self.videos: list[Item] = []
+
+    def add_files(self, root: str, files: Iterable[str]) -> None:
+        """Pictures named by their path below `root`; those that are there already are left out."""
+        fresh = [file for file in files if self._is_new(file)]
+        self._parts.append(_Part(FILES, fresh, root))
+
+    def add_videos(self, root: str, files: Iterable[str]) -> None:
+        """Videos, likewise."""
+        for file in filter(self._is_new, files):
+            path = os.path.abspath(file)
+            self.videos.append(Item(_name(path, root), file, path, None, file))
+
+    def add_rows(self, pictures: Pictures, rows: Sequence[str], table: str) -> None:
+        """Pictures of a table, named by their row."""
+        self._parts.append(_Part(pictures, rows, table=table))
+
+    def __len__(self) -> int:
+        return sum(len(part.references) for part in self._parts)
+
+    def __iter__(self) -> Iterator[Item]:
+        for part in self._parts:
+            yield from map(part.item, part.references)
+
+    def everything(self) -> Iterator[Item]:
+        """Pictures, then videos."""
+        yield from self
+        yield from self.videos
+
+    def check_names(self) -> None:
+        """Refuses pictures whose results would be one file.
+
+        Raises:
+            UserError: Two have one name; names both.
+        """
+        counts = Counter(item.name for item in self.everything())
+        if twice := next((name for name, count in counts.items() if count > 1), None):
+            both = [item.where for item in self.everything() if item.name == twice]
+            raise UserError(
+                f"{both[0]} and {both[1]} would both be written as {twice}: give them in two "
+                "calls, with two output folders"
+            )
+
+    def _is_new(self, file: str) -> bool:
+        # By the real folder: links to folders show the same files again, links to files others.
+        folder, name = os.path.split(os.path.abspath(file))
+        path = os.path.join(os.path.realpath(folder), name)
+        new = path not in self._seen
+        self._seen.add(path)
+        return new
+
+
+def collect(
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    split: str | None = None,
+    image_column: str | None = None,
+) -> Inputs:
+    """Everything that the arguments mean.
+
+    Args:
+        inputs: Image and video files, folders (with all that is below), globs (`**` too), and data
+            sets as hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:FOLDER.
+        output: Where results go; what lies there is no input.
+        split: Of data sets; None: the only one.
+        image_column: Of data sets; None: by its name.
+
+    Raises:
+        UserError: One means nothing, or two results would have one name.
+    """
+    found = Inputs()
+    results = os.path.realpath(output)
+    for text in inputs:
+        if text.startswith("hub:"):
+            _add_table(found, text.removeprefix("hub:"), split, image_column)
+            continue
+        if not text:
+            raise UserError("an input is empty (a variable that is not set?)")
+        path = os.path.expanduser(text)
+        if os.path.isdir(path):
+            _add_files(found, path, sorted(_below(path, results)), text)
+        elif os.path.isfile(path):
+            _add_files(found, os.path.dirname(path) or ".", [path], text, named=True)
+        elif os.path.exists(path):  # a pipe would be waited for
+            raise UserError(f"{text}: is neither a file nor a folder")
+        elif glob.has_magic(text):
+            files = filter(os.path.isfile, glob.iglob(path, recursive=True))
+            kept = [file for file in files if not _is_result(file, results)]
+            kept.sort(key=lambda file: (file.count(os.sep), file))  # before links to the same
+            _add_files(found, _fixed_part(path), kept, text)
+        else:
+            raise UserError(f"{text}: does not exist")
+    if (split or image_column) and not any(text.startswith("hub:") for text in inputs):
+        raise UserError("--split and --image-column are for data sets, hub:OWNER/NAME")
+    found.check_names()
+    return found
+
+
+def _below(folder: str, results: str) -> Iterator[str]:
+    """Files of a folder; no hidden ones, no results, and no folder twice through its links."""
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
+
+    seen: set[str] = set()
+    for directory, subfolders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(directory)
+        if real in seen or _is_result(real, results) or ".predict" in subfolders:
+            subfolders.clear()
+            continue
+        seen.add(real)
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = os.path.join(directory, name)
+            # No pipes, which would be waited for. A link that leads nowhere is named when read.
+            if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
+                yield path
+
+
+def _is_result(file: str, results: str) -> bool:
+    path = os.path.realpath(file)
+    return path == results or path.startswith(results + os.sep)
+
+
+def _add_files(
+    found: Inputs, root: str, files: Sequence[str], text: str, *, named: bool = False
+) -> None:
+    """Those whose types are known; a file that was named itself is taken whatever its type."""
+    videos = [file for file in files if file.lower().endswith(VIDEO_SUFFIXES)]
+    images = [
+        file
+        for file in files
+        if file.lower().endswith(KNOWN) or (named and not file.lower().endswith(VIDEO_SUFFIXES))
+    ]
+    if not images and not videos:
+        raise UserError(
+            f"{text}: holds no images ({', '.join(KNOWN)}) and no videos "
+            f"({', '.join(VIDEO_SUFFIXES)})"
+        )
+    others = Counter(
+        os.path.splitext(file)[1].lower() or "no type" for file in {*files} - {*images} - {*videos}
+    )
+    if others:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
+        warnings.warn(f"{text}: files of other types are passed over ({kinds})", stacklevel=3)
+    found.add_files(os.path.abspath(root), images)
+    found.add_videos(os.path.abspath(root), videos)
+
+
+def _name(path: str, root: str) -> str:
+    relative = os.path.splitext(os.path.relpath(path, root))[0].replace(os.sep, "/")
+    if relative.startswith("../"):
+        raise UserError(f"{path}: lies outside of {root}, and so would its results")
+    return relative
+
+
+def _fixed_part(pattern: str) -> str:
+    """The folder below which a glob looks."""
+    parts = Path(pattern).parts
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    return str(Path(*parts[: min(first, len(parts) - 1)]))
+
+
+def _add_table(found: Inputs, text: str, split: str | None, image_column: str | None) -> None:
+    path, _, revision = text.partition("@" if "://" not in text else " ")
+    names = split_names(path, revision=revision or None)
+    if split is None and len(names) > 1:
+        raise UserError(f"{path}: has the splits {', '.join(names)}; choose one with --split")
+    table = open_table(path, split or names[0], revision=revision or None)
+    column = image_column or _image_column(table.features, path)
+    if column not in table.features or not is_picture(table.features[column]):
+        raise UserError(
+            f"--image-column {column}: {path} has no such column of pictures; there are "
+            f"{', '.join(table.features)}"
+        )
+    if isinstance(table.features[column], datasets.Image):
+        table = table.cast_column(column, datasets.Image(decode=False))
+    chosen = split or names[0]
+    pictures = TablePictures(table, column, f"{path} ({chosen})")
+    which = hashlib.blake2b(repr(pictures).encode(), digest_size=8).hexdigest()
+    where = os.path.abspath(path) if os.path.exists(path) else path
+    rows = [str(i) for i in range(len(table))]
+    found.add_rows(pictures, rows, f"{where}@{revision} ({chosen}, {which})")
+
+
+def _image_column(features: datasets.Features, path: str) -> str:
+    pictures = [name for name in features if is_picture(features[name])]
+    known = [name for wanted in IMAGE_NAMES for name in pictures if name.lower() == wanted]
+    if not known and len(pictures) != 1:
+        raise UserError(
+            f"{path}: which column holds the images is not clear; choose one with --image-column: "
+            f"{', '.join(pictures) or 'none'} (of {', '.join(features)})"
+        )
+    return [*known, *pictures][0]

@@ -1,0 +1,403 @@
+"""What is written for each picture, and the journal that says which are done.
+
+    OUT/ids/NAME.png           class ids, 8 bit, or 16 from 257 classes on: always, and last
+    OUT/overlay/NAME.jpg       picture, mask and legend
+    OUT/palette/NAME.png       the ids with a palette: the classes' colours in any viewer
+    OUT/confidence/NAME.png    the probability of each pixel's class, 255 is 1
+    OUT/predict.json           the model, how pictures were shown, counts, what failed
+    OUT/areas.csv, areas.json  pixels and share per picture and class
+    OUT/coco.json              COCO's RLE, one annotation a class and picture
+
+Every file is written aside and renamed, `ids/NAME.png` after the others of its picture: where it
+is, nothing is done again, whatever killed the program. The tables, of all that is in OUT, are put
+together at the end from the journals, one a process, in `OUT/.predict`.
+"""
+
+import io
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from finetune.disk import alone_in, write_whole
+from finetune.errors import UserError
+from finetune.pictures.drawing import Color, overlay, with_legend
+from finetune.pictures.reading import read_mask
+from finetune.programs.predict.inputs import Item
+from finetune.programs.predict.summaries import AreasCsv, AreasJson, CocoJson, Table, not_written
+
+WRITES = ("overlay", "palette", "confidence", "coco", "areas")
+"""What can be asked for beside the ids."""
+_FOLDERS = {"ids": ".png", "overlay": ".jpg", "palette": ".png", "confidence": ".png"}
+_QUALITY = 90  # of JPEG
+_MAX_JPEG = 65_500  # pixels of a side, that the format can say
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture, predicted."""
+
+    item: Item
+    mask: np.ndarray
+    """(H, W) uint8 or uint16."""
+    confidence: np.ndarray | None
+    """(H, W) float16."""
+    shown: np.ndarray | None
+    """uint8 (H, W, 3), what an overlay is drawn on."""
+
+
+class Outputs:
+    """A folder of predictions of one model.
+
+    Args:
+        folder: New, empty, or of an earlier call for the same model.
+        model: What predict.json calls it.
+        identity: What the results depend on, for JSON.
+        writes: Some of `WRITES`.
+        names: Of the classes.
+        colors: Of the classes.
+        rank: Of this process.
+
+    Raises:
+        UserError: The folder holds something else, or cannot be written; or another process of
+            this rank is writing there.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: str,
+        identity: Mapping[str, Any],
+        writes: Sequence[str],
+        names: Sequence[str],
+        colors: Sequence[Color],
+        *,
+        rank: int,
+    ):
+        if "palette" in writes and len(names) > 256:
+            raise UserError(f"--write palette: {len(names)} classes, but a palette has 256 colours")
+        self.folder, self.model, self.writes = folder, model, tuple(writes)
+        self.names, self.colors = tuple(names), tuple(colors)
+        self.identity = {
+            **identity,
+            "names": list(names),
+            "colors": [list(color) for color in colors],
+            "write": sorted(writes),
+        }
+        self._hidden = folder / ".predict"
+        self._journal = self._hidden / f"rank-{rank}.jsonl"
+        self._own = self._hidden / f"rank-{rank}"
+        self._cleanup = ExitStack()
+        self._palette = b"".join(bytes(color) for color in self.colors[:256])
+
+    def __enter__(self) -> "Outputs":
+        try:
+            self._open()
+        except BaseException:
+            self._cleanup.close()
+            raise
+        self._end_line()
+        self._begun: dict[str, dict[str, Any]] = {}
+        self._done: set[str] = set()
+        for row in self._lines():
+            if "begun" in row:
+                self._begun[row["name"]] = row
+        for row in self._rows():
+            if "pixels" in row:
+                self._done.add(row["name"])
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cleanup.close()
+
+    def check(self, items: Iterable[Item]) -> None:
+        """Refuses to take results of other pictures for those of these.
+
+        Raises:
+            UserError: There are some of this name; names both.
+        """
+        for item in items:
+            known = self._begun.get(item.name)
+            if known is None or known["source"] == item.source:
+                continue
+            if (path := self._result(item)).is_file():
+                raise UserError(
+                    f"{path}: is of {known['source']}, not of {item.source}. Choose another folder."
+                )
+
+    def is_done(self, item: Item) -> bool:
+        """Whether its results are there, and it has not changed; enters them if only that lacks."""
+        known = self._begun.get(item.name)
+        if known is None or known["source"] != item.source or known["begun"] != item.state():
+            return False
+        try:
+            if not self._result(item).stat().st_size:  # as the machine's end may leave it
+                return False
+        except OSError:
+            return False
+        if item.name in self._done:
+            return True
+        if item.is_video:
+            return False
+        try:  # killed between the last file of a picture and its line
+            mask = read_mask(self._path("ids", item.name))
+        except UserError:
+            return False
+        self._append(self.row(item, mask))
+        return True
+
+    def begin(self, item: Item) -> None:
+        """The files of a picture will be there."""
+        row = {"name": item.name, "source": item.source, "begun": item.state()}
+        self._append(row)
+        self._begun[item.name] = row
+
+    def write(self, prediction: Prediction) -> dict[str, Any]:
+        """Writes the files of a picture, in any thread; returns its line, which `enter` takes.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        name, mask = prediction.item.name, prediction.mask
+        if "confidence" in self.writes:
+            assert prediction.confidence is not None
+            grey = (prediction.confidence.astype(np.float32) * 255 + 0.5).astype(np.uint8)
+            self._write("confidence", name, _png(grey))
+        if "palette" in self.writes:
+            image = Image.fromarray(mask, "P")
+            image.putpalette(self._palette)
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", compress_level=1)
+            self._write("palette", name, buffer.getvalue())
+        if "overlay" in self.writes:
+            assert prediction.shown is not None
+            drawn = self.draw(prediction.shown, mask)
+            self._write("overlay", name, _jpeg(np.asarray(drawn)))
+        row = self.row(prediction.item, mask)
+        self._write("ids", name, _png(mask))
+        return row
+
+    def draw(self, shown: np.ndarray, mask: np.ndarray) -> Image.Image:
+        """An overlay with its legend."""
+        drawn = overlay(shown, mask, self.colors)
+        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=len(self.names)))
+        return with_legend(drawn, [(self.names[i], self.colors[i]) for i in present])
+
+    def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
+        """What the journal says of a picture."""
+        row: dict[str, Any] = {
+            "name": item.name,
+            "source": item.source,
+            "image": item.where,
+            "size": [int(side) for side in mask.shape],
+            "pixels": _pixels(mask),
+        }
+        if "coco" in self.writes:
+            row["rle"] = {label: _rle(mask == int(label)) for label in row["pixels"]}
+        return row
+
+    def enter(self, row: Mapping[str, Any]) -> None:
+        """A picture's files are there; `row` is of `write`."""
+        self._append(row)
+
+    def enter_video(
+        self, item: Item, counts: np.ndarray, size: tuple[int, int], frames: int
+    ) -> None:
+        """A video's files are there; counts are pixels of all frames by class."""
+        row = {
+            "name": item.name,
+            "source": item.source,
+            "image": item.where,
+            "size": list(size),
+            "frames": frames,
+            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
+        }
+        self._append(row)
+
+    def fail(self, item: Item, reason: str) -> None:
+        """A picture cannot be predicted; it is tried again by the next call."""
+        self._append(
+            {"name": item.name, "source": item.source, "image": item.where, "error": reason}
+        )
+
+    def _append(self, row: Mapping[str, Any]) -> None:
+        try:
+            with open(self._journal, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**row, "time": time.time()}) + "\n")
+        except OSError as error:
+            raise not_written(self._journal, error) from error
+
+    def video_path(self, name: str) -> Path:
+        """Where a video's overlay goes; its folder is made."""
+        path = self.folder / "video" / f"{name}.mp4"
+        _make(path.parent)
+        return path
+
+    def _rows(self) -> Iterator[dict[str, Any]]:
+        """Of each picture the latest line of all journals that says how it went."""
+        last: dict[str, tuple[float, int]] = {}
+        for number, row in enumerate(self._lines()):
+            if "image" in row:
+                at = row.get("time", 0.0), number
+                last[row["name"]] = max(at, last.get(row["name"], at))
+        for number, row in enumerate(self._lines()):
+            if last.get(row["name"], (0, -1))[1] == number:
+                yield row
+
+    def _lines(self) -> Iterator[dict[str, Any]]:
+        for path in sorted(self._hidden.glob("rank-*.jsonl")):
+            with open(path, encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    try:
+                        row = json.loads(line)
+                    except ValueError:  # what a kill left
+                        continue
+                    if isinstance(row, dict) and row.keys() >= {"name", "source"}:
+                        yield row
+
+    def summarise(self, wanted: set[str]) -> dict[str, Any]:
+        """Writes the tables from all that is done; returns what predict.json holds.
+
+        Args:
+            wanted: Names of all pictures of this call.
+
+        Raises:
+            UserError: One cannot be written.
+        """
+        done, of_these = 0, 0
+        failed: dict[str, str] = {}
+        message = f"{self.folder}: another process has been writing its tables for ten minutes"
+        with ExitStack() as stack:
+            stack.enter_context(alone_in(self._hidden, message, patience=600))
+            kinds: list[Callable[..., Table]] = []
+            kinds += [AreasCsv, AreasJson] if "areas" in self.writes else []
+            kinds += [CocoJson] if "coco" in self.writes else []
+            tables = [kind(self.folder, self.names) for kind in kinds]
+            for table in tables:
+                stack.enter_context(table)
+            for row in self._rows():
+                if "error" in row:
+                    if row["name"] in wanted:
+                        failed[row["name"]] = f"{row['image']}: {row['error']}"
+                    continue
+                done += 1
+                of_these += row["name"] in wanted
+                for table in tables:
+                    table.take(row)
+            content = {
+                "model": self.model,
+                **self.identity,
+                "done": done,
+                "missing": len(wanted) - of_these - len(failed),
+                "failed": failed,
+            }
+            for table in tables:
+                table.finish()
+            write_whole(self.folder / "predict.json", json.dumps(content, indent=1) + "\n")
+        return content
+
+    def _open(self) -> None:
+        marker = self._hidden / "identity.json"
+        if not marker.exists():
+            self._refuse_others()
+        _make(self._hidden)
+        _make(self._own)
+        message = f"{self.folder}: another `finetune predict` is writing there"
+        self._cleanup.enter_context(alone_in(self._own, message))
+        with alone_in(self._hidden, message, patience=60):
+            if not marker.exists():
+                self._refuse_others()
+                write_whole(marker, json.dumps(self.identity))
+        try:
+            earlier = json.loads(marker.read_text(encoding="utf-8"))
+            if not isinstance(earlier, dict):
+                raise ValueError("holds no object")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{marker}: is damaged ({error}). Choose another folder.") from error
+        now = json.loads(json.dumps(self.identity))
+        if changed := [key for key in now if earlier.get(key) != now[key]]:
+            raise UserError(
+                f"{self.folder}: holds other predictions ({', '.join(changed)} differs). Choose "
+                "another folder."
+            )
+
+    def _refuse_others(self) -> None:
+        """A folder without a journal of ours is somebody's."""
+        try:
+            others = [path.name for path in self.folder.iterdir() if path != self._hidden]
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UserError(f"{self.folder}: not a usable folder ({error.strerror})") from error
+        if others:
+            raise UserError(f"{self.folder}: holds other files ({others[0]}). Choose a new folder.")
+
+    def _result(self, item: Item) -> Path:
+        """The last of a picture's files to be written."""
+        if item.is_video:
+            return self.folder / "video" / f"{item.name}.mp4"
+        return self._path("ids", item.name)
+
+    def _end_line(self) -> None:
+        """Ends a line that a kill cut off, so that the next one is a line of its own."""
+        try:
+            with open(self._journal, "ab+") as file:
+                if file.tell():
+                    file.seek(-1, 2)
+                    if file.read() != b"\n":
+                        file.write(b"\n")
+        except OSError as error:
+            raise not_written(self._journal, error) from error
+
+    def _path(self, folder: str, name: str) -> Path:
+        return self.folder / folder / f"{name}{_FOLDERS[folder]}"
+
+    def _write(self, folder: str, name: str, content: bytes) -> None:
+        path = self._path(folder, name)
+        _make(path.parent)
+        write_whole(path, content)
+
+
+def _pixels(mask: np.ndarray) -> dict[str, int]:
+    counts = np.bincount(mask.ravel())
+    return {str(label): int(counts[label]) for label in np.flatnonzero(counts)}
+
+
+def _rle(binary: np.ndarray) -> dict[str, Any]:
+    from pycocotools import mask as coco  # compiled; only some predictions need it
+
+    rle = coco.encode(np.asfortranarray(binary, np.uint8))
+    box = [float(value) for value in coco.toBbox(rle)]
+    return {"counts": rle["counts"].decode("ascii"), "bbox": box}
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    # Level 1: masks are runs of equal bytes, which it packs as well as others and in a third of
+    # the time.
+    written, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+    assert written, "masks are 8 or 16 bit, which PNG holds"
+    return data.tobytes()
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    if (longer := max(pixels.shape[:2])) > _MAX_JPEG:
+        size = [max(1, side * _MAX_JPEG // longer) for side in pixels.shape[1::-1]]
+        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
+    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
+    written, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
+    assert written, "overlays are RGB"
+    return data.tobytes()
+
+
+def _make(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from error

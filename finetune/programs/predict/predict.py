@@ -1,0 +1,383 @@
+"""`finetune predict`: masks for any number of pictures, on any number of processes.
+
+    outcome = predict(Segmenter.load("runs/camvid/best"), ["photos"], Path("out"))
+
+Threads decode and write while the model works. Pictures of one size go through it together. The
+files of a picture show that it is done (see `outputs`), so a call that was stopped, even by the
+machine, goes on where it was.
+"""
+
+import errno
+import hashlib
+import os
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from finetune.data.threads import in_order
+from finetune.errors import UserError
+from finetune.inference import Segmenter
+from finetune.machine import is_out_of_memory, usable_cores
+from finetune.pictures.drawing import as_rgb
+from finetune.pictures.opening import pixel_limit
+from finetune.pictures.reading import image_size
+from finetune.programs.predict.inputs import Inputs, Item, collect
+from finetune.programs.predict.outputs import WRITES, Outputs, Prediction
+from finetune.programs.predict.video import num_frames, predict_video
+from finetune.run.screen import progress_bar
+
+LARGE = 2**25
+"""Pixels from which on a picture is decoded when its turn has come, for the memory's sake."""
+MAX_WORKERS = 8
+MAX_BATCH = 8
+BATCH_PIXELS, BATCH_PIXELS_GPU = 2**20, 2**23
+"""Of the pictures that are shown at once, unless told otherwise: more take longer each."""
+
+_ODD_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ)
+"""Of errors that one picture's name makes, and not the disk."""
+
+_Writing: TypeAlias = "tuple[Item, Future[dict[str, Any]]]"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a call did, and what there is now."""
+
+    made: int
+    """Pictures and videos, by this process."""
+    there: int
+    """Of its share, before."""
+    failed: tuple[str, ...]
+    """Why, of those that cannot be predicted, by name of the file."""
+    frames: int
+    """Of the videos made."""
+    missing: int
+    """Not done yet: other processes' share."""
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A picture on its way to the model."""
+
+    item: Item
+    size: tuple[int, int]
+    views: list[np.ndarray]
+    shown: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class _Failed:
+    item: Item
+    reason: str
+
+
+def predict(
+    segmenter: Segmenter,
+    inputs: Sequence[str],
+    output: Path,
+    *,
+    model: str = "",
+    writes: Sequence[str] = ("overlay", "areas"),
+    batch_size: int | None = None,
+    workers: int | None = None,
+    split: str | None = None,
+    image_column: str | None = None,
+    max_pixels: int | None = None,
+    show_progress: bool = False,
+) -> Outcome:
+    """Predicts everything that the inputs mean, or this process's share of it.
+
+    Every process of a launch calls it; RANK and WORLD_SIZE, which launchers set, say which takes
+    what. Those of one launcher end together, and the first writes the tables.
+
+    Args:
+        segmenter: The model.
+        inputs: See `finetune.programs.predict.inputs.collect`.
+        output: A new or empty folder, or that of an earlier call.
+        model: What predict.json calls the model.
+        writes: Some of `WRITES`, beside the ids.
+        batch_size: Pictures of one size that are shown at once; None: by their size, up to
+            `MAX_BATCH`.
+        workers: Threads that decode and write; None: one a usable core, up to `MAX_WORKERS`.
+        split: Of data sets.
+        image_column: Of data sets.
+        max_pixels: Of a picture; None: Pillow's limit.
+        show_progress: Draw a bar on stderr.
+
+    Returns:
+        What was done. Pictures that cannot be read are among it, and stop nothing.
+
+    Raises:
+        UserError: An input means nothing, or the folder is another model's or cannot be written.
+        KeyboardInterrupt: After Ctrl-C; what is done is whole.
+    """
+    if unknown := sorted(set(writes) - set(WRITES)):
+        raise UserError(f"--write {unknown[0]}: is none of {', '.join(WRITES)}")
+    rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    found = collect(inputs, output, split=split, image_column=image_column)
+    workers = workers or min(MAX_WORKERS, usable_cores())
+    identity = {
+        "weights": _fingerprint(segmenter),
+        "preprocessing": {
+            "protocol": segmenter.preprocessing.protocol.to_dict(),
+            "image_mean": segmenter.preprocessing.image_mean,
+            "image_std": segmenter.preprocessing.image_std,
+        },
+        "dtype": str(segmenter.dtype or "float32").removeprefix("torch."),
+    }
+    names, colors = segmenter.names, segmenter.colors
+    with (
+        _joined(world_size),
+        Outputs(output, model, identity, writes, names, colors, rank=rank) as outputs,
+        pixel_limit(max_pixels),
+    ):
+        share = _Share(found, rank, world_size)
+        outputs.check((*share.pictures(), *share.videos()))
+        with closing(_bar(share, show_progress and rank == 0)) as bar:
+            work = _Work(segmenter, outputs, bar, batch_size, workers, max_pixels)
+            work.pictures(share.pictures())
+            work.videos(share.videos())
+        together = dist.is_initialized()
+        if together:
+            dist.barrier()  # no process ends before all are done: launchers end the others then
+        summary = None
+        if rank == 0 or not together:
+            summary = outputs.summarise({item.name for item in found.everything()})
+        if together:
+            shared = [summary]
+            dist.broadcast_object_list(shared)
+            summary = shared[0]
+    assert summary is not None, "rank 0 has it"
+    failed = tuple(summary["failed"].values())
+    return Outcome(work.made, work.there, failed, work.frames, summary["missing"])
+
+
+@contextmanager
+def _joined(world_size: int) -> Iterator[None]:
+    """Lets the processes of a launcher know of each other; those of other means need not."""
+    if world_size == 1 or "MASTER_ADDR" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # one may have hours more to do
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def show(done: Outcome, output: Path, seconds: float) -> None:
+    """Prints what a call did, in `seconds`."""
+    images = f"{done.made} predicted" + (f", {done.there} were there" if done.there else "")
+    speed = f"{(done.made + done.frames) / seconds:.1f} images/s"
+    print(f"{images} ({speed}). Written: {output}")
+    if done.missing:
+        print(f"{done.missing} are other processes' share, or not done yet")
+    for reason in done.failed[:5]:
+        print(f"not predicted: {reason}", file=sys.stderr)
+    if done.failed:
+        more = f"; all are in {output / 'predict.json'}" if len(done.failed) > 5 else ""
+        print(f"error: {len(done.failed)} cannot be predicted{more}", file=sys.stderr)
+
+
+def _fingerprint(segmenter: Segmenter) -> str:
+    """Of the weights: a folder such as `best` may hold others tomorrow."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(segmenter.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _Share:
+    """Every world_size-th of the inputs, beginning with the rank-th."""
+
+    def __init__(self, found: Inputs, rank: int, world_size: int):
+        self.found, self.rank, self.world_size = found, rank, world_size
+        self.frames = [num_frames(item.where) for item in self.videos()]
+
+    def __len__(self) -> int:
+        """Pictures, and frames of videos."""
+        pictures = len(range(self.rank, len(self.found), self.world_size))
+        return pictures + sum(max(1, count) for count in self.frames)
+
+    def pictures(self) -> Iterator[Item]:
+        for index, item in enumerate(self.found):
+            if index % self.world_size == self.rank:
+                yield item
+
+    def videos(self) -> list[Item]:
+        return self.found.videos[self.rank :: self.world_size]
+
+
+def _bar(share: _Share, show: bool) -> "tqdm[Any]":
+    return progress_bar(total=len(share), desc="predicting", unit="image", show=show)
+
+
+class _Work:
+    """What one process does."""
+
+    def __init__(
+        self,
+        segmenter: Segmenter,
+        outputs: Outputs,
+        bar: "tqdm[Any]",
+        batch_size: int | None,
+        workers: int,
+        max_pixels: int | None,
+    ):
+        self.max_pixels = max_pixels
+        self.segmenter, self.outputs, self.bar = segmenter, outputs, bar
+        self.batch_size, self.num_workers = batch_size, workers
+        self.made = self.there = self.frames = 0
+
+    def pictures(self, items: Iterable[Item]) -> None:
+        """Reads, predicts and writes pictures."""
+        waiting: deque[_Writing] = deque()
+        with ThreadPoolExecutor(self.num_workers) as writers:
+            try:
+                todo = self._todo(items)
+                read = in_order(self._read, todo, self.num_workers)
+                for batch in self._batches(read):
+                    for prediction in self._predicted(batch):
+                        self.outputs.begin(prediction.item)
+                        future = writers.submit(self.outputs.write, prediction)
+                        waiting.append((prediction.item, future))
+                    while len(waiting) > 2 * MAX_BATCH + self.num_workers:
+                        self._enter(waiting.popleft())
+                while waiting:
+                    self._enter(waiting.popleft())
+            finally:  # what is in the writers' hands is finished, and entered if all went well
+                writers.shutdown(wait=True, cancel_futures=True)
+                for item, writing in waiting:
+                    if writing.done() and not writing.cancelled() and not writing.exception():
+                        self._enter((item, writing))
+
+    def videos(self, items: Iterable[Item]) -> None:
+        """Predicts videos, one after the other."""
+        for item in items:
+            if self.outputs.is_done(item):
+                self.there += 1
+                continue
+            try:
+                if self.segmenter.preprocessing.num_channels != 3:
+                    raise UserError(f"{item.where}: the model reads no RGB, which videos are")
+                self.frames += predict_video(
+                    self.segmenter,
+                    item,
+                    self.outputs,
+                    batch_size=self._at_once,
+                    advance=self.bar.update,
+                )
+            except UserError as error:
+                self._fail(item, str(error))
+            else:
+                self.made += 1
+
+    def _todo(self, items: Iterable[Item]) -> Iterator[Item]:
+        for item in items:
+            if self.outputs.is_done(item):
+                self.there += 1
+                if not self.bar.disable:
+                    self.bar.initial += 1  # which the speed leaves out
+                self.bar.update()
+            else:
+                yield item
+
+    def _read(self, item: Item) -> "_Read | _Failed":
+        """In a thread. Large pictures are left to `_prepared`, of which one is there at a time."""
+        try:
+            height, width = image_size(item.open())
+            if height * width > LARGE:
+                return _Read(item, (height, width), [], None)
+            return self._prepared(item)
+        except UserError as error:
+            return _Failed(item, str(error))
+
+    def _prepared(self, item: Item) -> _Read:
+        pixels = self.segmenter.read_picture(item.open(), max_pixels=self.max_pixels)
+        views = self.segmenter.preprocessing.protocol.resize(pixels)
+        shown = as_rgb(pixels) if "overlay" in self.outputs.writes else None
+        return _Read(item, (pixels.shape[0], pixels.shape[1]), views, shown)
+
+    def _at_once(self, size: tuple[int, ...]) -> int:
+        """Pictures of a size, as they are shown, that go through the model together."""
+        if self.batch_size is not None:
+            return self.batch_size
+        limit = BATCH_PIXELS if self.segmenter.device.type == "cpu" else BATCH_PIXELS_GPU
+        return max(1, min(MAX_BATCH, limit // (size[0] * size[1])))
+
+    def _batches(self, read: Iterable["_Read | _Failed"]) -> Iterator[list[_Read]]:
+        """Pictures of one size together, as they come; no more than four batches wait."""
+        groups: dict[Any, list[_Read]] = {}
+        for one in read:
+            if isinstance(one, _Failed):
+                self._fail(one.item, one.reason)
+                continue
+            if not one.views:
+                try:
+                    yield [self._prepared(one.item)]
+                except UserError as error:
+                    self._fail(one.item, str(error))
+                continue
+            key = one.size, one.views[0].dtype
+            group = groups.setdefault(key, [])
+            group.append(one)
+            if len(group) >= self._at_once(one.views[0].shape[:2]):
+                yield groups.pop(key)
+            elif sum(map(len, groups.values())) > 4 * MAX_BATCH:
+                yield groups.pop(max(groups, key=lambda key: len(groups[key])))
+        yield from groups.values()
+
+    def _predicted(self, batch: list[_Read]) -> list[Prediction]:
+        confidence = "confidence" in self.outputs.writes
+        try:
+            views: list[Tensor] = self.segmenter.stacked([read.views for read in batch])
+            masks, chances = self.segmenter.masks(views, batch[0].size, confidence=confidence)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return [
+                Prediction(read.item, masks[i], None if chances is None else chances[i], read.shown)
+                for i, read in enumerate(batch)
+            ]
+        if len(batch) == 1:  # nothing of what did not fit is held any more
+            height, width = batch[0].size
+            self._fail(
+                batch[0].item,
+                f"{batch[0].item.where}: {width} x {height} pixels do not fit into the memory of "
+                f"{self.segmenter.device}; take --window, such as 1024",
+            )
+            return []
+        half = len(batch) // 2
+        return self._predicted(batch[:half]) + self._predicted(batch[half:])
+
+    def _enter(self, waiting: "_Writing") -> None:
+        item, writing = waiting
+        try:
+            row = writing.result()
+        except UserError as error:
+            if getattr(error.__cause__, "errno", None) not in _ODD_NAMES:
+                raise
+            self._fail(item, f"{item.where}: {error}")
+            return
+        self.outputs.enter(row)
+        self.made += 1
+        self.bar.update()
+
+    def _fail(self, item: Item, reason: str) -> None:
+        self.outputs.fail(item, reason.removeprefix(f"{item.where}: "))
+        self.bar.update()
+        tqdm.write(f"not predicted: {reason}", file=sys.stderr)

@@ -1,0 +1,1 @@
+"""`finetune push`: a trained model to the Hub."""

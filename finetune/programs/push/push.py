@@ -1,0 +1,231 @@
+"""A trained model to the Hub, with a card that shows what it rests on: behind `finetune push`.
+
+`evidence` gathers what is known, `card` writes it down, `staging` makes the folder, `upload` sends
+it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from finetune.errors import UserError
+from finetune.programs.push.card import write_card
+from finetune.programs.push.evidence import Evidence, gather, look
+from finetune.programs.push.staging import (
+    check_dry_run,
+    check_nothing_secret,
+    put_in_place,
+    scratch_beside,
+    stage,
+)
+from finetune.publish.markdown import percent
+from finetune.recipe import Recipe, load_recipe
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What was pushed, or would be.
+
+    Attributes:
+        repo: OWNER/NAME.
+        kind: model or space.
+        private: whether only its owner sees it; an older repository stays what it is.
+        files: their names in the repository -> bytes.
+        url: of the repository; None: nothing was sent.
+        commit: its new commit, or None.
+        folder: holds what would be pushed; None: it was.
+        images: validation images that the card shows, chosen among all that were looked at; 0: none
+            but those that the training drew.
+        space: the demo, if there is one.
+    """
+
+    repo: str
+    kind: str
+    private: bool
+    files: dict[str, int]
+    url: str | None = None
+    commit: str | None = None
+    folder: str | None = None
+    images: int = 0
+    space: "Pushed | None" = None
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self))
+
+
+def push(
+    run: Path,
+    repo: str,
+    *,
+    private: bool = True,
+    onnx: bool = False,
+    space: bool = False,
+    with_code: bool = False,
+    dry_run: Path | None = None,
+    message: str | None = None,
+    overrides: Sequence[str] = (),
+    pictures: bool = True,
+) -> Pushed:
+    """Pushes a run's best model, or a model folder, with a card that shows its evidence.
+
+    The folder itself is only read: what is sent is put together in another one beside it.
+
+    Args:
+        run: a run folder, of which `best` is taken, or a stock SegFormer folder.
+        repo: OWNER/NAME on the Hub; made if it is not there.
+        private: whether a new repository is private.
+        onnx: also onnx/model.onnx, see `finetune.programs.export`.
+        space: also a Gradio Space with the demo, REPO-demo.
+        with_code: also the model's own code, for those who choose trust_remote_code.
+        dry_run: send nothing, and write the folder here, byte for byte as it would be sent; a Space
+            goes to the same name with "-space".
+        message: of the commit.
+        overrides: "data.path=..." and the like: where the validation images lie here. The recipe
+            that is pushed stays the run's.
+        pictures: whether the model is shown validation images for the card, which takes longer
+            than all the rest.
+
+    Raises:
+        UserError: something of this is not as it must be; nothing was sent, unless it says so.
+    """
+    demo = f"{repo}-demo" if space else None
+    for name in filter(None, (repo, demo)):
+        _check_repo(name)
+    if onnx:
+        from finetune.programs.export.export import export, need_packages
+
+        need_packages()
+    if dry_run is None:
+        from finetune.programs.push.upload import check_ready
+
+        check_ready(repo)  # before minutes of looking at images
+    evidence = gather(run)
+    recipe = _recipe(evidence, overrides)
+    targets = {}
+    if dry_run is not None:
+        targets["model"] = dry_run
+        if demo:
+            targets["space"] = dry_run.with_name(f"{dry_run.name}-space")
+        for kind, folder in targets.items():
+            check_dry_run(folder, evidence.folder, kind)
+    with scratch_beside(dry_run or evidence.folder, or_elsewhere=dry_run is None) as scratch:
+        staged = {"model": scratch / "model"}
+        staged["model"].mkdir()
+        stage(evidence, staged["model"], with_code=with_code)
+        examples = look(evidence, recipe) if pictures else None
+        write_card(
+            staged["model"],
+            evidence,
+            examples,
+            repo,
+            with_code=with_code,
+            onnx=onnx,
+            space=demo,
+        )
+        if onnx:
+            export(str(staged["model"]))
+        if demo:
+            from finetune.programs.push.space import write_space
+
+            staged["space"] = scratch / "space"
+            staged["space"].mkdir()
+            write_space(staged["space"], repo, title=evidence.name)
+        check_nothing_secret(scratch)
+        messages = {"model": message or _message(evidence), "space": f"Demo of {repo}"}
+        done = {}
+        for kind, folder in staged.items():
+            name = repo if kind == "model" else f"{repo}-demo"
+            one = Pushed(name, kind, private, _files(folder))
+            if targets:
+                put_in_place(folder, targets[kind])
+                done[kind] = replace(one, folder=str(targets[kind]))
+                continue
+            try:
+                done[kind] = _sent(one, folder, messages[kind])
+            except UserError as error:
+                if not done:
+                    raise
+                raise UserError(f"{error} The model is pushed: {done['model'].url}") from error
+    images = len(examples.rows) if examples else 0
+    return replace(done["model"], images=images, space=done.get("space"))
+
+
+def _check_repo(repo: str) -> None:
+    owner, slash, _ = repo.partition("/")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        reason = str(error).split(":")[0]
+        raise UserError(f"REPO {repo!r}: is no name on the Hub ({reason})") from error
+    if not slash:
+        raise UserError(f"REPO {repo!r}: name it OWNER/NAME, such as your-name/{owner}")
+
+
+def _recipe(evidence: Evidence, overrides: Sequence[str]) -> Recipe | None:
+    """The recipe whose validation images are looked at."""
+    if evidence.recipe is None:
+        if overrides:
+            raise UserError(
+                f"{overrides[0]}: overrides a recipe, but {evidence.folder} has no recipe.yaml"
+            )
+        return None
+    return load_recipe(evidence.folder / "recipe.yaml", overrides)
+
+
+def _message(evidence: Evidence) -> str:
+    results = evidence.results
+    if results is None:
+        return f"Weights and card of {evidence.name}"
+    score = percent(results.scores["mean_iou"])
+    return f"{evidence.name}: step {results.step}, mean IoU {score}"
+
+
+def _files(folder: Path) -> dict[str, int]:
+    return {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _sent(one: Pushed, folder: Path, message: str) -> Pushed:
+    from finetune.programs.push.upload import upload_folder  # the Hub's client: not for a dry run
+
+    sent = upload_folder(folder, one.repo, private=one.private, message=message, repo_type=one.kind)
+    return replace(one, url=sent.url, commit=sent.commit, private=sent.private)
+
+
+def show(done: Pushed) -> None:
+    """Prints what was done, or would be."""
+    for one in filter(None, (done, done.space)):
+        size = sum(one.files.values()) / 1e6
+        where = f"the {'private' if one.private else 'public'} {one.kind} {one.repo}"
+        said = f"Pushed to {where}" if one.url else f"Would push {one.folder} to {where}"
+        print(f"{said}: {len(one.files)} files, {size:.1f} MB")
+        if one.url:
+            print(f"  {one.url}  (commit {one.commit})")
+            continue
+        for name, count in _folded(one.files).items():
+            print(f"  {count:>12,}  {name}")
+    shown = "no predictions"
+    if "card/examples.png" in done.files:
+        own = "the training's own picture, of its last weights"
+        shown = f"{done.images} of the validation images" if done.images else own
+        shown += ": card/examples.png"
+    print(f"The card shows {shown}")
+    if done.space and done.private:
+        print("A Space reads a private model with a secret HF_TOKEN, which its settings take")
+
+
+def _folded(files: dict[str, int]) -> dict[str, int]:
+    """Files and their bytes; a Space's package as one."""
+    found: dict[str, int] = {}
+    for name, count in files.items():
+        key = "finetune/..." if name.startswith("finetune/") else name
+        found[key] = found.get(key, 0) + count
+    return found

@@ -1,0 +1,117 @@
+"""A Space: the demo as a folder that the Hub runs, with everything that it needs but the model.
+
+    write_space(Path("space"), "somebody/street-scenes", title="Street scenes")
+
+app.py is the demo's own, byte for byte, and the package's source lies beside it, so that nothing
+of ours has to be on an index. The model is read from the Hub by the id that README.md names.
+"""
+
+import re
+import shutil
+from importlib import metadata
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from huggingface_hub import SpaceCard, SpaceCardData
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from finetune.disk import swap_folder
+from finetune.errors import UserError
+from finetune.publish.markdown import escaped
+
+GRADIO = "6.31.0"
+"""What the Space's page is tested with; constraints.txt has the same."""
+PYTHON = "3.11"
+REQUIREMENTS = (
+    *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
+    *("torch", "tqdm", "transformers"),
+)
+"""What the demo imports besides Gradio, which a Space installs by its header."""
+
+_TEXT = """\
+# {title}
+
+Segments pictures with [{model}](https://huggingface.co/{model}): classes, areas, confidence, and
+masks to download.
+
+`app.py` is `finetune/programs/demo/demo.py`, and `finetune/` the source that it needs. The model is
+the one under `models:` above; `FINETUNE_MODELS` in the Space's variables names another, or two with
+a comma to see them side by side. A private model needs a secret `HF_TOKEN` that may read it.
+Pictures in `examples/` are offered to try.
+"""
+
+
+def write_space(folder: Path, model_repo: str, *, title: str) -> None:
+    """Writes a Space's files, aside, and renames them into place.
+
+    README.md with the Space's header, app.py, requirements.txt and the package.
+
+    Args:
+        folder: new, or empty.
+        model_repo: the model's id on the Hub.
+        title: of the Space.
+
+    Raises:
+        UserError: the id or the title is none, or the folder cannot be written.
+    """
+    try:
+        validate_repo_id(model_repo)
+    except HFValidationError as error:
+        raise UserError(f"{model_repo}: not the id of a model on the Hub ({error})") from error
+    if not title.strip():
+        raise UserError("title: a Space needs one")
+    folder = folder.resolve()
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise UserError(f"{folder}: holds something already; name a new folder")
+    new = folder.with_name(f".{folder.name}.new")
+    try:
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir(parents=True)
+        (new / "README.md").write_text(_readme(model_repo, title), encoding="utf-8")
+        (new / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
+        with as_file(files("finetune")) as package:
+            shutil.copyfile(package / "programs" / "demo" / "demo.py", new / "app.py")
+            unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyi", "recipes")
+            shutil.copytree(package, new / "finetune", ignore=unwanted)
+        swap_folder(new, folder)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        raise UserError(
+            f"cannot write the Space {folder}: {error.strerror or error}; free some space, or name "
+            "another folder"
+        ) from error
+
+
+def requirements() -> list[str]:
+    """Lines of requirements.txt: the bounds of this package's own dependencies.
+
+    Raises:
+        UserError: the package is not installed, or another of this name is.
+    """
+    try:
+        lines = metadata.requires("finetune") or []
+        known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if ";" not in line}
+        return [known[name] for name in REQUIREMENTS]
+    except (metadata.PackageNotFoundError, KeyError) as error:
+        raise UserError(
+            "a Space needs to know this package's dependencies: install it (`pip install -e .` "
+            "in its checkout)"
+        ) from error
+
+
+def _readme(model_repo: str, title: str) -> str:
+    header = SpaceCardData(
+        title=title,
+        emoji="🖼️",
+        colorFrom="blue",
+        colorTo="green",
+        sdk="gradio",
+        sdk_version=GRADIO,
+        python_version=PYTHON,
+        app_file="app.py",
+        license="apache-2.0",
+        models=[model_repo],
+        tags=["image-segmentation", "segformer"],
+    )
+    text = _TEXT.format(title=escaped(title), model=model_repo)
+    return str(SpaceCard(f"---\n{header.to_yaml()}\n---\n\n{text}"))

@@ -1,0 +1,284 @@
+"""A folder to the Hugging Face Hub: in one commit, again where it broke off, within a time limit.
+
+    upload_folder(Path("card"), "me/parrots", message="mIoU 41.2 at step 4000")
+
+huggingface_hub does the talking. By itself it tries again what fails while files are sent; what it
+sends once only (making the repository, checking the card, the commit) is tried again here. A commit
+whose answer was lost may have been made: that is looked up before it is sent once more.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    constants,
+    get_token,
+    hf_hub_url,
+)
+from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
+from huggingface_hub.hf_api import RepoFile
+from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+
+from finetune.errors import UserError
+from finetune.programs.push.link import OFFLINE, Link, explain, without_xet
+from finetune.programs.push.staging import code_files
+
+# A new repository holds some of these; they are nobody's work, or stay whatever is pushed.
+NOT_WORK = re.compile(r"\.git(attributes|ignore)|README\.md|LICEN[SC]E(\.\w+)?", re.IGNORECASE)
+# What an earlier push may have left and this one has not: weights of another model, code, pictures.
+# By their names, since people keep a handler.py or adapters of their own beside a model.
+STALE = {
+    "model": re.compile(
+        r"card/(classes|examples)\.png"
+        r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+        r"|onnx/model\w*\.onnx(_data)?"
+        rf"|{'|'.join(re.escape(path.name) for path in code_files())}"
+    ),
+    "space": re.compile(r"finetune/.*"),
+}
+PROOF = {
+    "model": ("config.json", rb'"model_type": *"segformer"', "a SegFormer"),
+    "space": ("app.py", rb"(?m)^ *(from|import) +finetune\b", "a demo of this package"),
+}
+"""A file, what stands in it where a repository is ours to go on with, and what that is."""
+
+
+@dataclass(frozen=True)
+class Uploaded:
+    """Where a folder lies now."""
+
+    url: str
+    commit: str
+    private: bool
+    """What the repository is, which an earlier push or its owner may have decided."""
+
+
+def upload_folder(
+    folder: Path,
+    repo_id: str,
+    *,
+    private: bool = True,
+    message: str,
+    repo_type: str = "model",
+    timeout: float = 60.0,
+    limit: float = 4 * 3600.0,
+    token: str | None = None,
+) -> Uploaded:
+    """Makes the repository if there is none, and brings the folder into it in one commit.
+
+    The same folder again makes no commit, and after a failure only what is missing is sent (whole
+    files: the Hub's protocol knows no part of one). Hidden files stay here. What an earlier push
+    brought and the folder does not hold any more (weights, code, the card's pictures; of a Space
+    the package) is removed; everything else stays.
+
+    Args:
+        folder: what to upload.
+        repo_id: `owner/name`.
+        private: of a repository that is made now; an older one stays what it is.
+        message: of the commit.
+        repo_type: "model" or "space" (of Gradio).
+        timeout: seconds that a connection may be silent before it is given up and tried again.
+        limit: seconds that the whole may take.
+        token: of the Hub; None: HF_TOKEN, or what `hf auth login` saved.
+
+    Raises:
+        UserError: it cannot be uploaded; says why, and what to do. Nothing was committed.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
+        raise UserError(f"{repo_id}: a repository is named owner/name, such as me/parrots")
+    files = _files_of(folder)
+    token = _checked(token or _own_token())
+    for path in files.values():
+        if path.stat().st_size < 1_000_000 and token.encode() in path.read_bytes():
+            raise UserError(f"{path}: holds your token of the Hub; take it out")
+    link = Link(timeout, limit)
+    with without_xet(), link.open():
+        try:
+            return _Push(link, files, repo_id, repo_type, token).run(message, private)
+        except Exception as error:
+            words = explain(error, repo_id, link)
+            if words is None:
+                raise
+            # The token stands in headers, which some errors of the HTTP library quote.
+            raise UserError(words.replace(token, "***")) from None
+
+
+def check_ready(repo_id: str) -> None:
+    """Raises a UserError where no upload can begin, which needs no network to know."""
+    _checked(_own_token())
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{repo_id}: {OFFLINE}")
+
+
+class _Push:
+    """One upload."""
+
+    def __init__(
+        self, link: Link, files: Mapping[str, Path], repo_id: str, repo_type: str, token: str
+    ):
+        self.link = link
+        self.files = files
+        self.repo_id = repo_id
+        self.repo_type = repo_type
+        self.token = token
+        self.api = HfApi(endpoint=link.endpoint, token=token, library_name="finetune")
+        # They remember what was hashed and sent, over all tries.
+        self.additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+
+    def run(self, message: str, private: bool) -> Uploaded:
+        """All of it."""
+        info = self._open(private)
+        present = self._tree(info.sha)
+        self._refuse_others_work(present, info.sha)
+        old = STALE[self.repo_type]
+        stale = [path for path in present if path not in self.files and old.fullmatch(path)]
+        operations: list[CommitOperationAdd | CommitOperationDelete] = [*self.additions]
+        operations += [CommitOperationDelete(path) for path in stale]
+        tried = False
+
+        def landed(head: str | None) -> str | None:
+            """The head of the repository, if it holds the folder."""
+            tree = self._tree(head)
+            return head if self._holds(tree) and not any(path in tree for path in stale) else None
+
+        def commit() -> str:
+            nonlocal tried
+            if tried and (found := landed(self._info().sha)):
+                return found
+            tried = True
+            try:
+                return self.api.create_commit(
+                    self.repo_id,
+                    operations,
+                    commit_message=message,
+                    repo_type=self.repo_type,
+                    parent_commit=info.sha,
+                ).oid
+            except HfHubHTTPError as error:
+                # Another commit came first. It may be our own, whose answer was lost.
+                if error.response.status_code not in (409, 412):
+                    raise
+                if found := landed(self._info().sha):
+                    return found
+                raise
+
+        is_there = self._holds(present) and not stale
+        oid = info.sha if is_there else self.link.retry(commit)
+        prefix = {"space": "spaces/"}.get(self.repo_type, "")
+        return Uploaded(f"{self.link.endpoint}/{prefix}{self.repo_id}", oid, bool(info.private))
+
+    def _open(self, private: bool) -> Any:
+        """What the repository is; made if it is not there."""
+        try:
+            return self.link.retry(self._info)
+        except RepositoryNotFoundError as error:
+            if error.response.status_code != 404:
+                raise
+        sdk = "gradio" if self.repo_type == "space" else None
+
+        def create() -> None:
+            # Where the answer to the first try was lost, the next one finds it there.
+            self.api.create_repo(
+                self.repo_id,
+                private=private,
+                repo_type=self.repo_type,
+                space_sdk=sdk,
+                exist_ok=True,
+            )
+
+        self.link.retry(create)
+        return self.link.retry(self._info)
+
+    def _info(self) -> Any:
+        try:
+            return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
+        except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{self.repo_id}: {self.link.endpoint} answers as no Hub does; look at HF_ENDPOINT"
+            ) from error
+
+    def _tree(self, revision: str | None) -> dict[str, RepoFile]:
+        """The files of a commit; none where there is no commit yet."""
+        if revision is None:
+            return {}
+        entries = self.api.list_repo_tree(
+            self.repo_id, recursive=True, revision=revision, repo_type=self.repo_type
+        )
+        return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+
+    def _holds(self, tree: Mapping[str, RepoFile]) -> bool:
+        """Whether a commit has every file of the folder, with these bytes."""
+        for addition in self.additions:
+            found = tree.get(addition.path_in_repo)
+            if found is None or found.size != addition.upload_info.size:
+                return False
+            if found.lfs is not None:
+                if found.lfs.sha256 != addition.upload_info.sha256.hex():
+                    return False
+            else:
+                content = self.files[addition.path_in_repo].read_bytes()
+                blob = b"blob %d\0" % len(content) + content
+                if found.blob_id != hashlib.sha1(blob).hexdigest():
+                    return False
+        return True
+
+    def _refuse_others_work(self, present: Mapping[str, RepoFile], head: str | None) -> None:
+        """A repository may be empty, or hold a SegFormer (a Space: a demo of one)."""
+        work = [path for path in present if not NOT_WORK.fullmatch(path)]
+        proof, pattern, kind = PROOF[self.repo_type]
+        if not work or (proof in present and re.search(pattern, self._download(proof, head))):
+            return
+        shown = ", ".join(work[:3]) + (", ..." if work[3:] else "")
+        raise UserError(
+            f"{self.repo_id}: the repository exists and holds something else than {kind} "
+            f"({shown}). Choose another name, or empty it first."
+        )
+
+    def _download(self, path: str, revision: str | None) -> bytes:
+        address = hf_hub_url(
+            self.repo_id,
+            path,
+            repo_type=self.repo_type,
+            revision=revision,
+            endpoint=self.link.endpoint,
+        )
+        response = http_backoff("GET", address, headers=build_hf_headers(token=self.token))
+        hf_raise_for_status(response)
+        return response.content
+
+
+def _files_of(folder: Path) -> dict[str, Path]:
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder)
+        if path.is_file() and not any(part.startswith(".") for part in name.parts):
+            files[name.as_posix()] = path
+    if not files:
+        raise UserError(f"{folder}: no such folder, or nothing in it to upload")
+    return files
+
+
+def _own_token() -> str | None:
+    try:
+        return get_token()
+    except Exception as error:  # it may ask services, which fail in their own ways
+        raise UserError(f"the token of the Hub cannot be had: {error}") from error
+
+
+def _checked(token: str | None) -> str:
+    """A token that can be sent. It is never shown, wrong or not."""
+    if not token:
+        raise UserError(
+            "there is no token of the Hub here: `hf auth login`, or set HF_TOKEN to one that may "
+            "write"
+        )
+    if not re.fullmatch(r"[\x21-\x7e]+", token):
+        raise UserError("the token of the Hub holds spaces, or characters that no token has")
+    return token

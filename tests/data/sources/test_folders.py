@@ -1,0 +1,522 @@
+import pickle
+import struct
+import warnings
+import zlib
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from finetune.data.samples import preflight
+from finetune.data.sources.archives import ade20k, camvid, cityscapes
+from finetune.data.sources.folders import image_folder
+from finetune.errors import UserError
+from finetune.labels.presets import PRESETS
+from finetune.labels.translation import Labels
+from finetune.pictures.plain import decode_plain
+from finetune.pictures.reading import read_colors, read_image, read_mask
+
+LABELS = Labels.build(["a", "b", "c"])
+
+
+def save(array: np.ndarray, path: Path, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+def random_image(seed: int = 0, height: int = 12, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def random_mask(seed: int = 0, height: int = 12, width: int = 16) -> np.ndarray:
+    return np.random.default_rng(seed).choice([0, 1, 2, 255], (height, width)).astype(np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pairs, one of them nested."""
+    for seed, name in enumerate(["one", "two", "deep/er/three"]):
+        save(random_image(seed), tmp_path / f"images/train/{name}.png")
+        save(random_mask(seed), tmp_path / f"masks/train/{name}.png")
+    return tmp_path
+
+
+def one_pair(root: Path, image: Path | None = None, mask: Path | None = None):
+    """A data set of one pair, with the default for what is not given."""
+    if image is None:
+        save(random_image(), root / "images/train/x.png")
+    if mask is None:
+        save(random_mask(), root / "masks/train/x.png")
+    return image_folder(root, "train", LABELS)
+
+
+def write_grey_png(path: Path, values: np.ndarray, bits: int) -> None:
+    """A grey PNG of 1, 2 or 4 bits, which Pillow cannot write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rows = b""
+    for row in values:
+        packed = "".join(f"{v:0{bits}b}" for v in row)
+        packed += "0" * (-len(packed) % 8)
+        rows += b"\0" + int(packed, 2).to_bytes(len(packed) // 8, "big")
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
+
+    height, width = values.shape
+    header = struct.pack(">IIBBBBB", width, height, bits, 0, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
+    )
+
+
+# Pairing
+
+
+def test_pairs_by_relative_path_and_reads_on_access(folder):
+    dataset = image_folder(folder, "train", LABELS)
+    assert [sample["id"] for sample in dataset] == ["deep/er/three", "one", "two"]
+    for sample, seed in zip(dataset, [2, 0, 1], strict=True):
+        assert sample["image"].dtype == np.uint8
+        assert sample["image"].tolist() == random_image(seed).tolist()
+        assert sample["mask"].tolist() == random_mask(seed).tolist()
+    preflight(dataset)
+
+
+def test_hidden_files_and_other_types_are_left_alone(folder):
+    (folder / "images/train/._one.png").write_bytes(b"rubbish")
+    (folder / "images/train/.cache").mkdir()
+    (folder / "images/train/.cache/x.png").write_bytes(b"rubbish")
+    (folder / "images/train/notes.txt").write_text("rubbish")
+    assert len(image_folder(folder, "train", LABELS)) == 3
+
+
+def test_patterns_and_suffixes_in_one_folder(tmp_path):
+    save(random_image(), tmp_path / "val/a_img.PNG")
+    save(random_mask(), tmp_path / "val/a_mask.png")
+    dataset = image_folder(
+        str(tmp_path),
+        "val",
+        LABELS,
+        images="{split}",
+        masks="{split}",
+        image_suffix="_img",
+        mask_suffix="_mask",
+    )
+    assert dataset[0]["id"] == "a"
+    save(random_image(), tmp_path / "test/b.png")
+    save(random_mask(), tmp_path / "test/b_mask.png")
+    dataset = image_folder(
+        tmp_path, "test", LABELS, images="{split}", masks="{split}", mask_suffix="_mask"
+    )
+    assert [sample["id"] for sample in dataset] == ["b"]
+
+
+def test_survives_pickling(folder):
+    dataset = image_folder(folder, "train", LABELS)
+    assert pickle.loads(pickle.dumps(dataset))[1]["mask"].tolist() == random_mask(0).tolist()
+
+
+# What is wrong with a folder
+
+
+def test_missing_root_names_the_field_and_what_was_expected(tmp_path):
+    with pytest.raises(UserError) as error:
+        image_folder(tmp_path / "nowhere", "train", LABELS)
+    message = str(error.value)
+    assert "data.path" in message
+    assert str(tmp_path / "nowhere") in message
+    assert "images/train and masks/train" in message
+
+
+def test_a_root_that_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match=r"data\.path: .* is a file"):
+        image_folder(tmp_path / "file", "train", LABELS)
+
+
+def test_missing_split_lists_what_is_there(folder):
+    with pytest.raises(UserError, match=r"data\.path: .*'val'.*holds train\."):
+        image_folder(folder, "val", LABELS)
+
+
+def test_no_images(tmp_path):
+    (tmp_path / "images/train").mkdir(parents=True)
+    (tmp_path / "masks/train").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"data\.path: no images found in .*images/train.*\.jpg"):
+        image_folder(tmp_path, "train", LABELS)
+
+
+def test_images_without_a_mask_and_masks_without_an_image_are_counted(folder):
+    for i in range(7):
+        save(random_image(), folder / f"images/train/extra{i}.png")
+    save(random_mask(), folder / "masks/train/orphan.png")
+    with pytest.raises(UserError) as error:
+        image_folder(folder, "train", LABELS)
+    message = str(error.value)
+    assert (
+        "7 of 10 images have no mask: extra0, extra1, extra2, extra3, extra4 and 2 more" in message
+    )
+    assert "1 of 4 masks have no image: orphan." in message
+    assert "Rename" in message
+
+
+def test_two_images_of_one_name(folder):
+    save(random_image(), folder / "images/train/one.jpg")
+    with pytest.raises(UserError, match=r"one\.(jpg|png) and .*one\.(jpg|png) differ"):
+        image_folder(folder, "train", LABELS)
+
+
+def test_images_and_masks_in_one_folder_need_a_suffix(folder):
+    with pytest.raises(UserError, match="suffix such as _mask"):
+        image_folder(folder, "train", LABELS, masks="images/{split}")
+
+
+# What is wrong with a file: on reading and in preflight alike
+
+
+@pytest.mark.parametrize("kind", ["images", "masks"])
+@pytest.mark.parametrize("damage", ["empty", "text", "truncated", "gone"])
+def test_a_damaged_file_is_named(folder, kind, damage):
+    path = folder / kind / "train/one.png"
+    dataset = image_folder(folder, "train", LABELS)
+    if damage == "gone":
+        path.unlink()
+    else:
+        whole = path.read_bytes()
+        path.write_bytes({"empty": b"", "text": b"hello", "truncated": whole[:-40]}[damage])
+    for read in (lambda: dataset[1], lambda: preflight(dataset)):
+        with pytest.raises(UserError, match=str(path)):
+            read()
+
+
+def test_a_truncated_jpeg_is_named(tmp_path):
+    path = save(random_image(0, 100, 100), tmp_path / "images/train/x.jpg")
+    path.write_bytes(path.read_bytes()[:2000])
+    save(random_mask(0, 100, 100), tmp_path / "masks/train/x.png")
+    dataset = image_folder(tmp_path, "train", LABELS)
+    for read in (lambda: dataset[0], lambda: preflight(dataset)):
+        with pytest.raises(UserError, match=r"x\.jpg.*truncated"):
+            read()
+
+
+def test_sizes_that_differ_name_both_files(tmp_path):
+    mask = save(random_mask(0, 12, 17), tmp_path / "masks/train/x.png")
+    dataset = one_pair(tmp_path, mask=mask)
+    for read in (lambda: dataset[0], lambda: preflight(dataset)):
+        with pytest.raises(UserError) as error:
+            read()
+        message = str(error.value)
+        assert "masks/train/x.png is 17 x 12" in message
+        assert "images/train/x.png is 16 x 12" in message
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_a_coloured_mask_is_refused(tmp_path, channels):
+    colours = np.zeros((12, 16, channels), np.uint8)
+    dataset = one_pair(tmp_path, mask=save(colours, tmp_path / "masks/train/x.png"))
+    for read in (lambda: dataset[0], lambda: preflight(dataset)):
+        with pytest.raises(UserError, match=r"masks/train/x\.png.*masks must hold class ids"):
+            read()
+
+
+def test_an_unknown_value_names_the_mask(tmp_path):
+    mask = np.full((12, 16), 9, np.uint8)
+    dataset = one_pair(tmp_path, mask=save(mask, tmp_path / "masks/train/x.png"))
+    for read in (lambda: dataset[0], lambda: preflight(dataset)):
+        with pytest.raises(UserError, match=r"masks/train/x\.png.*9 \(192 pixels\)"):
+            read()
+
+
+def test_preflight_reads_the_header_of_every_file(tmp_path):
+    for i in range(40):
+        save(random_image(), tmp_path / f"images/train/{i:02d}.png")
+        save(random_mask(), tmp_path / f"masks/train/{i:02d}.png")
+    dataset = image_folder(tmp_path, "train", LABELS)
+    preflight(dataset)
+    save(random_mask(0, 5, 5), tmp_path / "masks/train/07.png")
+    with pytest.raises(UserError, match=r"07\.png is 5 x 5"):
+        preflight(dataset)
+    with pytest.raises(UserError, match=r"07\.png is 5 x 5"):
+        preflight(dataset.select([7]))
+
+
+# Kinds of masks
+
+
+def test_a_palette_mask_gives_indices_not_colours(tmp_path):
+    indices = np.random.default_rng(0).integers(0, 3, (12, 16), np.uint8)
+    mask = Image.fromarray(indices, mode="P")
+    mask.putpalette([200, 10, 10, 10, 200, 10, 10, 10, 200])
+    (tmp_path / "masks/train").mkdir(parents=True)
+    mask.save(tmp_path / "masks/train/x.png")
+    dataset = one_pair(tmp_path, mask=tmp_path / "masks/train/x.png")
+    assert dataset[0]["mask"].tolist() == indices.tolist()
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_a_16_bit_mask(tmp_path, name):
+    raw = np.random.default_rng(0).choice([0, 1000, 40000], (12, 16)).astype(np.uint16)
+    save(raw, tmp_path / "masks/train" / name)
+    save(random_image(), tmp_path / "images/train/x.png")
+    labels = Labels.build(["a", "b"], map={0: None, 1000: 0, 40000: 1})
+    dataset = image_folder(tmp_path, "train", labels)
+    preflight(dataset)
+    expected = np.select([raw == 1000, raw == 40000], [0, 1], 255)
+    assert dataset[0]["mask"].tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_a_grey_mask_of_few_bits_keeps_its_values(tmp_path, bits):
+    # Pillow reads the 4 bit value 1 as 17, and so on
+    raw = np.random.default_rng(0).integers(0, 2**bits, (12, 16))
+    write_grey_png(tmp_path / "masks/train/x.png", raw, bits)
+    save(random_image(), tmp_path / "images/train/x.png")
+    labels = Labels.build([str(i) for i in range(16)])
+    dataset = image_folder(tmp_path, "train", labels)
+    preflight(dataset)
+    assert dataset[0]["mask"].tolist() == raw.tolist()
+
+
+# Kinds of images: all become upright 8 bit RGB
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA", "RGBA", "P"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    image = Image.fromarray(random_image()).convert(mode)
+    (tmp_path / "images/train").mkdir(parents=True)
+    image.save(tmp_path / "images/train/x.png")
+    sample = one_pair(tmp_path, image=tmp_path / "images/train/x.png")[0]
+    assert sample["image"].dtype == np.uint8
+    assert sample["image"].tolist() == np.array(image.convert("RGB")).tolist()
+
+
+def test_cmyk(tmp_path):
+    (tmp_path / "images/train").mkdir(parents=True)
+    Image.new("CMYK", (16, 12), (0, 255, 255, 0)).save(tmp_path / "images/train/x.jpg", quality=95)
+    image = one_pair(tmp_path, image=tmp_path / "images/train/x.jpg")[0]["image"].astype(int)
+    assert abs(image - (255, 0, 0)).max() < 12
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.tif"])
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path, name):
+    grey = np.random.default_rng(0).integers(0, 65536, (12, 16), np.uint16)
+    dataset = one_pair(tmp_path, image=save(grey, tmp_path / "images/train" / name))
+    preflight(dataset)
+    expected = np.repeat((grey // 256)[..., None], 3, axis=2)
+    assert dataset[0]["image"].tolist() == expected.tolist()
+
+
+def test_floating_point_images_are_refused(tmp_path):
+    path = save(np.zeros((12, 16), np.float32), tmp_path / "images/train/x.tif")
+    with pytest.raises(UserError, match=r"x\.tif.*float32"):
+        one_pair(tmp_path, image=path)[0]
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+def test_exif_orientation_is_applied(tmp_path, name):
+    stored = random_image(0, 16, 12)  # lies on its side: upright it is 12 high and 16 wide
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
+    path = save(stored, tmp_path / "images/train" / name, exif=exif)
+    decoded = np.array(Image.open(path).convert("RGB"))
+    dataset = one_pair(tmp_path, image=path)
+    preflight(dataset)
+    assert dataset[0]["image"].tolist() == np.rot90(decoded, -1).tolist()
+
+
+def test_exif_behind_the_pixels_of_a_png(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(random_image(0, 16, 12), tmp_path / "images/train/x.png", exif=exif)
+    whole = path.read_bytes()
+    start = whole.index(b"eXIf") - 4
+    end = start + 12 + int.from_bytes(whole[start : start + 4], "big")
+    path.write_bytes(whole[:start] + whole[end:-12] + whole[start:end] + whole[-12:])  # before IEND
+    dataset = one_pair(tmp_path, image=path)
+    preflight(dataset)
+    assert dataset[0]["image"].shape == (12, 16, 3)
+
+
+# cv2 decodes what most files are; Pillow is the truth
+
+
+def as_pillow_reads_it(path: Path) -> np.ndarray | None:
+    """None for a damaged file, of which Pillow says by errors of any kind."""
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except Exception:
+        return None
+
+
+def as_we_read_it(path: Path) -> np.ndarray | None:
+    try:
+        return read_image(path)
+    except UserError:
+        return None
+
+
+@pytest.mark.parametrize("subsampling", [0, 1, 2, "keep RGB"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_has_the_pixels_that_pillow_gives_it(tmp_path, subsampling, progressive):
+    options = {"subsampling": subsampling} if subsampling != "keep RGB" else {"keep_rgb": True}
+    fast = 0
+    for seed, (height, width) in enumerate([(64, 96), (37, 53), (101, 40), (120, 161)]):
+        for quality in (30, 75, 96):
+            coarse = Image.fromarray(random_image(seed, 9, 13)).resize((width, height))
+            array = np.clip(coarse + np.random.default_rng(seed).normal(0, 9, (1, 1, 3)), 0, 255)
+            path = save(
+                array.astype(np.uint8),
+                tmp_path / "x.jpg",
+                quality=quality,
+                progressive=progressive,
+                **options,
+            )
+            assert np.array_equal(read_image(path), as_pillow_reads_it(path))
+            fast += decode_plain(path) is not None
+    assert fast == (0 if progressive else 12)  # several scans are left to Pillow
+
+
+def test_real_jpegs_have_the_pixels_that_pillow_gives_them(shared_data):
+    paths = sorted(shared_data.glob("camvid/val/*.jpg"))[::10]
+    paths += sorted(shared_data.glob("ade20k_sample/*/images/validation/*.jpg"))
+    assert len(paths) > 8
+    for path in paths:
+        assert np.array_equal(decode_plain(path), as_pillow_reads_it(path))
+    masks = sorted(shared_data.glob("ade20k_sample/*/annotations/validation/*.png"))
+    assert len(masks) == 3
+    for path in masks:
+        assert np.array_equal(decode_plain(path), np.array(Image.open(path)))
+
+
+@pytest.mark.parametrize("name", ["x.jpg", "x.png"])
+def test_damage_that_pillow_sees_is_seen(tmp_path, name):
+    # cv2 gives half a picture for some of these, without a word
+    coarse = Image.fromarray(random_image(0, 9, 13)).resize((90, 70))
+    if name == "x.png":
+        coarse = coarse.convert("L")
+    whole = save(np.array(coarse), tmp_path / name).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = fast = 0
+    for turn in range(600):
+        data = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            first = 2 if turn % 2 else len(data) * 2 // 5
+            data[rng.integers(first, len(data) - 2)] ^= rng.integers(1, 256)
+        if turn % 7 == 0:
+            cut = rng.integers(20, len(data))
+            data = data[:cut] + whole[-12 if name == "x.png" else -2 :]
+        if name == "x.jpg" and turn % 5 == 0:  # a marker in the middle of the picture
+            place = rng.integers(len(whole) * 2 // 3, len(whole) - 4)
+            data[place : place + 2] = bytes([0xFF, rng.integers(1, 255)])
+        path = tmp_path / name
+        path.write_bytes(data)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's, about sizes and EXIF data
+            expected, found = as_pillow_reads_it(path), as_we_read_it(path)
+            fast += decode_plain(path) is not None
+        if name == "x.jpg":
+            assert (found is None) == (expected is None)
+            assert found is None or np.array_equal(found, expected)
+        else:  # whose checksums we ask, and Pillow does not
+            assert found is None or np.array_equal(found[..., 0], np.array(coarse))
+        refused += found is None
+    assert refused > 50
+    assert fast > 50 or name == "x.png"
+
+
+# Official layouts
+
+
+def test_ade20k_takes_both_folders_and_both_split_names(tmp_path):
+    root = tmp_path / "ADEChallengeData2016"
+    save(random_image(), root / "images/training/x.jpg")
+    save(np.full((12, 16), 150, np.uint8), root / "annotations/training/x.png")
+    labels = Labels.build(**PRESETS["ade20k"])
+    for path in (tmp_path, root):
+        for split in ("train", "training"):
+            assert ade20k(path, split, labels)[0]["mask"].max() == 149
+    with pytest.raises(UserError, match=r"validation.*holds training"):
+        ade20k(tmp_path, "val", labels)
+
+
+def test_cityscapes(tmp_path):
+    city = tmp_path / "gtFine/train/ulm"
+    save(random_image(), tmp_path / "leftImg8bit/train/ulm/ulm_000_leftImg8bit.png")
+    for kind in ("labelIds", "instanceIds"):
+        save(np.full((12, 16), 33, np.uint8), city / f"ulm_000_gtFine_{kind}.png")
+    save(random_image(), city / "ulm_000_gtFine_color.png")
+    labels = Labels.build(**PRESETS["cityscapes"])
+    with pytest.raises(UserError) as error:
+        cityscapes(tmp_path, "train", labels)
+    assert "labelTrainIds" in str(error.value)
+    assert "labels.preset=cityscapes-label-ids" in str(error.value)
+    assert str(city.parent) in str(error.value)
+
+    save(np.full((12, 16), 18, np.uint8), city / "ulm_000_gtFine_labelTrainIds.png")
+    (sample,) = cityscapes(tmp_path, "train", labels)
+    assert sample["id"] == "ulm/ulm_000"
+    assert np.unique(sample["mask"]).tolist() == [18]
+
+
+def test_cityscapes_without_masks_says_what_is_expected(tmp_path):
+    with pytest.raises(UserError, match=r"data\.path.*leftImg8bit/train and gtFine/train"):
+        cityscapes(tmp_path / "nowhere", "train", LABELS)
+
+
+# Real data
+
+
+def test_real_camvid(shared_data):
+    labels = Labels.build(**PRESETS["camvid"])
+    for split, count in (("train", 367), ("val", 101)):
+        dataset = camvid(shared_data / "camvid", split, labels)
+        assert len(dataset) == count
+        preflight(dataset)
+        sample = dataset[count // 2]
+        raw = np.array(Image.open(shared_data / f"camvid/{split}annot/{sample['id']}.png"))
+        assert sample["image"].shape == (360, 480, 3)
+        assert sample["mask"].tolist() == np.where(raw == 11, 255, raw).tolist()
+
+
+def test_real_ade20k(shared_data):
+    dataset = ade20k(shared_data / "ade20k_sample", "val", Labels.build(**PRESETS["ade20k"]))
+    preflight(dataset)
+    assert len(dataset) == 3
+    annotations = shared_data / "ade20k_sample/ADEChallengeData2016/annotations/validation"
+    for sample in dataset:
+        raw = np.array(Image.open(annotations / f"{sample['id']}.png")).astype(int)
+        assert sample["image"].shape[:2] == raw.shape
+        assert sample["mask"].tolist() == np.where(raw == 0, 255, raw - 1).tolist()
+
+
+@pytest.mark.parametrize("mode", ["grey", "palette", "16 bit", "colors"])
+def test_no_bit_of_a_png_can_be_wrong_unseen(tmp_path, mode):
+    """Pillow alone decodes some damaged masks without a word, into other labels."""
+    mask = np.kron(np.random.default_rng(0).integers(0, 3, (3, 4)), np.ones((2, 2)))
+    kinds = {"16 bit": np.uint16}
+    image = Image.fromarray(mask.astype(kinds.get(mode, np.uint8)))
+    if mode == "palette":
+        image.putpalette([10, 20, 30] * 256)
+    image = image.convert("RGB") if mode == "colors" else image
+    path = tmp_path / "mask.png"
+    image.save(path)
+    read = read_colors if mode == "colors" else read_mask
+    expected, whole = read(path), path.read_bytes()
+    unseen = 0
+    for place in range(len(whole) * 8):
+        data = bytearray(whole)
+        data[place // 8] ^= 1 << place % 8
+        path.write_bytes(data)
+        with suppress(UserError):
+            assert np.array_equal(read(path), expected)
+            unseen += 1
+    assert unseen <= 32  # the checksum of an end that holds nothing
