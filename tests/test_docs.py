@@ -84,7 +84,6 @@ def words_of(line):
     if "finetune.cli" in words:
         return ["finetune", *words[words.index("finetune.cli") + 1 :]]
     if not {"finetune/train.py", "finetune.train"}.isdisjoint(words):
-        assert "--recipe" in words or words[-1] in ("finetune/train.py", "finetune.train"), line
         return ["finetune", "train", *words[words.index("--recipe") + 1 :]]
     return words if words[0] == "finetune" else []
 
