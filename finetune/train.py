@@ -84,8 +84,8 @@ class Result:
 def fit(recipe: Recipe) -> Result:
     """Trains, evaluates and saves as the recipe says; goes on where an earlier run stopped.
 
-    Every process of a launch calls it. Files go into `recipe.output`; the README's "What a
-    run leaves" says which.
+    Every process of a launch calls it. Files go into `recipe.output`; docs/training.md, "What a
+    run leaves", lists them.
 
     Args:
         recipe: resolved, from `finetune.recipe.load_recipe`.

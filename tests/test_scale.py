@@ -3,7 +3,7 @@
     pytest -m scale -s                 # seven minutes on two cores, 7 GB of disk
     SCALE_IMAGES=2000 pytest -m scale -s
 
-Prints what it measured, for the README; asserts memory, and no time.
+Prints what it measured, for the pages in docs/; asserts memory, and no time.
 """
 
 import json

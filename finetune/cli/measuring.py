@@ -71,7 +71,7 @@ def benchmark(
     ] = Path("runs/benchmark-training"),
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
-    """Measure time and memory against stock transformers: the figures of the README.
+    """Measure time and memory against stock transformers: the figures of docs/speed.md.
 
     Example: finetune benchmark forward --variant b0 --threads 2
 

@@ -1,6 +1,6 @@
 """The run folder: whose it is, that nobody else writes there, and where to go on.
 
-What lies in it is in the README, "What a run leaves".
+docs/training.md, "What a run leaves", lists its files.
 """
 
 import json
