@@ -4,13 +4,17 @@ Importing this package registers its SegFormer with transformers' Auto classes:
 `AutoModelForSemanticSegmentation.from_pretrained` of any stock SegFormer folder then returns it.
 """
 
-from transformers import (
+from .namesake import warn_of_namesake
+
+warn_of_namesake()  # before an import that may fail because of it
+
+from transformers import (  # noqa: E402
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
 
-from .segformer import (
+from .segformer import (  # noqa: E402
     SegformerConfig,
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,

@@ -382,7 +382,7 @@ def test_mistakes_are_answered(exported, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a file"):
         program.export(str(folder), tmp_path / "file")
     monkeypatch.setattr(program, "find_spec", lambda name: None if name == "onnx" else object())
-    with pytest.raises(UserError, match="needs onnx: pip install onnx"):
+    with pytest.raises(UserError, match=r"needs onnx: pip install 'segformer-finetune\[export\]'"):
         program.export(str(folder), tmp_path)
 
 
