@@ -4,17 +4,20 @@ Importing this package registers its SegFormer with transformers' Auto classes:
 `AutoModelForSemanticSegmentation.from_pretrained` of any stock SegFormer folder then returns it.
 """
 
-from .namesake import warn_of_namesake
+try:  # first: of two mixed packages anything below may fail
+    from segformer_finetune import warn_of_namesake
+except ModuleNotFoundError:
+    pass  # this folder by itself, as in a Space: nothing was installed that could be mixed with it
+else:
+    warn_of_namesake()
 
-warn_of_namesake()  # before an import that may fail because of it
-
-from transformers import (  # noqa: E402
+from transformers import (
     AutoModel,
     AutoModelForImageClassification,
     AutoModelForSemanticSegmentation,
 )
 
-from .segformer import (  # noqa: E402
+from .segformer import (
     SegformerConfig,
     SegformerForImageClassification,
     SegformerForSemanticSegmentation,

@@ -1,14 +1,13 @@
 """Another project on PyPI is called `finetune`, and it installs into the same folder as this one.
 
 Whichever of the two was installed last owns `finetune/__init__.py`, and uninstalling either takes
-that file from both. So the command starts outside the folder: a wheel carries this file a second
-time, as `segformer_finetune.py`, whose `main` looks before it imports the package. This file
-imports the standard library only.
+that file from both. So the command starts here, outside the folder, and looks before it imports
+the package, which looks here when it is imported. This file imports the standard library only.
 """
 
 import sys
 import warnings
-from importlib import import_module, metadata
+from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -61,4 +60,6 @@ def main() -> None:
     if problem := obstacle():
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
-    import_module("finetune.cli").main()  # by name: this file lies below everything in the package
+    from finetune.cli import main as command
+
+    command()
