@@ -24,8 +24,9 @@ format: .venv/installed-dev ## mend what ruff can mend
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-wheel: .venv/installed-dev ## dist/finetune-*.whl, with the recipes inside
-	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+wheel: .venv/installed-dev ## dist/: the wheel, with the recipes inside, and the source archive
+	$(BIN)/python -m hatchling build -d dist
+	$(BIN)/twine check --strict dist/segformer_finetune-*
 
 clean: ## remove the environment and the caches, not runs/
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
