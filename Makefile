@@ -2,15 +2,20 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# A process a core, of one thread each; who is done takes over what another has not begun.
+PARALLEL := -n 2 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help run test lint format wheel clean
+.PHONY: help run check test lint format wheel clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 run: .venv/installed ## fine-tune on the built-in shapes; ends by saying where the results are
 	$(BIN)/accelerate launch finetune/train.py --recipe shapes
+
+check: .venv/installed-dev lint ## lint and the fast tests, two at a time: before a commit
+	$(BIN)/pytest $(PARALLEL) -m 'not slow and not network and not scale'
 
 test: .venv/installed-dev lint ## lint, then every test: what CI runs
 	$(BIN)/pytest

@@ -11,6 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -83,6 +84,9 @@ def test_the_oldest_python_is_the_same_everywhere():
     versions = [tuple(map(int, name.split("."))) for name in named if name.startswith("3.")]
     assert len(versions) > 2
     assert min(versions) == tuple(map(int, oldest.split(".")))
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert tested == [name for name in named if name.startswith("3.")]
     assert PROJECT["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
     assert PROJECT["tool"]["mypy"]["python_version"] == oldest
     assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")

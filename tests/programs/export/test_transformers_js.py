@@ -79,6 +79,6 @@ def test_pictures_that_are_resized_get_most_of_it(
     (found,) = masks_in_node(node_modules, made, files)
     assert found.shape == expected.shape
     share = (found == expected).mean()
-    record_property("share", share)
+    record_property("share", float(share))
     print(f"equal where a picture is resized: {share:.2%} of the pixels")
     assert share > 0.9
