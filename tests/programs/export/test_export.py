@@ -25,6 +25,8 @@ from finetune.segformer import SegformerConfig
 
 from .conftest import COLORS, MEAN, NAMES, STD, skip, write_model
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 SIZES = [(1, 64, 64), (2, 61, 99), (1, 97, 130), (3, 40, 75), (1, 29, 29), (1, 30, 211)]
 
 

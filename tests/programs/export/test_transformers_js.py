@@ -13,6 +13,8 @@ from finetune.programs.export import export as program
 from .conftest import NAMES, write_model
 from .pictures import picture
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 SCRIPT = """
 import { env, pipeline } from "@huggingface/transformers";
 env.allowRemoteModels = false;

@@ -560,6 +560,7 @@ def test_what_does_not_fit_into_memory_is_named_and_the_rest_is_done(
     assert "resized: 1280000 x 64 pixels" in outcome.failed[0]
 
 
+@pytest.mark.slow
 def test_wide_overlays_are_shrunk(model, tmp_path):
     picture(30, 66_000).save(tmp_path / "wide.png")
     out = tmp_path / "out"

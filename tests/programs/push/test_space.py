@@ -148,6 +148,7 @@ def started(space, **variables):
     return process, "".join(said), f"http://127.0.0.1:{port}"
 
 
+@pytest.mark.slow
 def test_the_app_runs_from_the_folder_alone(space, tmp_path):
     model = save_tiny(tmp_path / "model")
     (space / "examples").mkdir()
