@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+VARIABLES = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
@@ -48,7 +49,7 @@ def install(environment, wheel):
 
 def pip(environment, *arguments):
     command = [sys.executable, "-m", "pip", "--quiet", "--python", environment / "bin" / "python"]
-    subprocess.run([*command, *arguments], check=True, capture_output=True)
+    subprocess.run([*command, *arguments], env=VARIABLES, check=True, capture_output=True)
 
 
 @pytest.fixture(scope="module")
@@ -57,9 +58,8 @@ def environment(wheel, tmp_path_factory):
 
 
 def run(environment, cwd, *command):
-    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [environment / command[0], *command[1:]]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=VARIABLES, capture_output=True, text=True)
 
 
 def test_an_index_takes_both(built):

@@ -24,7 +24,7 @@ GRADIO = "6.31.0"
 PYTHON = "3.11"
 REQUIREMENTS = (
     *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
-    *("torch", "tqdm", "transformers"),
+    *("torch", "transformers"),
 )
 """What the demo imports besides Gradio, which a Space installs by its header."""
 

@@ -611,6 +611,7 @@ def test_two_processes_share_the_work(model, photos, tmp_path):
     assert (facts["made"], facts["there"]) == (0, 6)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_files(model, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()
