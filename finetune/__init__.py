@@ -4,6 +4,13 @@ Importing this package registers its SegFormer with transformers' Auto classes:
 `AutoModelForSemanticSegmentation.from_pretrained` of any stock SegFormer folder then returns it.
 """
 
+try:  # first: of two mixed packages anything below may fail
+    from segformer_finetune import warn_of_namesake
+except ModuleNotFoundError:
+    pass  # this folder by itself, as in a Space: nothing was installed that could be mixed with it
+else:
+    warn_of_namesake()
+
 from transformers import (
     AutoModel,
     AutoModelForImageClassification,

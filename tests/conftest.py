@@ -1,16 +1,19 @@
-"""What every test shares: no network, two threads, and the real images if they are there."""
+"""What every test shares: no network, few threads, and the real images if they are there."""
 
 import os
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # a test that reaches for the Hub fails at once
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# Threads that wait for one another soon sleep, and leave the core to whoever works. Read by torch.
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 import browser as chromium
 import pytest
 import torch
 
-torch.set_num_threads(2)
+# Beside other processes of the tests one thread each: more would wait for one another.
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -49,6 +49,7 @@ def test_version():
     assert invoke("--version").output.strip() == f"finetune {finetune.__version__}"
 
 
+@pytest.mark.slow
 def test_a_shell_completes_recipes(tmp_path, monkeypatch):
     (tmp_path / "carts").mkdir()
     for name in ("carts.yaml", "carts.txt", "carts/mine.yaml"):
@@ -128,6 +129,7 @@ def test_mistakes_exit_2_with_one_message(arguments, monkeypatch, capsys):
     assert not said.out
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "finetune.cli", "show", "camvd"],

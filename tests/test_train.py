@@ -513,6 +513,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path):
     assert [row["step"] for row in rows(output, "train/")] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_going_back_to_an_earlier_checkpoint(tmp_path):
     """In another folder: what came later in the first one stays as it is."""
     first, second = tmp_path / "first", tmp_path / "second"
@@ -545,6 +546,7 @@ def test_one_run_at_a_time_in_a_folder(tmp_path, monkeypatch):
     assert fit(load_recipe("shapes", tiny(output))).step == 6
 
 
+@pytest.mark.slow
 def test_a_folder_taken_while_waiting_for_it(tmp_path):
     """What is true before the lock may not be after it."""
     output = tmp_path / "run"
@@ -600,6 +602,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 # ------------------------------------------------------------------------------------- real data
 
 
+@pytest.mark.slow
 def test_camvid(shared_data, tmp_path):
     overrides = [*TINY_MODEL, f"data.path={shared_data / 'camvid'}", "data.workers=0"]
     overrides += ["augment.crop=[64,64]", "train.global_batch=2", "train.steps=2"]

@@ -1,45 +1,96 @@
-"""The wheel alone, away from the checkout: recipes, page and pixels' scripts travel inside it."""
+"""What is published: its metadata, the source archive, and the wheel away from the checkout."""
 
 import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
+VARIABLES = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-index"]
-    subprocess.run([*command, "--no-build-isolation", "-w", folder, ROOT], check=True)
-    (path,) = folder.glob("finetune-*.whl")
+def built(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "hatchling", "build", "-d", folder]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    (path,) = built.glob("segformer_finetune-*.whl")
     return path
 
 
-@pytest.fixture(scope="module")
-def environment(wheel, tmp_path_factory):
-    """The wheel in an environment of its own, which borrows what it depends on from this one."""
-    folder = tmp_path_factory.mktemp("environment")
+def new_environment(folder, *wheels):
+    """The wheels in an environment of their own, which borrows their dependencies from this one."""
     venv.create(folder, with_pip=False)
-    python = folder / "bin" / "python"
-    pip = [sys.executable, "-m", "pip", "--quiet", "--python", python]
-    subprocess.run([*pip, "install", "--no-deps", "--no-index", wheel], check=True)
+    for wheel in wheels:
+        install(folder, wheel)
     (packages,) = folder.glob("lib/python3*/site-packages")
     # The path alone: a checkout that is installed there, by a .pth of its own, does not come along.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
     return folder / "bin"
 
 
+def install(environment, wheel):
+    pip(environment, "install", "--no-deps", "--no-index", wheel)
+
+
+def pip(environment, *arguments):
+    command = [sys.executable, "-m", "pip", "--quiet", "--python", environment / "bin" / "python"]
+    subprocess.run([*command, *arguments], env=VARIABLES, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def environment(wheel, tmp_path_factory):
+    return new_environment(tmp_path_factory.mktemp("environment"), wheel)
+
+
 def run(environment, cwd, *command):
-    variables = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     command = [environment / command[0], *command[1:]]
-    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
+    return subprocess.run(command, cwd=cwd, env=VARIABLES, capture_output=True, text=True)
+
+
+def test_an_index_takes_both(built):
+    assert len(list(built.glob("segformer_finetune-*.tar.gz"))) == 1
+    check = [sys.executable, "-m", "twine", "check", "--strict", *sorted(built.iterdir())]
+    done = subprocess.run(check, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("PASSED") == 2
+
+
+def test_addresses_are_placeholders_together_or_none_is():
+    urls = PROJECT["project"]["urls"]
+    assert {"Homepage", "Documentation", "Repository", "Issues", "Changelog"} == urls.keys()
+    placeholders = {name for name, url in urls.items() if urlsplit(url).hostname == "example.com"}
+    assert placeholders in (set(), urls.keys()), "replace the others too"
+    assert all(urlsplit(url).scheme == "https" for url in urls.values())
+
+
+def test_the_oldest_python_is_the_same_everywhere():
+    oldest = PROJECT["project"]["requires-python"].removeprefix(">=")
+    named = [text.rpartition(" :: ")[2] for text in PROJECT["project"]["classifiers"]]
+    versions = [tuple(map(int, name.split("."))) for name in named if name.startswith("3.")]
+    assert len(versions) > 2
+    assert min(versions) == tuple(map(int, oldest.split(".")))
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text())
+    tested = workflow["jobs"]["test"]["strategy"]["matrix"]["python"]
+    assert tested == [name for name in named if name.startswith("3.")]
+    assert PROJECT["tool"]["ruff"]["target-version"] == "py" + oldest.replace(".", "")
+    assert PROJECT["tool"]["mypy"]["python_version"] == oldest
+    assert f"Python {oldest} or newer" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"Python {oldest} or newer" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
 
 
 def test_everything_that_is_read_travels_and_nothing_else(wheel):
@@ -50,7 +101,8 @@ def test_everything_that_is_read_travels_and_nothing_else(wheel):
         recipes = [f"finetune/{name}" for name in files.splitlines() if name.startswith("recipes/")]
         assert len(ours) > 100
         assert len(recipes) > 6
-        assert {name for name in names if ".dist-info/" not in name} == {*ours, *recipes}
+        carried = {name for name in names if ".dist-info/" not in name}
+        assert carried == {*ours, *recipes, "segformer_finetune.py"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
@@ -65,3 +117,68 @@ def test_it_trains_without_the_checkout(environment, tmp_path):
     listed = run(environment, tmp_path, "finetune", "recipes").stdout
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         assert recipe.stem in listed
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory):
+    """A wheel of the other project: its import fails, as without TensorFlow; it shares a file."""
+    path = tmp_path_factory.mktemp("other") / "finetune-0.10.1-py3-none-any.whl"
+    info = "finetune-0.10.1.dist-info"
+    files = {
+        "finetune/__init__.py": "raise ModuleNotFoundError('tensorflow')\n",
+        "finetune/errors.py": "class FinetuneError(Exception): ...\n",
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: finetune\nVersion: 0.10.1\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+        archive.writestr(
+            f"{info}/RECORD", "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+        )
+    return path
+
+
+REMEDY = "`pip uninstall finetune segformer-finetune`, then install segformer-finetune again"
+
+
+@pytest.mark.slow
+def test_beside_the_other_project_the_import_says_so(wheel, other, tmp_path):
+    binaries = new_environment(tmp_path / "both", other, wheel)
+    done = run(binaries, tmp_path, "finetune", "recipes")
+    assert done.returncode == 0, done.stderr
+    assert "shapes" in done.stdout
+    assert done.stderr.count("another project's package") == 1
+    assert "`finetune` 0.10.1 is installed in" in done.stderr
+    assert REMEDY in done.stderr
+    failed = run(binaries, tmp_path, "python", "-W", "error", "-c", "import finetune")
+    assert failed.stderr.splitlines()[-1].startswith("UserWarning: `finetune` 0.10.1 is installed")
+    # The wrong remedy takes what both wrote.
+    pip(tmp_path / "both", "uninstall", "--yes", "finetune")
+    done = run(binaries, tmp_path, "finetune", "recipes")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: files of segformer-finetune are missing")
+    assert REMEDY in done.stderr
+    # And the right one mends it.
+    pip(tmp_path / "both", "uninstall", "--yes", "segformer-finetune")
+    install(tmp_path / "both", wheel)
+    code = "import segformer_finetune as ours; print([ours.obstacle(), ours.namesake()])"
+    assert run(binaries, tmp_path, "python", "-c", code).stdout == "['', '']\n"
+
+
+def test_where_the_other_project_came_last_the_command_says_so(wheel, other, tmp_path):
+    binaries = new_environment(tmp_path / "both", wheel, other)
+    done = run(binaries, tmp_path, "finetune", "train", "shapes")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: `finetune` 0.10.1 is installed in")
+    assert REMEDY in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_folder_that_hides_the_package_is_named(environment, tmp_path):
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune" / "__init__.py").write_text("")
+    code = "import segformer_finetune; segformer_finetune.main()"
+    done = run(environment, tmp_path, "python", "-c", code)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"{tmp_path}/finetune/__init__.py belongs to another package" in done.stderr

@@ -139,7 +139,7 @@ def demo(
     Exit status: 2 after a mistake that the message names, 130 stopped by Ctrl-C.
     """
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("`finetune demo` needs Gradio: pip install 'gradio>=6.31,<7'")
+        raise UserError("`finetune demo` needs Gradio: pip install 'segformer-finetune[demo]'")
     try:
         from finetune.programs.demo import demo as program
         from finetune.train import quiet_libraries

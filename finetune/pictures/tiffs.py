@@ -124,7 +124,7 @@ def _pages(source: Source) -> Iterator[list[Any]]:
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it raises says the same
     with tifffile.TiffFile(source) as file:
         first = file.pages.first
-        pages = [first]
+        pages: list[Any] = [first]
         if first.samplesperpixel == 1:
             pages += [page for page in list(file.pages)[1:] if _belongs(page, first)]
         yield pages

@@ -317,6 +317,7 @@ def fill_slowly(root: Path, rounds: int = 1) -> int:
         os._exit(status)
 
 
+@pytest.mark.slow
 def test_killed_while_filling(root, decoded):
     expected = content(rows(root))
     partly = 0

@@ -123,6 +123,7 @@ def test_all_paths_give_one_mask(trained, pictures, tmp_path):
         assert row["pipeline without us"] > 0.9999
 
 
+@pytest.mark.slow
 def test_evaluation_shows_pictures_as_the_folder_does(trained):
     """The loader of an evaluation and a `Segmenter` make the same numbers of one sample."""
     from finetune.data.loader import Whole

@@ -5,12 +5,13 @@ import base64
 import json
 import re
 import sys
+import tomllib
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import nbformat
 import pytest
-import tomllib
 from IPython.core.inputtransformer2 import TransformerManager
 from nbformat import NotebookNode
 
@@ -60,11 +61,11 @@ def test_it_begins_with_a_title_and_how_to_open_it(notebook):
     assert first.cell_type == "markdown"
     assert first.source.startswith("# ")
     assert re.search(r"minutes?\b", first.source), "how long does it take?"
-    address = PROJECT.get("urls", {}).get("Repository")
+    address = PROJECT["urls"]["Repository"]
     badges = re.findall(
         r"https://(?:colab\.research\.google|(?:www\.)?kaggle)\.com\S*", first.source
     )
-    if address is None:  # a badge would lead nowhere
+    if urlsplit(address).hostname == "example.com":  # a placeholder: a badge would lead nowhere
         assert not badges
         assert "Upload notebook" in first.source
     else:

@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from .execution import NOTEBOOKS, execute, outputs, text
 
 SMALL = {
@@ -14,6 +16,7 @@ def numbers(line: str) -> list[float]:
     return [float(found) for found in re.findall(r"\d+\.?\d*(?:e-?\d+)?", line)]
 
 
+@pytest.mark.slow
 def test_what_the_figures_say_of_any_model(tmp_path):
     done = execute(NOTEBOOKS / "05_inside_segformer.ipynb", SMALL, tmp_path)
     seen = text(done)

@@ -48,6 +48,7 @@ def rows(run: Path) -> list[dict]:
     return [{k: v for k, v in json.loads(line).items() if k not in timed} for line in lines]
 
 
+@pytest.mark.slow
 def test_it_stops_in_time_and_goes_on_the_next_day(inputs, tmp_path):
     days = [tmp_path / "monday", tmp_path / "tuesday"]
     for day in days:

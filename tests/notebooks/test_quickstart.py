@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 import torch.nn.functional as F
 import transformers
@@ -12,6 +13,7 @@ from finetune.data.sources.shapes import NAMES, draw
 from .execution import NOTEBOOKS, execute, outputs, text
 
 
+@pytest.mark.slow
 def test_quickstart(tmp_path):
     notebook = execute(NOTEBOOKS / "01_quickstart.ipynb", {"steps": 6, "output": "here"}, tmp_path)
     said = text(notebook)

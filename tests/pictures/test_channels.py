@@ -86,6 +86,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("FINETUNE_CACHE", str(tmp_path / "cache"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_training_from_a_folder_to_the_saved_model(channels, dtype, tmp_path):
@@ -121,6 +122,7 @@ def test_training_from_a_folder_to_the_saved_model(channels, dtype, tmp_path):
         assert again[key] == pytest.approx(scored[key], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_the_cache_and_the_workers_change_nothing(tmp_path):
     write_set(tmp_path, 5, np.uint16)
     found = []
@@ -132,6 +134,7 @@ def test_the_cache_and_the_workers_change_nothing(tmp_path):
     assert found[0] == found[1] == found[2] == found[3]
 
 
+@pytest.mark.slow
 def test_it_learns_from_a_small_part_of_sixteen_bit(tmp_path):
     write_set(tmp_path, 2, np.uint16, top=0.05)  # as a 12 bit sensor does
     output = tmp_path / "recipe.yaml"
@@ -193,6 +196,7 @@ def test_a_checkpoint_of_rgb_gets_a_new_first_convolution(tmp_path):
         assert torch.equal(mine[name], theirs[name]), name
 
 
+@pytest.mark.slow
 def test_mistakes_are_messages_before_anything_is_trained(tmp_path):
     write_set(tmp_path, 4, np.uint16)
     recipe = recipe_file(tmp_path)

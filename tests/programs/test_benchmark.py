@@ -65,6 +65,7 @@ def assert_consistent(row: dict, what: str) -> None:
     assert all(0 <= value <= 1e-5 for value in row["difference"].values())
 
 
+@pytest.mark.slow
 def test_every_benchmark_of_the_table_is_consistent():
     rows = run("--variant", "b0", "--no-memory")
     assert [row["what"] for row in rows] == [*cases.BENCHMARKS, "loader"]
@@ -89,6 +90,7 @@ def test_every_benchmark_of_the_table_is_consistent():
     assert 3 < step / forward < 6
 
 
+@pytest.mark.slow
 def test_memory_is_measured_in_a_process_of_its_own():
     (row,) = run("loss")
     assert_consistent(row, "loss")
@@ -289,6 +291,7 @@ def test_training_for_equal_minutes(tmp_path):
     assert differing <= {"output", "train.steps", "train.warmup_steps"}, differing
 
 
+@pytest.mark.slow
 def test_predict_compares_masks_and_counts_pictures(tmp_path):
     (tmp_path / "photos").mkdir()
     rng = np.random.default_rng(0)

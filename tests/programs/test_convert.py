@@ -392,6 +392,7 @@ def test_the_output_is_new_or_empty(tmp_path):
     assert convert(path, empty).exit_code == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", ["bomb", "cut", "empty", "text", "missing", "other", "folder"])
 def test_mistakes_end_with_one_message_and_exit_2(what, tmp_path):
     path = tmp_path / "weights.pth"

@@ -204,6 +204,7 @@ def test_a_pack_that_is_not_finished_is_no_set(source, tmp_path):
         samples_of(found, "train")
 
 
+@pytest.mark.slow
 def test_two_at_once(source, tmp_path):
     output = tmp_path / "packed"
     process = subprocess.Popen(
@@ -331,6 +332,7 @@ def test_folders_of_something_else_are_refused(source, tmp_path):
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_the_command_and_training_on_what_it_wrote(source, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.app, ["pack", "camvid", "packed", f"data.path={source}"])

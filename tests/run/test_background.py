@@ -103,6 +103,7 @@ def processes_of(output: Path) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_better_models_are_pushed_while_training_goes_on(hub, alone, tmp_path, monkeypatch, capfd):
     wait_after_a_push_begins(monkeypatch, is_idle)
     output = tmp_path / "run"
@@ -126,6 +127,7 @@ def test_better_models_are_pushed_while_training_goes_on(hub, alone, tmp_path, m
     assert TOKEN.encode() not in b"".join(p.read_bytes() for p in output.rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 def test_a_training_does_not_care_about_the_hub(hub, alone, tmp_path, monkeypatch, capfd):
     """It fails, then it is silent, and at the end of the training it is gone."""
     failure = Fault("POST", "/validate-yaml", 500)
@@ -153,6 +155,7 @@ def test_a_training_does_not_care_about_the_hub(hub, alone, tmp_path, monkeypatc
     assert processes_of(output) == []
 
 
+@pytest.mark.slow
 def test_a_stopped_training_leaves_no_process(hub, tmp_path, monkeypatch, capfd):
     """A real signal, in the middle of an upload to which nobody answers."""
     silence = Fault("PUT", "/storage/", "stall", times=99)
@@ -175,6 +178,7 @@ def test_a_stopped_training_leaves_no_process(hub, tmp_path, monkeypatch, capfd)
     assert hub.objects() == set()
 
 
+@pytest.mark.slow
 def test_a_push_ends_with_the_training_that_started_it(hub, alone):
     """However that ended: the system closes what the push reads from."""
     hub.faults = [Fault("GET", "/api/", "stall", times=99)]

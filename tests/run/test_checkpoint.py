@@ -393,6 +393,7 @@ print(step)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its writers")
 def test_a_killed_writer_always_leaves_a_whole_checkpoint(tmp_path):
     command = [sys.executable, "-c", KILLER, str(tmp_path), "10"]

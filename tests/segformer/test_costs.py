@@ -37,6 +37,7 @@ def macs_saved_by_folding(variant: str, size: int = 512) -> int:
     return places * width * len(channels) * width - sum(width * width * c for c in channels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_costs(variant):
     assert PUBLISHED.keys() == VARIANTS.keys()
@@ -49,6 +50,7 @@ def test_costs(variant):
     assert stock.macs - ours.macs == macs_saved_by_folding(variant)
 
 
+@pytest.mark.slow
 def test_published_cost_of_b5_at_its_own_crop():
     stock = cost_of(transformers.SegformerForSemanticSegmentation, "b5", size=640)
     assert round(stock.macs / 1e9, 1) == 183.1

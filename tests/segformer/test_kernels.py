@@ -228,6 +228,7 @@ def test_no_pixels_at_all(cross_entropy):
 # ---------------------------------------------------------------------------------- GPUs and others
 
 
+@pytest.mark.slow
 @needs_triton
 @pytest.mark.parametrize("capability", [75, 90])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["nchw", "channels last"])

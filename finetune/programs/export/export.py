@@ -100,7 +100,9 @@ def need_packages() -> None:
     """Raises a UserError that says what to install, if something is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
-        raise UserError(f"export needs {', '.join(missing)}: pip install {' '.join(missing)}")
+        raise UserError(
+            f"export needs {', '.join(missing)}: pip install 'segformer-finetune[export]'"
+        )
 
 
 def export(

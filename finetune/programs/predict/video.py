@@ -140,7 +140,9 @@ def _library() -> Any:
     try:
         import av  # 35 MB of FFmpeg, for videos alone
     except ImportError as error:
-        raise UserError("videos need the package av: pip install av") from error
+        raise UserError(
+            "videos need the package av: pip install 'segformer-finetune[video]'"
+        ) from error
     return av
 
 

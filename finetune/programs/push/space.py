@@ -24,7 +24,7 @@ GRADIO = "6.31.0"
 PYTHON = "3.11"
 REQUIREMENTS = (
     *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
-    *("torch", "tqdm", "transformers"),
+    *("torch", "transformers"),
 )
 """What the demo imports besides Gradio, which a Space installs by its header."""
 
@@ -86,10 +86,10 @@ def requirements() -> list[str]:
     """Lines of requirements.txt: the bounds of this package's own dependencies.
 
     Raises:
-        UserError: the package is not installed, or another of this name is.
+        UserError: the package is not installed, or by another name.
     """
     try:
-        lines = metadata.requires("finetune") or []
+        lines = metadata.requires("segformer-finetune") or []
         known = {re.split(r"[^\w.-]", line)[0].lower(): line for line in lines if ";" not in line}
         return [known[name] for name in REQUIREMENTS]
     except (metadata.PackageNotFoundError, KeyError) as error:

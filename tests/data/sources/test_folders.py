@@ -498,6 +498,7 @@ def test_real_ade20k(shared_data):
         assert sample["mask"].tolist() == np.where(raw == 0, 255, raw - 1).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["grey", "palette", "16 bit", "colors"])
 def test_no_bit_of_a_png_can_be_wrong_unseen(tmp_path, mode):
     """Pillow alone decodes some damaged masks without a word, into other labels."""

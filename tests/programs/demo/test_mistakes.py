@@ -58,7 +58,7 @@ def test_an_example_that_is_none(model, tmp_path):
 
 def test_gradio_that_is_not_there(model, monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert refused(model) == "`finetune demo` needs Gradio: pip install 'gradio>=6.31,<7'"
+    assert refused(model) == "`finetune demo` needs Gradio: pip install 'segformer-finetune[demo]'"
 
 
 def test_names_of_models(model, tmp_path):

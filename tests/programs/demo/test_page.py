@@ -26,6 +26,8 @@ from finetune.inference import Segmenter, segment
 
 from .test_answers import claims, picture
 
+pytestmark = pytest.mark.slow  # a browser and a running page
+
 ROOT = Path(__file__).resolve().parents[3]
 SIZE = (150, 200)  # of the example: height, width
 

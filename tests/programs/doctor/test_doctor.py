@@ -369,6 +369,7 @@ def test_an_ambiguous_folder_is_a_question(tmp_path):
         examine(str(root))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path):
     folder(tmp_path / "data")

@@ -25,6 +25,8 @@ from finetune.segformer import SegformerConfig
 
 from .conftest import COLORS, MEAN, NAMES, STD, skip, write_model
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 SIZES = [(1, 64, 64), (2, 61, 99), (1, 97, 130), (3, 40, 75), (1, 29, 29), (1, 30, 211)]
 
 
@@ -382,7 +384,7 @@ def test_mistakes_are_answered(exported, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="is a file"):
         program.export(str(folder), tmp_path / "file")
     monkeypatch.setattr(program, "find_spec", lambda name: None if name == "onnx" else object())
-    with pytest.raises(UserError, match="needs onnx: pip install onnx"):
+    with pytest.raises(UserError, match=r"needs onnx: pip install 'segformer-finetune\[export\]'"):
         program.export(str(folder), tmp_path)
 
 

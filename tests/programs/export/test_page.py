@@ -17,6 +17,8 @@ from .conftest import COLORS, NAMES, PACKAGE, write_model
 from .page import Page
 from .pictures import picture
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 
 @pytest.fixture(scope="module")
 def page(browser, served, exported, node_modules):

@@ -26,6 +26,8 @@ from .conftest import NAMES, write_model
 from .page import Page
 from .test_transformers_js import masks_in_node
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 PROTOCOLS = {
     "own size": Protocol(),
     "shorter edge 115": Protocol(shortest_edge=115),
@@ -84,7 +86,6 @@ def of_onnx(segmenter, file, path, *, labels):
     return F.interpolate(logits, image.shape[:2], mode="bilinear").argmax(1)[0].numpy()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", PROTOCOLS)
 def test_every_path_gives_one_mask(
     name, street, exported, node_modules, browser, served, tmp_path, monkeypatch

@@ -26,6 +26,8 @@ from .conftest import NAMES
 from .pictures import picture
 from .test_transformers_js import masks_in_node
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 OVERRIDES = ("data.train_samples=12", "data.val_samples=4", "data.workers=0")
 
 

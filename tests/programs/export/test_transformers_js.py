@@ -13,6 +13,8 @@ from finetune.programs.export import export as program
 from .conftest import NAMES, write_model
 from .pictures import picture
 
+pytestmark = pytest.mark.slow  # every test needs an exported model
+
 SCRIPT = """
 import { env, pipeline } from "@huggingface/transformers";
 env.allowRemoteModels = false;
@@ -79,6 +81,6 @@ def test_pictures_that_are_resized_get_most_of_it(
     (found,) = masks_in_node(node_modules, made, files)
     assert found.shape == expected.shape
     share = (found == expected).mean()
-    record_property("share", share)
+    record_property("share", float(share))
     print(f"equal where a picture is resized: {share:.2%} of the pixels")
     assert share > 0.9

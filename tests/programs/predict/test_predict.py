@@ -560,6 +560,7 @@ def test_what_does_not_fit_into_memory_is_named_and_the_rest_is_done(
     assert "resized: 1280000 x 64 pixels" in outcome.failed[0]
 
 
+@pytest.mark.slow
 def test_wide_overlays_are_shrunk(model, tmp_path):
     picture(30, 66_000).save(tmp_path / "wide.png")
     out = tmp_path / "out"
@@ -610,6 +611,7 @@ def test_two_processes_share_the_work(model, photos, tmp_path):
     assert (facts["made"], facts["there"]) == (0, 6)
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_whole_files(model, tmp_path):
     photos, out = tmp_path / "photos", tmp_path / "out"
     photos.mkdir()

@@ -51,6 +51,7 @@ def cells(text):
     return found
 
 
+@pytest.mark.slow
 def test_the_header_is_the_hubs_and_holds_the_best_evaluation(run, pushed):
     folder, _ = pushed
     card = ModelCard.load(folder / "README.md")

@@ -58,6 +58,7 @@ def test_the_folder_is_stock(run, pushed):
     )
 
 
+@pytest.mark.slow
 def test_twice_is_the_same_and_the_model_stays_as_it_was(own_run, tmp_path):
     before = contents(own_run)
     out = tmp_path / "out"
@@ -123,6 +124,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
     folder, _ = pushed
     # As the Hub's client keeps what it has downloaded.
@@ -223,6 +225,7 @@ def test_the_verb(own_run, tmp_path):
     assert "Example: finetune push runs/camvid" in help_text
 
 
+@pytest.mark.slow
 def test_what_arrives_is_what_a_dry_run_shows(hub, run, pushed, tmp_path):
     """Through the real client and a Hub on the loopback, which checks the card as the Hub does."""
     command = ["push", str(run), "user/shapes", "--with-code", "--message", "hello"]
@@ -260,6 +263,7 @@ def test_what_cannot_be_sent_is_not_looked_at_first(missing, hub, run, monkeypat
     assert hub.log == []
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_it_while_the_hub_is_silent(hub, own_run):
     """The client waits for its threads, which would wait for minutes and try again."""
     hub.part_size = None  # files in threads, not parts one after the other
@@ -311,6 +315,7 @@ def test_with_onnx(run, tmp_path, monkeypatch):
     assert contents(run) == before
 
 
+@pytest.mark.slow
 def test_with_a_space(hub, own_run, tmp_path):
     """The demo goes where the card says, and a dry run shows both."""
     command = ["push", str(own_run), "user/shapes", "--space", "--json"]

@@ -67,6 +67,7 @@ def sent(hub: Hub) -> int:
 # ------------------------------------------------------------------------------------ all is well
 
 
+@pytest.mark.slow
 def test_a_fetched_model_is_the_pushed_one(hub, tmp_path):
     torch.manual_seed(0)
     config = transformers.SegformerConfig(
@@ -280,6 +281,7 @@ upload_folder(Path(sys.argv[1]), sys.argv[2], message="a model")
 """
 
 
+@pytest.mark.slow
 def test_killed_while_it_sends_the_next_push_goes_on(hub, folder, tmp_path):
     """And what the killed one said, with all of the client's talk, does not hold the token."""
     picture = Fault("PUT", ONE, 503)
