@@ -11,6 +11,8 @@ help: ## list the targets
 
 run: .venv/installed ## fine-tune on the built-in shapes; ends by saying where the results are
 	$(BIN)/accelerate launch finetune/train.py --recipe shapes
+	@echo 'To train longer, for a better model:'
+	@echo '  $(BIN)/finetune train shapes train.steps=4000 train.lr=1e-3 output=runs/shapes-long'
 
 test: .venv/installed-dev lint ## lint, then every test: what CI runs
 	$(BIN)/pytest
