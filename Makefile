@@ -13,6 +13,8 @@ help: ## list the targets
 
 run: .venv/installed ## fine-tune on the built-in shapes; ends by saying where the results are
 	$(BIN)/accelerate launch finetune/train.py --recipe shapes
+	@echo 'To train longer, for a better model:'
+	@echo '  $(BIN)/finetune train shapes train.steps=4000 train.lr=1e-3 output=runs/shapes-long'
 
 check: .venv/installed-dev lint ## lint and the fast tests, two at a time: before a commit
 	$(BIN)/pytest $(PARALLEL) -m 'not slow and not network and not scale'

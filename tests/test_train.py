@@ -173,7 +173,7 @@ def test_a_finished_run_is_left_as_it_is(finished, capsys):
 
 
 def test_an_output_of_another_recipe_is_refused(finished, tmp_path):
-    with pytest.raises(UserError, match=r"(?s)output=.*another recipe.*train.lr: 0.001 -> 0.1"):
+    with pytest.raises(UserError, match=r"(?s)output=.*another recipe.*train.lr: 0.002 -> 0.1"):
         fit(load_recipe("shapes", tiny(finished, "train.lr=0.1")))
     with pytest.raises(UserError, match="resume=never"):
         fit(load_recipe("shapes", tiny(finished, "resume=never")))
@@ -553,7 +553,7 @@ def test_a_folder_taken_while_waiting_for_it(tmp_path):
     fit(load_recipe("shapes", tiny(output)))
     with ExitStack() as cleanup, pytest.raises(UserError, match="another recipe"):
         open_output(load_recipe("shapes", tiny(output, "train.lr=0.5")), 1, cleanup)
-    assert load_recipe(output / "recipe.yaml").train.lr == 1e-3
+    assert load_recipe(output / "recipe.yaml").train.lr == 2e-3
 
 
 def test_an_output_that_is_a_file(tmp_path):

@@ -35,4 +35,6 @@ def test_quickstart(tmp_path):
     for name, count in zip(NAMES, np.bincount(masks[0].ravel(), minlength=len(NAMES)), strict=True):
         assert f"'{name}': {{'pixels': {count}," in said
     assert f"{(masks == truths).mean():.1%} of the pixels are right" in said
-    assert "transformers.models.segformer.modeling_segformer\n100.00% of the pixels" in said
+    # Two assertions: on a busy machine the two lines come in two pieces.
+    assert "transformers.models.segformer.modeling_segformer\n" in said
+    assert "100.00% of the pixels have the same class" in said

@@ -39,6 +39,18 @@ def test_every_shipped_recipe_is_valid():
         recipe.batch_split(1)
 
 
+def test_how_to_train_longer_on_shapes():
+    """The command that the recipe and `make run` name changes how long and how fast, no more."""
+    pages = (find_recipe("shapes"), Path(__file__).resolve().parents[2] / "Makefile")
+    command = re.compile(r"finetune train shapes (train[^'\n]*)")
+    found = [command.findall(page.read_text(encoding="utf-8")) for page in pages]
+    assert found[0] == found[1]
+    assert len(found[0]) == 1
+    short, long = load_recipe("shapes"), load_recipe("shapes", found[0][0].split())
+    assert short.differences(long) == ["train.steps: 2000 -> 4000", "train.lr: 0.002 -> 0.001"]
+    assert short.output != long.output
+
+
 def test_accelerate_configs_are_about_hardware_only():
     paths = sorted((shipped_folder() / "accelerate").glob("*.yaml"))
     assert len(paths) == 1
@@ -215,7 +227,7 @@ def test_what_a_resume_may_change():
     assert one.differences(moved) == []
     other = load_recipe("shapes", ["train.lr=1e-4", "seed=1"])
     assert one.hash() != other.hash()
-    assert one.differences(other) == ["seed: 0 -> 1", "train.lr: 0.001 -> 0.0001"]
+    assert one.differences(other) == ["seed: 0 -> 1", "train.lr: 0.002 -> 0.0001"]
 
 
 def test_processes_must_share_the_batch():
