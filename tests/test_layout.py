@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
 # whatever leads to no circle. "" is finetune/__init__.py.
 FLOORS = [
     ["", "segformer", "labels", "pictures", "disk", "errors", "machine"],
-    ["recipe", "losses", "metrics", "optim", "adapt", "augment", "costs"],
+    ["recipe", "losses", "metrics", "optim", "adapt", "augment"],
     ["data", "weights", "discover"],
     ["inference", "publish", "run"],
     ["trainers"],

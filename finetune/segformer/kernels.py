@@ -38,11 +38,6 @@ except ImportError:
     _FOUND = False
 
 
-def available() -> bool:
-    """Whether Triton can be imported; `cross_entropy` needs it."""
-    return _FOUND
-
-
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
@@ -38,41 +37,22 @@ from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
 from .configuration import SegformerConfig, smallest_side
+from .cpu import bands_pay, classify_in_bands
 from .functional import (
     classify,
-    classify_in_bands,
     fold_batch_norm,
     fold_projections,
-    is_traced,
     linear,
     mix_ffn,
     project_and_add,
-    reduce_sequence,
+    upsample,
     upsampled_cross_entropy,
 )
+from .layers import Linear, SequenceReduction, are_plain
 
 logger = logging.get_logger(__name__)
 
 LAYER_NORM_EPS = 1e-5  # stock transformers' everywhere, whatever config.layer_norm_eps says
-
-
-def is_plain(module: nn.Module, *classes: type[nn.Module]) -> bool:
-    """Whether a fused path may read `module`'s weight instead of calling it.
-
-    Only if it is exactly one of `classes`, with no hook, no parametrization (which changes the
-    class), no replaced `forward` and no wrapped weight: LoRA adapters, quantised layers, pruning
-    and accelerate's offload each rely on the call.
-    """
-    weight = getattr(module, "weight", None)
-    return (
-        type(module) in classes
-        and not is_traceable_wrapper_subclass(weight)
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and "forward" not in module.__dict__
-    )
 
 
 # --------------------------------------------------------------------------- encoder, section 3.1
@@ -154,16 +134,16 @@ class SegformerEfficientSelfAttention(nn.Module):
         self.scaling = (hidden_size // self.num_heads) ** -0.5
         self.dropout = config.attention_probs_dropout_prob
         self.is_causal = False  # read by transformers' attention functions
-        self.query = nn.Linear(hidden_size, hidden_size)
-        self.key = nn.Linear(hidden_size, hidden_size)
-        self.value = nn.Linear(hidden_size, hidden_size)
+        self.query = Linear(hidden_size, hidden_size)
+        self.key = Linear(hidden_size, hidden_size)
+        self.value = Linear(hidden_size, hidden_size)
         if self.sr_ratio > 1:
-            self.sr = nn.Conv2d(hidden_size, hidden_size, self.sr_ratio, stride=self.sr_ratio)
+            self.sr = SequenceReduction(hidden_size, self.sr_ratio)
             self.layer_norm = nn.LayerNorm(hidden_size, eps=LAYER_NORM_EPS)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:  # (B, H, W, C) -> the same
         batch, height, width, channels = x.shape
-        query = self._heads(_linear(self.query, x).flatten(1, 2))  # (B, h, N, d)
+        query = self._heads(self.query(x).flatten(1, 2))  # (B, h, N, d)
         key, value = self._keys_and_values(self._reduce(x))  # 2 x (B, h, M, d)
 
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(
@@ -178,14 +158,11 @@ class SegformerEfficientSelfAttention(nn.Module):
     def _reduce(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H / sr, W / sr, C)
         if self.sr_ratio == 1:
             return x
-        if is_plain(self.sr, nn.Conv2d):
-            x = reduce_sequence(x, self.sr.weight, self.sr.bias)
-        else:
-            x = self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = self.sr(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.layer_norm(x)
 
     def _keys_and_values(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not (is_plain(self.key, nn.Linear) and is_plain(self.value, nn.Linear)):
+        if not are_plain((Linear,), self.key, self.value):
             return self._heads(self.key(x).flatten(1, 2)), self._heads(self.value(x).flatten(1, 2))
         weight = torch.cat([self.key.weight, self.value.weight])
         bias = torch.cat([self.key.bias, self.value.bias])
@@ -201,11 +178,11 @@ class SegformerSelfOutput(nn.Module):
 
     def __init__(self, config: SegformerConfig, stage: int):
         super().__init__()
-        self.dense = nn.Linear(config.hidden_sizes[stage], config.hidden_sizes[stage])
+        self.dense = Linear(config.hidden_sizes[stage], config.hidden_sizes[stage])
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
-        return self.dropout(_linear(self.dense, x))
+        return self.dropout(self.dense(x))
 
 
 class SegformerAttention(nn.Module):
@@ -239,43 +216,27 @@ class SegformerMixFFN(nn.Module):
     when the test size differs from the training size (paper, section 3.1, equation 3).
     """
 
+    read = (Linear, SegformerDWConv, nn.Conv2d, type(ACT2FN["gelu"]), nn.Dropout)  # by `mix_ffn`
+
     def __init__(self, config: SegformerConfig, stage: int):
         super().__init__()
         hidden_size = config.hidden_sizes[stage]
         expanded = int(hidden_size * config.mlp_ratios[stage])
-        self.dense1 = nn.Linear(hidden_size, expanded)
+        self.dense1 = Linear(hidden_size, expanded)
         self.dwconv = SegformerDWConv(expanded)
         act = config.hidden_act
         self.intermediate_act_fn = ACT2FN[act] if isinstance(act, str) else act
-        self.dense2 = nn.Linear(expanded, hidden_size)
+        self.dense2 = Linear(expanded, hidden_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
-        if self._is_plain():
-            conv = self.dwconv.dwconv
-            return mix_ffn(
-                x,
-                (self.dense1.weight, self.dense1.bias),
-                (conv.weight, conv.bias),
-                (self.dense2.weight, self.dense2.bias),
-            )
-        x = self.dwconv(_linear(self.dense1, x))  # (B, H, W, 4 C)
+        parts = (self.dense1, self.dwconv, self.intermediate_act_fn, self.dense2, self.dropout)
+        if are_plain(self.read, *parts) and not (self.dropout.training and self.dropout.p):
+            layers = (self.dense1, self.dwconv.dwconv, self.dense2)
+            return mix_ffn(x, *((layer.weight, layer.bias) for layer in layers))
+        x = self.dwconv(self.dense1(x))  # (B, H, W, 4 C)
         x = self.dropout(self.intermediate_act_fn(x))
-        return self.dropout(_linear(self.dense2, x))  # (B, H, W, C)
-
-    def _is_plain(self) -> bool:
-        """Whether backward can do with less; the compiler finds that out itself."""
-        return (
-            torch.is_grad_enabled()
-            and not is_traced()
-            and is_plain(self.dense1, nn.Linear)
-            and is_plain(self.dwconv, SegformerDWConv)
-            and is_plain(self.dwconv.dwconv, nn.Conv2d)
-            and is_plain(self.intermediate_act_fn, type(ACT2FN["gelu"]))
-            and is_plain(self.dense2, nn.Linear)
-            and is_plain(self.dropout, nn.Dropout)
-            and not (self.training and self.dropout.p)
-        )
+        return self.dropout(self.dense2(x))  # (B, H, W, C)
 
 
 class SegformerDropPath(nn.Module):
@@ -358,7 +319,7 @@ class SegformerMLP(nn.Module):
 
     def __init__(self, config: SegformerConfig, stage: int):
         super().__init__()
-        self.proj = nn.Linear(config.hidden_sizes[stage], config.decoder_hidden_size)
+        self.proj = Linear(config.hidden_sizes[stage], config.decoder_hidden_size)
         self.proj.init_as_torch = True
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C)
@@ -373,6 +334,8 @@ class SegformerDecodeHead(nn.Module):
     each map's own resolution, and what is left at 1/4 resolution is a sum. At 512 x 512 this
     removes 4.3 of B0's 8.4 GMAC and 38 of B2's 62.
     """
+
+    read = (SegformerMLP, Linear, nn.Conv2d, nn.ReLU, nn.Dropout)  # by the folded form
 
     def __init__(self, config: SegformerConfig):
         super().__init__()
@@ -389,8 +352,8 @@ class SegformerDecodeHead(nn.Module):
     def forward(self, hidden_states: Sequence[Tensor]) -> Tensor:
         """Four maps (B, C_i, H_i, W_i), as the encoder gives them, -> logits (B, K, H_0, W_0)."""
         maps = [x.permute(0, 2, 3, 1) for x in self._as_maps(hidden_states)]  # (B, H, W, C)
-        if not self._is_plain():
-            return self.classifier(self.dropout(self._fuse(maps)))
+        if not are_plain(self.read, self.linear_fuse, *self.linear_c):
+            return self._classify(self.batch_norm(self._fuse(maps)))
 
         matrices, bias = fold_projections(
             self.linear_fuse.weight.flatten(1),
@@ -402,37 +365,20 @@ class SegformerDecodeHead(nn.Module):
             matrices, bias = fold_batch_norm(self.batch_norm, matrices, bias)
         matrices = [matrix.to(maps[0].dtype) for matrix in matrices]
         bias = bias.to(maps[0].dtype)
-        if norm_folds and self._bands_pay(maps[0]):
+        in_bands = norm_folds and not self.dropout.training and bands_pay(maps[0])
+        if in_bands and self._classifies_plainly():
             weight = self.classifier.weight.flatten(1)
-            logits = classify_in_bands(maps, matrices, bias, weight, self.classifier.bias)
-            return logits.permute(0, 3, 1, 2)
+            return classify_in_bands(maps, matrices, bias, weight, self.classifier.bias)
         x = project_and_add(maps, matrices, bias)  # (B, C, H_0, W_0)
-        if not norm_folds:
-            x = self.batch_norm(x)
-        if self._classifies_plainly():
-            if not norm_folds and not is_plain(self.batch_norm, nn.BatchNorm2d):
-                x = x.clone()  # somebody may have kept it
-            dropout = self.dropout.p if self.training else 0.0
-            weight = self.classifier.weight.flatten(1)
-            return classify(x, dropout, weight, self.classifier.bias)
-        return self.classifier(self.dropout(self.activation(x)))
+        return self._classify(x if norm_folds else self.batch_norm(x))
 
     def _fuse(self, maps: list[Tensor]) -> Tensor:
-        """The paper's order, module by module."""
-        size = maps[0].shape[1:3]
+        """The paper's order, layer by layer."""
         projected = [
-            F.interpolate(
-                mlp(x).permute(0, 3, 1, 2), size=size, mode="bilinear", align_corners=False
-            )
+            upsample(mlp(x).permute(0, 3, 1, 2), maps[0].shape[1:3])
             for mlp, x in zip(self.linear_c, maps, strict=True)
         ]
-        x = self.linear_fuse(torch.cat(projected[::-1], dim=1))  # the coarsest map comes first
-        return self.activation(self.batch_norm(x))  # (B, C, H_0, W_0)
-
-    def _is_plain(self) -> bool:
-        return is_plain(self.linear_fuse, nn.Conv2d) and all(
-            is_plain(mlp, SegformerMLP) and is_plain(mlp.proj, nn.Linear) for mlp in self.linear_c
-        )
+        return self.linear_fuse(torch.cat(projected[::-1], dim=1))  # the coarsest comes first
 
     def _norm_folds(self) -> bool:
         """Whether batch norm is an affine map now, of the class that is known to be one."""
@@ -442,25 +388,17 @@ class SegformerDecodeHead(nn.Module):
         return (
             not norm.training
             and norm.track_running_stats
-            and is_plain(norm, nn.BatchNorm2d, nn.SyncBatchNorm, *known)
+            and are_plain((nn.BatchNorm2d, nn.SyncBatchNorm, *known), norm)
         )
 
-    def _bands_pay(self, x: Tensor) -> bool:
-        """On a CPU and without a graph; on a GPU, bands would be launches, not cache hits."""
-        return (
-            x.device.type == "cpu"
-            and not torch.is_grad_enabled()
-            and not self.training
-            and self._classifies_plainly()
-        )
+    def _classify(self, x: Tensor) -> Tensor:  # (B, C, H_0, W_0) -> (B, K, H_0, W_0)
+        if not self._classifies_plainly():
+            return self.classifier(self.dropout(self.activation(x)))
+        dropout = self.dropout.p if self.dropout.training else 0.0
+        return classify(x, dropout, self.classifier.weight.flatten(1), self.classifier.bias)
 
     def _classifies_plainly(self) -> bool:
-        return (
-            not is_traced()
-            and is_plain(self.classifier, nn.Conv2d)
-            and is_plain(self.activation, nn.ReLU)
-            and is_plain(self.dropout, nn.Dropout)
-        )
+        return are_plain(self.read, self.activation, self.dropout, self.classifier)
 
     def _as_maps(self, hidden_states: Sequence[Tensor]) -> list[Tensor]:
         *maps, last = hidden_states
@@ -691,18 +629,9 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         if self.config.num_labels > 1:
             return upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
         # Stock's binary loss: one logit a pixel, the mean taken over all pixels, ignored ones too.
-        upsampled = F.interpolate(
-            logits, size=labels.shape[-2:], mode="bilinear", align_corners=False
-        )
+        upsampled = upsample(logits, labels.shape[-2:])
         valid = (labels >= 0) & (labels != ignore_index)
         loss = F.binary_cross_entropy_with_logits(
             upsampled.squeeze(1).float(), labels.float(), reduction="none"
         )
         return (loss * valid).mean()
-
-
-def _linear(module: nn.Module, x: Tensor) -> Tensor:
-    """`module(x)`, by the product that is fastest for the shape where that is allowed."""
-    if is_plain(module, nn.Linear):
-        return linear(x, module.weight, module.bias)
-    return module(x)

@@ -9,7 +9,6 @@ import transformers
 from torch import nn
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from finetune.costs import count_flop
 from finetune.inference import Preprocessing, Segmenter
 from finetune.inference.analysis import (
     attention_costs,
@@ -25,6 +24,7 @@ from finetune.inference.analysis import (
     without_detail,
 )
 from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
+from finetune.segformer.costs import count_flop
 
 SMALL = {"depths": [1, 2, 1, 1], "hidden_sizes": [8, 16, 40, 64], "decoder_hidden_size": 32}
 

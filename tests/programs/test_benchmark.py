@@ -13,7 +13,6 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from finetune import cli
-from finetune.costs import count_flop
 from finetune.errors import UserError
 from finetune.inference import Preprocessing
 from finetune.metrics import MeanIoU
@@ -22,6 +21,7 @@ from finetune.programs.benchmark import printing as tables
 from finetune.programs.benchmark.training import StockTask
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+from finetune.segformer.costs import count_flop
 from finetune.trainers.segmentation import SegmentationTask
 
 TINY = ["--size", "64", "--num-labels", "7", "--rounds", "2", "--threads", "2", "--device", "cpu"]

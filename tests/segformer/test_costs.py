@@ -3,8 +3,8 @@
 import pytest
 import transformers
 
-from finetune.costs import Cost, cost
 from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
+from finetune.segformer.costs import Cost, cost
 
 NUM_LABELS = 150
 

@@ -14,7 +14,8 @@ from finetune.segformer import kernels
 
 IGNORE = 255
 needs_triton = pytest.mark.skipif(
-    not kernels.available(), reason="Triton is not installed (there is none but for Linux)"
+    not importlib.util.find_spec("triton"),
+    reason="Triton is not installed (there is none but for Linux)",
 )
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 
@@ -302,5 +303,4 @@ def test_imports_without_triton(monkeypatch):
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "triton", None)
     spec.loader.exec_module(module)
-    assert not module.available()
     assert not hasattr(module, "triton")

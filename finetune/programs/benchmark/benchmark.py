@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 
-from finetune.costs import count_flop
 from finetune.errors import UserError
 from finetune.machine import device, is_out_of_memory, keep_freed_memory, set_threads, take_turns
 from finetune.pictures.reading import image_size
@@ -31,6 +30,7 @@ from finetune.programs.benchmark.meters import (
 )
 from finetune.segformer import VARIANTS, SegformerConfig
 from finetune.segformer.configuration import smallest_side
+from finetune.segformer.costs import count_flop
 
 TABLE = (*BENCHMARKS, "loader")
 """What is measured unless told otherwise; `training` takes its minutes twice."""

@@ -85,7 +85,7 @@ def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
 def code_files() -> list[Path]:
     """The model's modules, which import torch, transformers and each other, from one folder."""
     found = sorted(Path(segformer.__file__).parent.glob("*.py"))
-    return [path for path in found if path.name != "__init__.py"]
+    return [path for path in found if path.name not in ("__init__.py", "costs.py")]
 
 
 def _shards(index: Path) -> set[str]:

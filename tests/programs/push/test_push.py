@@ -134,7 +134,7 @@ def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
     (cached / "refs").mkdir()
     (cached / "refs/main").write_text(commit)
     # PyTorch knows operators by name: those of two versions must not be taken for each other.
-    code = cached / "snapshots" / commit / "functional.py"
+    code = cached / "snapshots" / commit / "operators.py"
     bands = "return cross_entropy_in_bands(*arguments)"
     other = "loss, *rest = cross_entropy_in_bands(*arguments); return (2 * loss, *rest)"
     assert code.read_text().count(bands) == 1

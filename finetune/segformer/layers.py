@@ -1,0 +1,51 @@
+"""The layers that SegFormer is built of, and the rule by which others may read their weights."""
+
+from collections.abc import Container
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+
+from .functional import linear, reduce_sequence
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` on channels-last maps, by the product that is fastest on the device."""
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, C')
+        if is_traceable_wrapper_subclass(self.weight):
+            return super().forward(x)  # quantised
+        return linear(x, self.weight, self.bias)
+
+
+class SequenceReduction(nn.Conv2d):
+    """The convolution with kernel = stride = ratio that shortens keys and values, as a product."""
+
+    def __init__(self, channels: int, ratio: int):
+        super().__init__(channels, channels, ratio, stride=ratio)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, C, H / ratio, W / ratio)
+        if is_traceable_wrapper_subclass(self.weight):
+            return super().forward(x)
+        x = reduce_sequence(x.permute(0, 2, 3, 1), self.weight, self.bias)
+        return x.permute(0, 3, 1, 2)
+
+
+def are_plain(classes: Container[Any], *modules: nn.Module) -> bool:
+    """Whether a fused path may read the weights of `modules` instead of calling them.
+
+    Only if each of them, and each module inside, is exactly one of `classes`, with no hook, no
+    parametrization (which changes the class), no replaced `forward` and no wrapped weight: LoRA
+    adapters, quantised layers, pruning and accelerate's offload each rely on the call.
+    """
+    return all(
+        type(module) in classes
+        and not is_traceable_wrapper_subclass(getattr(module, "weight", None))
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and not module._backward_hooks
+        and not module._backward_pre_hooks
+        and "forward" not in module.__dict__
+        and are_plain(classes, *module.children())
+        for module in modules
+    )
