@@ -38,14 +38,16 @@ def are_plain(classes: Container[Any], *modules: nn.Module) -> bool:
     parametrization (which changes the class), no replaced `forward` and no wrapped weight: LoRA
     adapters, quantised layers, pruning and accelerate's offload each rely on the call.
     """
-    return all(
-        type(module) in classes
-        and not is_traceable_wrapper_subclass(getattr(module, "weight", None))
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and not module._backward_hooks
-        and not module._backward_pre_hooks
-        and "forward" not in module.__dict__
-        and are_plain(classes, *module.children())
-        for module in modules
-    )
+    for module in modules:
+        if (
+            type(module) not in classes
+            or module._forward_hooks
+            or module._forward_pre_hooks
+            or module._backward_hooks
+            or module._backward_pre_hooks
+            or "forward" in module.__dict__
+            or is_traceable_wrapper_subclass(getattr(module, "weight", None))
+            or not are_plain(classes, *module._modules.values())
+        ):
+            return False
+    return True
