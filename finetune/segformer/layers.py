@@ -47,7 +47,7 @@ def are_plain(classes: Container[Any], *modules: nn.Module) -> bool:
             or module._backward_pre_hooks
             or "forward" in module.__dict__
             or is_traceable_wrapper_subclass(getattr(module, "weight", None))
-            or not are_plain(classes, *module._modules.values())
+            or (module._modules and not are_plain(classes, *module.children()))
         ):
             return False
     return True
