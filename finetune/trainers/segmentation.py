@@ -51,15 +51,6 @@ from finetune.trainers import Evaluation
 from finetune.weights import is_checkpoint_file, licence_of, read_weights, variant_of
 
 NUM_EXAMPLES = 4
-DATA_SETS = {
-    "shapes": "procedural shapes",
-    "camvid": "CamVid",
-    "ade20k": "ADE20K",
-    "cityscapes": "Cityscapes",
-    "voc": "Pascal VOC 2012",
-    "coco-stuff": "COCO-Stuff 164k",
-}
-"""What people call the sources that are one set."""
 
 
 class SegmentationTask:
@@ -426,37 +417,6 @@ def protocol_of(recipe: Recipe) -> Protocol:
     return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
 
 
-def base_model_of(recipe: Recipe) -> str | None:
-    """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
-    init = recipe.model.init
-    return None if init is None or is_checkpoint_file(init) else hub_id(init)
-
-
-def _start_of(recipe: Recipe) -> str:
-    """What training starts from, for a card that others may read: no path of this machine."""
-    init = recipe.model.init
-    return base_model_of(recipe) or (Path(init).resolve().name if init else "random weights")
-
-
-def data_set_of(recipe: Recipe) -> DataSet:
-    """What a recipe trains and evaluates on, as a card says it."""
-    data = recipe.data
-    name = DATA_SETS.get(data.source) or Path(data.path or "").expanduser().resolve().name
-    split = data.val_split
-    if data.val_fraction is not None:
-        split = f"{data.val_fraction:.0%} of {data.train_split}, held back"
-    found = hub_id(data.path) if data.source == "hub" else None
-    return DataSet(
-        name=found or name,
-        split=split,
-        train_split=data.train_split,
-        kind=data.source,
-        id=found,
-        subset=data.subset,
-        revision=data.revision,
-    )
-
-
 def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
     """Raises a UserError if a model is not of a recipe's classes and channels.
 
@@ -478,106 +438,6 @@ def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
             f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
             f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"
         )
-
-
-_FIRST = "segformer.encoder.patch_embeddings.0.proj.weight"
-
-
-def _load(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """Starts from a folder or Hub id; a head for other labels is drawn anew, and said so.
-
-    Returns:
-        The model, and what is known about the licence.
-    """
-    what = f"model.init={init}"
-    found = load_config(init, what)
-    _check_size(found.to_dict(), arguments, what, ("num_attention_heads",))
-    config = SegformerConfig(**{**found.to_dict(), **arguments})
-    model, fresh = load_model(init, what, config)
-    is_other_image = found.num_channels != config.num_channels
-    lost = [key for key in fresh if key.startswith("segformer.")]
-    if is_other_image and _FIRST in lost:
-        lost.remove(_FIRST)
-    if lost:
-        raise UserError(
-            f"{what}: {len(lost)} weights of the encoder are missing, {lost[0]} among them. This "
-            "is not a SegFormer checkpoint."
-        )
-    if fresh:
-        loaded = _but_for_channels("the encoder is loaded", found.num_channels, config)
-        warnings.warn(f"{what}: {loaded}, new are {', '.join(fresh)}", stacklevel=3)
-    return model, licence_of(init)
-
-
-def _load_file(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """As `_load`, from a file of weights; always says what it took of it."""
-    what = f"model.init={init}"
-    weights = read_weights(
-        Path(init),
-        what,
-        heads=arguments["num_attention_heads"],
-        check_size=lambda found: _check_size(found, arguments, what),
-    )
-    shapes = {key: value for key, value in weights.arguments.items() if key != "num_labels"}
-    config = SegformerConfig(**{**shapes, **arguments})
-    model = SegformerForSemanticSegmentation(config)
-    own = model.state_dict()
-    taken = {
-        name: tensor
-        for name, tensor in weights.state.items()
-        if name in own and own[name].shape == tensor.shape
-    }
-    model.load_state_dict(taken, strict=False)
-    fresh = sorted(own.keys() - taken.keys())
-    has_head = any(name.startswith("decode_head.") for name in taken)
-    loaded = "the encoder and the head are" if has_head and not fresh else "the encoder is"
-    said = f"{weights.describe()}: {loaded} loaded"
-    said = _but_for_channels(said, weights.arguments["num_channels"], config)
-    if fresh:
-        said += f", new are {', '.join(fresh)}"
-    if weights.lost_head:
-        said += f" ({weights.lost_head})"
-    warnings.warn(f"{what}: {said}", stacklevel=3)
-    if weights.licence:
-        warnings.warn(f"{what}: {weights.licence}", stacklevel=3)
-    return model, weights.licence
-
-
-def _check_size(
-    found: dict[str, Any], wanted: dict[str, Any], what: str, more: tuple[str, ...] = ()
-) -> None:
-    """A checkpoint's encoder is of the size that the recipe says."""
-    for key in ("depths", "hidden_sizes", *more):
-        if list(found[key]) != list(wanted[key]):
-            size = variant_of(found["depths"], found["hidden_sizes"])
-            remedy = f"model.variant={size}"
-            if key == "num_attention_heads":
-                remedy = f"model.{key}={_list(found[key])}"
-            elif size is None:
-                sizes = [f"model.{k}={_list(found[k])}" for k in ("depths", "hidden_sizes")]
-                heads = "model.num_attention_heads, a number a stage that divides its width"
-                remedy = f"{' '.join(sizes)} and {heads}"
-                if "num_attention_heads" in found:
-                    remedy = f"{' '.join(sizes)} model.num_attention_heads="
-                    remedy += _list(found["num_attention_heads"])
-            raise UserError(
-                f"{what}: {key} are {list(found[key])}, but the recipe says {list(wanted[key])}. "
-                f"Set {remedy}."
-            )
-
-
-def _list(values: Sequence[int]) -> str:
-    """As a command line takes it, without spaces."""
-    return str(list(values)).replace(" ", "")
-
-
-def _but_for_channels(loaded: str, channels: int, config: SegformerConfig) -> str:
-    if channels == config.num_channels:
-        return loaded
-    return (
-        f"{loaded} but for its first convolution, which reads {config.num_channels} channels here "
-        f"and {channels} there"
-    )
 
 
 def _number(value: float) -> float | None:
