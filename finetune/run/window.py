@@ -1,12 +1,22 @@
 """What a line of metrics.jsonl sums up: the losses of the steps since the line before."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from finetune.errors import UserError
 from finetune.run.processes import all_sum
+
+
+def summed(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each term's weight over a step's micro-batches and all processes, by one message."""
+    names = list(weights[0])
+    total = torch.stack([torch.stack([turn[name] for name in names]) for turn in weights]).sum(0)
+    return dict(zip(names, all_sum(total), strict=True))
 
 
 class Window:
@@ -43,11 +53,31 @@ class Window:
             self._weights = self._weights + torch.stack([*weights.values()]).double()
             self.steps += 1
 
-    def gather(self) -> float:
-        """Adds up the processes' sums, each of which calls it, and gives `loss`."""
+    def gather(self, step: int, checkpoints: Path, precision: str) -> float:
+        """Adds up the sums of the processes, each of which calls it.
+
+        Args:
+            step: for the message.
+            checkpoints: for the message.
+            precision: for the message.
+
+        Returns:
+            The mean loss.
+
+        Raises:
+            UserError: it is NaN or infinite.
+        """
         if isinstance(self._own, Tensor):
             self._sums, self._own = self._sums + all_sum(self._own), 0.0
-        return self.loss
+        if math.isfinite(loss := self.loss):
+            return loss
+        remedy = "lower train.lr or set train.clip_norm=1"
+        if precision == "fp16":
+            remedy += ", or take train.precision=bf16"
+        raise UserError(
+            f"the loss is {loss} near step {step}: {remedy}, with another output. The checkpoints "
+            f"in {checkpoints} are from before."
+        )
 
     @property
     def loss(self) -> float:

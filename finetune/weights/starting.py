@@ -1,4 +1,4 @@
-"""The weights that a training starts from: a folder, a Hub id or a file, into the recipe's model."""
+"""What a training starts from: the weights of a folder, a Hub id or a file."""
 
 import warnings
 from collections.abc import Sequence
