@@ -98,13 +98,7 @@ def fit(recipe: Recipe) -> Result:
         accelerator = join(train.precision, train.threads)
         share = Share(accelerator.process_index, accelerator.num_processes, accelerator.device)
         _, accumulation = recipe.batch_split(share.world_size)
-        folder = RunFolder(
-            recipe.output,
-            resume=recipe.resume,
-            recipe=recipe.to_yaml(),
-            recipe_hash=recipe.hash(),
-            differences=lambda file: recipe_from_yaml(file).differences(recipe),
-        )
+        folder = folder_of(recipe)
 
         # What can be known to be wrong is known before anything is built.
         on_main(folder.check)
@@ -288,6 +282,17 @@ def fit(recipe: Recipe) -> Result:
                 signals.leave()
         evaluations = [row for row in rows(folder.log.path) if task.best_metric in row]
     return Result(folder.path, step, evaluations[-1] if evaluations else {}, finished=not stopping)
+
+
+def folder_of(recipe: Recipe) -> RunFolder:
+    """The run folder of a recipe, not yet looked at."""
+    return RunFolder(
+        recipe.output,
+        resume=recipe.resume,
+        recipe=recipe.to_yaml(),
+        recipe_hash=recipe.hash(),
+        differences=lambda file: recipe_from_yaml(file).differences(recipe),
+    )
 
 
 def keep_models(
