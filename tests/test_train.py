@@ -160,8 +160,10 @@ def test_the_saved_model_is_stock(finished):
 def test_eval_of_the_last_folder_equals_the_last_evaluation(finished):
     recipe = load_recipe(finished / "recipe.yaml")
     again = evaluation.evaluate(str(finished / "last"), recipe).metrics
-    last = rows(finished, "eval/")[-1]
-    assert {key: value for key, value in last.items() if key != "step"} == again
+    last = {key: value for key, value in rows(finished, "eval/")[-1].items() if key != "step"}
+    # The loss is a sum of floats: kernels differ with where weights happen to lie in memory.
+    assert again.pop("eval/loss") == pytest.approx(last.pop("eval/loss"), rel=1e-6)
+    assert last == again
 
 
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
