@@ -20,6 +20,7 @@ import pytest
 from finetune.data.loader import Batch
 from finetune.data.threads import in_order
 from finetune.recipe import load_recipe
+from finetune.trainers import Share
 from finetune.trainers.segmentation import SegmentationTask
 
 pytestmark = [pytest.mark.scale, pytest.mark.timeout(5400)]
@@ -116,7 +117,7 @@ def test_loader(data, tmp_path, source):
     task = SegmentationTask(recipe)
     seen: list[int] = []
     begun = time.monotonic()
-    batches = task.train_batches(rank=0, world_size=1, first_step=0, pin_memory=False)
+    batches = task.batches(Share(), 0)
     for step, batch in enumerate(batches):
         assert_whole(batch)
         if step % (recipe.train.steps // 20) == 0:

@@ -21,9 +21,9 @@ from finetune.errors import UserError
 from finetune.programs import evaluate as evaluation
 from finetune.recipe import load_recipe
 from finetune.run import checkpoint
-from finetune.run.folder import open_output
 from finetune.segformer import SegformerForSemanticSegmentation
-from finetune.train import fit, run
+from finetune.train import fit, folder_of, run
+from finetune.trainers import Share
 from finetune.trainers.segmentation import SegmentationTask
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -160,8 +160,10 @@ def test_the_saved_model_is_stock(finished):
 def test_eval_of_the_last_folder_equals_the_last_evaluation(finished):
     recipe = load_recipe(finished / "recipe.yaml")
     again = evaluation.evaluate(str(finished / "last"), recipe).metrics
-    last = rows(finished, "eval/")[-1]
-    assert {key: value for key, value in last.items() if key != "step"} == again
+    last = {key: value for key, value in rows(finished, "eval/")[-1].items() if key != "step"}
+    # The loss is a sum of floats: kernels differ with where weights happen to lie in memory.
+    assert again.pop("eval/loss") == pytest.approx(last.pop("eval/loss"), rel=1e-6)
+    assert last == again
 
 
 def test_a_finished_run_is_left_as_it_is(finished, capsys):
@@ -258,13 +260,14 @@ import json, sys, torch
 from accelerate import PartialState
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerForSemanticSegmentation
+from finetune.trainers import Share
 from finetune.trainers.segmentation import SegmentationTask
 torch.set_num_threads(1)
 state = PartialState(cpu=True)
 recipe = load_recipe(sys.argv[1], ["data.val_samples=7"])
 model = SegformerForSemanticSegmentation.from_pretrained(sys.argv[2])
 result = SegmentationTask(recipe).evaluate(
-    model, rank=state.process_index, world_size=state.num_processes, stop=lambda: False
+    model, Share(state.process_index, state.num_processes), stop=lambda: False
 )
 if state.process_index == 0:
     with open(sys.argv[3], "w") as file:
@@ -314,11 +317,11 @@ def test_the_loss_is_the_mean_over_the_pixels_of_the_global_batch(
     torch.manual_seed(recipe.seed)
     task = SegmentationTask(recipe)
     model = task.build().train()
-    batches = task.train_batches(rank=0, world_size=1, first_step=0, pin_memory=False)
+    batches = task.batches(Share(), 0)
     total, pixels, means = 0.0, 0.0, []
     for batch in batches:
         labels = batch["labels"].long()
-        logits = model(task._pixel_values(batch, torch.device("cpu"))).logits
+        logits = model(task.preprocessing.normalise(batch["pixel_values"])).logits
         upsampled = F.interpolate(logits, labels.shape[1:], mode="bilinear", align_corners=False)
         options = {"weight": weights, "label_smoothing": smoothing, "reduction": "none"}
         losses = F.cross_entropy(upsampled, labels, ignore_index=255, **options)
@@ -362,15 +365,15 @@ def test_compiled_training_equals_eager(tmp_path):
 
 def test_stray_labels_that_a_gpu_counted_stop_the_run_and_lose_nothing(tmp_path, monkeypatch):
     """On a CPU they raise before; here the count is put in by hand, after the second step."""
-    loss = SegmentationTask.loss
+    losses = SegmentationTask.losses
 
     def with_strays(task, model, batch):
-        result = loss(task, model, batch)
+        result = losses(task, model, batch)
         task._stray = task._stray + torch.tensor(7)
         return result
 
     output = tmp_path / "run"
-    monkeypatch.setattr(SegmentationTask, "loss", with_strays)
+    monkeypatch.setattr(SegmentationTask, "losses", with_strays)
     with pytest.raises(UserError, match=r"labels: 14 pixels .*\(0 to 5\) nor 255"):
         fit(load_recipe("shapes", tiny(output, "train.log_every=2")))
     assert checkpoint.latest(output / "checkpoints").name == "step-00000002"
@@ -552,7 +555,7 @@ def test_a_folder_taken_while_waiting_for_it(tmp_path):
     output = tmp_path / "run"
     fit(load_recipe("shapes", tiny(output)))
     with ExitStack() as cleanup, pytest.raises(UserError, match="another recipe"):
-        open_output(load_recipe("shapes", tiny(output, "train.lr=0.5")), 1, cleanup)
+        folder_of(load_recipe("shapes", tiny(output, "train.lr=0.5"))).open(1, cleanup)
     assert load_recipe(output / "recipe.yaml").train.lr == 2e-3
 
 

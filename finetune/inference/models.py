@@ -1,86 +1,16 @@
-"""Model folders and Hub ids: what they hold, read without running any of it."""
+"""What a model folder says besides its weights: how pictures are shown, classes and colours."""
 
 import json
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedModel
 from transformers.utils import cached_file
 
 from finetune.errors import UserError
 from finetune.inference.preprocessing import Preprocessing
-from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+from finetune.segformer import SegformerConfig
 from finetune.segformer.configuration import smallest_side
-from finetune.weights import is_checkpoint_file, licence_of
-
-
-def load_config(model: str, what: str) -> SegformerConfig:
-    """The configuration of a SegFormer folder or Hub id.
-
-    Args:
-        model: the folder or id.
-        what: what to call it in messages, such as "model.init=...".
-
-    Raises:
-        UserError: there is none, or it is another kind of model's.
-    """
-    if is_checkpoint_file(model):
-        raise UserError(
-            f"{what}: a file of weights, where a model folder or Hub id is wanted; "
-            f"`finetune convert {model} OUT` makes a folder of it"
-        )
-    try:
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # somebody else's files: their readers raise anything
-        raise UserError(f"{what}: not a model folder or Hub id ({_first_line(error)})") from error
-    if config.model_type != "segformer":
-        raise UserError(f"{what}: a {config.model_type}, not a segformer")
-    return config
-
-
-def load_model(
-    model: str, what: str, config: SegformerConfig
-) -> tuple[SegformerForSemanticSegmentation, list[str]]:
-    """A SegFormer with a head for `config`, in float32, and the names of the weights that are new.
-
-    Warns of a licence that is known to restrict their use.
-
-    Raises:
-        UserError: the weights cannot be read.
-    """
-    loaded, fresh = read_model(model, what, config, SegformerForSemanticSegmentation)
-    if licence := licence_of(model):
-        warnings.warn(f"{what}: {licence}", stacklevel=2)
-    return loaded, fresh  # type: ignore[return-value]
-
-
-def read_model(
-    model: str, what: str, config: SegformerConfig, architecture: type[PreTrainedModel]
-) -> tuple[PreTrainedModel, list[str]]:
-    """A model of a folder or Hub id, in float32, and the names of the weights that are new.
-
-    Raises:
-        UserError: the weights cannot be read.
-    """
-    loaded: Any
-    info: dict[str, Any]
-    try:
-        loaded, info = architecture.from_pretrained(  # type: ignore[misc]
-            model, config=config, ignore_mismatched_sizes=True, output_loading_info=True
-        )
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"{what}: its weights are a pickle of more than plain tensors, which is not opened: it "
-            "could run code. Ask for model.safetensors."
-        ) from error
-    except Exception as error:  # somebody else's files: their readers raise anything
-        raise UserError(f"{what}: its weights cannot be read ({_first_line(error)})") from error
-    if not all(tensor.isfinite().all() for tensor in loaded.state_dict().values()):
-        raise UserError(f"{what}: its weights are not finite (NaN or infinity); take another")
-    fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
-    return loaded.float(), sorted(fresh)
+from finetune.weights.folders import first_line
 
 
 def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Preprocessing:
@@ -102,7 +32,7 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
             raise ValueError("holds no object")
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{what}: preprocessor_config.json cannot be read ({_first_line(error)}). It says how "
+            f"{what}: preprocessor_config.json cannot be read ({first_line(error)}). It says how "
             "pictures are resized and normalised, and stock transformers needs it too"
         ) from error
     try:
@@ -156,7 +86,3 @@ def class_names(config: Any, what: str) -> list[str]:
             unique = f"{name} ({count})"
         names.append(unique)
     return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,13 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.errors import UserError
-from finetune.inference.models import (
-    class_colors,
-    class_names,
-    load_config,
-    load_model,
-    load_preprocessing,
-)
+from finetune.inference.models import class_colors, class_names, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import predict_confident_masks, predict_masks
 from finetune.inference.segmentation import Segmentation
@@ -32,6 +26,7 @@ from finetune.pictures.opening import check_pixels, pixel_limit
 from finetune.pictures.reading import image_size, read_image
 from finetune.pictures.references import Encoded, Picture
 from finetune.segformer.configuration import smallest_side
+from finetune.weights.folders import load_config, load_model
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

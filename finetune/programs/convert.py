@@ -14,13 +14,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from finetune.errors import UserError
-from finetune.inference.models import (
-    class_colors,
-    class_names,
-    load_config,
-    load_preprocessing,
-    read_model,
-)
+from finetune.inference.models import class_colors, class_names, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
 from finetune.labels.presets import PRESETS, SYNONYMS
 from finetune.labels.translation import default_colors
@@ -39,6 +33,7 @@ from finetune.weights import (
     read_weights,
     variant_of,
 )
+from finetune.weights.folders import load_config, read_model
 
 _WHOLE_FOLDER = ("model.safetensors", "pytorch_model.bin")  # beside their config.json
 _KEPT = ("license", "license_name", "license_link", "base_model", "datasets", "language")

@@ -12,8 +12,9 @@ from rich.console import Console
 from finetune.inference import Protocol, Segmenter
 from finetune.machine import set_threads
 from finetune.recipe import Recipe, recipe_from_yaml
-from finetune.trainers import Evaluation
-from finetune.trainers.segmentation import SegmentationTask, check_same_task, protocol_of
+from finetune.trainers import Evaluation, Share
+from finetune.trainers.segmentation import protocol_of
+from finetune.trainers.tasks import task_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -46,7 +47,7 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
         protocol = protocol_of(recipe) if names == keys else own.protocol.replaced(**chosen)
     preprocessing = replace(own, protocol=protocol)
     recipe = _in_precision_of(model, recipe)
-    task = SegmentationTask(recipe, preprocessing)
+    task = task_of(recipe, preprocessing)
     data = recipe.data
     wanted = protocol_of(recipe), tuple(data.image_mean), tuple(data.image_std)
     if (protocol, own.image_mean, own.image_std) != wanted:
@@ -59,7 +60,7 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
     task.check_split(task.val_samples)
     dtype = DTYPES.get(recipe.train.precision)
     with torch.autocast(segmenter.device.type, dtype=dtype, enabled=dtype is not None):
-        evaluation = task.evaluate(segmenter.model, rank=0, world_size=1, stop=lambda: False)
+        evaluation = task.evaluate(segmenter.model, Share(), stop=lambda: False)
     assert evaluation is not None, "nobody can stop it"
     return evaluation
 
@@ -87,5 +88,5 @@ def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
 def _load(model: str, recipe: Recipe) -> Segmenter:
     """The model, which must be of the recipe's classes and channels."""
     segmenter = Segmenter.load(model)
-    check_same_task(segmenter, recipe, f"model {model}")
+    task_of(recipe).check_model(segmenter, f"model {model}")
     return segmenter

@@ -4,79 +4,105 @@ docs/training.md, "What a run leaves", lists its files.
 """
 
 import json
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from finetune.disk import alone_in, recover, write_whole
 from finetune.errors import UserError
-from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.run import checkpoint
 from finetune.run.environment import environment
+from finetune.run.log import MetricsLog
 
 
-def check_output(recipe: Recipe) -> None:
-    """An output folder is empty, or it is this recipe's."""
-    output = Path(recipe.output)
-    if recipe.resume not in ("auto", "never"):
-        _check_resume(Path(recipe.resume), recipe)
-    try:
-        # Hidden files are what a kill may leave; they are no reason to refuse a folder.
-        if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
-            return
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"output={output!s}: not a usable folder ({error})") from error
-    if not (output / "recipe.yaml").is_file():
-        raise UserError(f"output={output}: holds other files; choose a new folder")
-    if recipe.resume == "never":
-        raise UserError(
-            f"output={output}: holds an earlier run and resume=never; choose another folder "
-            f"(output=...) or remove it"
-        )
-    differences = recipe_from_yaml(output / "recipe.yaml").differences(recipe)
-    if differences:
-        raise UserError(
-            f"output={output}: holds the run of another recipe. Choose another folder "
-            f"(output=...), or take these back:\n  " + "\n  ".join(differences)
-        )
+class RunFolder:
+    """One run's folder. Nothing is touched before `open`.
 
+    Args:
+        path: `output` of the recipe.
+        resume: "auto", "never", or a checkpoint's folder.
+        recipe: the resolved recipe as YAML.
+        recipe_hash: of what the result depends on.
+        differences: the lines in which the recipe in a file differs from this one.
+    """
 
-def open_output(recipe: Recipe, world_size: int, cleanup: ExitStack) -> None:
-    """Makes the folder, locks it for this run, and says what the run is."""
-    output = Path(recipe.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
-    # A killed run's workers hold it a few seconds more.
-    message = f"output={output}: another run is writing there"
-    cleanup.enter_context(alone_in(output, message, patience=9))
-    check_output(recipe)  # again: while this run waited, another may have made it its own
-    for model in ("best", "last"):
-        recover(output / model)
-    write_whole(output / "recipe.yaml", recipe.to_yaml())
-    facts = json.dumps(environment(world_size=world_size), indent=2)
-    write_whole(output / "environment.json", facts + "\n")
+    def __init__(
+        self,
+        path: str,
+        *,
+        resume: str,
+        recipe: str,
+        recipe_hash: str,
+        differences: Callable[[Path], Sequence[str]],
+    ):
+        self.path = Path(path)
+        self.best, self.last = self.path / "best", self.path / "last"
+        self.checkpoints = self.path / "checkpoints"
+        self.log = MetricsLog(self.path / "metrics.jsonl")
+        self.recipe_hash = recipe_hash
+        self._resume = resume
+        self._recipe = recipe
+        self._differences = differences
 
+    def check(self) -> None:
+        """Raises a UserError unless the folder is empty, or this recipe's."""
+        output = self.path
+        if self._resume not in ("auto", "never"):
+            self._check_resume(Path(self._resume))
+        try:
+            # A kill may leave hidden files; they are no reason to refuse a folder.
+            if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
+                return
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            raise UserError(f"output={output!s}: not a usable folder ({error})") from error
+        if not (output / "recipe.yaml").is_file():
+            raise UserError(f"output={output}: holds other files; choose a new folder")
+        if self._resume == "never":
+            raise UserError(
+                f"output={output}: holds an earlier run and resume=never; choose another folder "
+                f"(output=...) or remove it"
+            )
+        if differences := self._differences(output / "recipe.yaml"):
+            raise UserError(
+                f"output={output}: holds the run of another recipe. Choose another folder "
+                f"(output=...), or take these back:\n  " + "\n  ".join(differences)
+            )
 
-def _check_resume(folder: Path, recipe: Recipe) -> None:
-    """An explicit checkpoint: there, whole, of this recipe, and nothing later to run over."""
-    if not folder.is_dir():
-        raise UserError(f"resume={folder}: no such folder; name a checkpoint, auto or never")
-    manifest = checkpoint.verify(folder)
-    if manifest["recipe_hash"] != recipe.hash():
-        raise UserError(f"resume={folder}: a checkpoint of another recipe")
-    newest = checkpoint.latest(Path(recipe.output) / "checkpoints")
-    if newest is not None and checkpoint.verify(newest)["step"] > manifest["step"]:
-        raise UserError(
-            f"resume={folder}: {recipe.output} goes on to {newest.name}. resume=auto goes on from "
-            "there; to go back, choose another output, where the old one stays as it is"
-        )
+    def open(self, world_size: int, cleanup: ExitStack) -> None:
+        """Makes the folder, locks it until `cleanup` closes, and writes down what the run is."""
+        output = self.path
+        try:
+            output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
+        # A killed run's workers hold it a few seconds more.
+        message = f"output={output}: another run is writing there"
+        cleanup.enter_context(alone_in(output, message, patience=9))
+        self.check()  # again: while this run waited, another may have made it its own
+        for model in (self.best, self.last):
+            recover(model)
+        write_whole(output / "recipe.yaml", self._recipe)
+        facts = json.dumps(environment(world_size=world_size), indent=2)
+        write_whole(output / "environment.json", facts + "\n")
 
+    def checkpoint(self) -> Path | None:
+        """Where to go on, or None to begin; a damaged checkpoint is named and passed over."""
+        if self._resume == "never":
+            return None
+        if self._resume != "auto":
+            return Path(self._resume)
+        return checkpoint.latest(self.checkpoints)
 
-def checkpoint_to_resume(recipe: Recipe) -> Path | None:
-    """Where to go on, or None to begin; a damaged checkpoint is named and passed over."""
-    if recipe.resume == "never":
-        return None
-    if recipe.resume != "auto":
-        return Path(recipe.resume)
-    return checkpoint.latest(Path(recipe.output) / "checkpoints")
+    def _check_resume(self, folder: Path) -> None:
+        """An explicit checkpoint is there, whole, of this recipe, and nothing later exists."""
+        if not folder.is_dir():
+            raise UserError(f"resume={folder}: no such folder; name a checkpoint, auto or never")
+        manifest = checkpoint.verify(folder)
+        if manifest["recipe_hash"] != self.recipe_hash:
+            raise UserError(f"resume={folder}: a checkpoint of another recipe")
+        newest = checkpoint.latest(self.checkpoints)
+        if newest is not None and checkpoint.verify(newest)["step"] > manifest["step"]:
+            raise UserError(
+                f"resume={folder}: {self.path} goes on to {newest.name}. resume=auto goes on from "
+                "there; to go back, choose another output, where the old one stays as it is"
+            )

@@ -5,14 +5,21 @@ Everything works with one process too, and on CPU processes over gloo as on GPUs
 
 import contextlib
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import Tensor, nn
 
 from finetune.errors import UserError
+from finetune.machine import device as default_device
+from finetune.machine import keep_freed_memory, set_threads
 
 T = TypeVar("T")
 
@@ -72,6 +79,75 @@ def on_main(work: Callable[[], T]) -> T | None:
             raise
     agree(problem)
     return result
+
+
+def same_everywhere(ask: Callable[[], Mapping[str, int]], device: torch.device) -> None:
+    """Each process looks for itself: a mistake of one is raised on all, and all see the same.
+
+    Args:
+        ask: what this process sees of the data, in numbers.
+        device: where processes add up.
+
+    Raises:
+        UserError: `ask` raised one somewhere, or the processes see different data.
+    """
+    problem, seen = "", [0]
+    try:
+        seen = [*ask().values()]
+    except UserError as error:
+        problem = str(error)
+    agree(problem)
+    sums = all_sum(torch.tensor(seen, dtype=torch.int64, device=device))
+    world_size = dist.get_world_size() if dist.is_initialized() else 1
+    if sums.tolist() != [value * world_size for value in seen]:
+        problem = "the processes find different data: let no file come or go while they start"
+    agree(problem)
+
+
+def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Accelerator:
+    """Joins the processes of a launch, each with its share of the cores.
+
+    Args:
+        precision: `train.precision`.
+        threads: `train.threads`.
+
+    Raises:
+        UserError: the device does not know the precision, or the launch did not join its processes.
+    """
+    set_threads(threads)
+    cpu = default_device().type == "cpu"
+    # accelerate sets threads on the CPU where this is missing, and fails where it cannot count.
+    os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    if precision == "fp16" and cpu:
+        raise UserError("train.precision=fp16 needs a GPU; on a CPU take fp32 or bf16")
+    launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher always sets it
+    wanted = {"fp32": "no"}.get(precision, precision)
+    if launched not in ("no", wanted):
+        warnings.warn(
+            f"the launcher asked for {launched}, the recipe for train.precision={precision}: the "
+            "recipe decides",
+            stacklevel=2,
+        )
+    # accelerate remembers the precision of a process's first Accelerator for ever; in a notebook
+    # the next recipe may want another. The processes stay joined.
+    AcceleratorState._reset_state(reset_partial_state=False)
+    accelerator = Accelerator(
+        cpu=cpu,
+        mixed_precision=wanted,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    accelerator.gradient_accumulation_steps = 1  # the loop does it; the environment may say other
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise UserError(
+            f"started as {started} processes, but accelerate joined {accelerator.num_processes}: "
+            "they would train apart. Use `finetune train`, torchrun, or `accelerate launch "
+            "--multi_gpu --num_processes N`."
+        )
+    set_threads(threads)  # again: accelerate has an idea of its own
+    if cpu:
+        keep_freed_memory()
+    return accelerator
 
 
 @functools.cache

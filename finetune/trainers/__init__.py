@@ -1,15 +1,32 @@
 """What differs between tasks, behind one Protocol: all that `finetune.train.fit` knows of one."""
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+import torch
 from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune.data.loader import Batch
+Batch: TypeAlias = Mapping[str, Any]
+"""What a task's loader yields; `fit` hands it back to the task and never looks inside."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's part of the work.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of processes.
+        device: where batches are to lie.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass(frozen=True)
@@ -28,11 +45,7 @@ class Task(Protocol):
 
     @property
     def num_train_samples(self) -> int:
-        """Images in an epoch."""
-
-    @property
-    def num_val_samples(self) -> int:
-        """Images of an evaluation."""
+        """Samples in an epoch."""
 
     def check(self) -> None:
         """Looks at the training and validation data, before anything is built."""
@@ -40,26 +53,19 @@ class Task(Protocol):
     def build(self) -> PreTrainedModel:
         """The model, with fresh weights or those that the recipe starts from."""
 
-    def train_batches(
-        self, *, rank: int, world_size: int, first_step: int, pin_memory: bool
-    ) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from a step on."""
+    def batches(self, share: Share, first_step: int) -> Generator[Batch, None, None]:
+        """The micro-batches of one process from a step on, on its device."""
 
-    def sampler_state(self, world_size: int) -> dict[str, int]:
-        """What the order of samples depends on besides the recipe and the step."""
+    def weights(self, batch: Batch) -> dict[str, Tensor]:
+        """The weight of each term of the loss, a scalar: of the labels alone, before a forward."""
 
-    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> str:
-        """Looks at what was saved: what to say of it, or a UserError if it cannot go on from it."""
+    def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """The sum of each term over the batch, a scalar; `fit` divides it by the global weight."""
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """The sum of the losses and the weight that it is to be divided by, two scalars."""
+    def problem(self) -> str:
+        """What the device found wrong with the data since the last call; "" if nothing."""
 
-    def stray(self) -> str:
-        """What the device has found wrong with the data since it was asked last; "" if nothing."""
-
-    def evaluate(
-        self, model: Any, *, rank: int, world_size: int, stop: Callable[[], bool]
-    ) -> Evaluation | None:
+    def evaluate(self, model: Any, share: Share, stop: Callable[[], bool]) -> Evaluation | None:
         """Scores the validation split over all processes; None if any of them was told to stop."""
 
     def save(self, folder: Path, model: PreTrainedModel, evaluation: Evaluation, step: int) -> None:
@@ -67,3 +73,9 @@ class Task(Protocol):
 
     def examples(self, model: Any, path: Path) -> None:
         """Writes a PNG of a few validation samples and what the model makes of them."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it owns besides the model, the same on every process; numbers only."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes it back; called before `batches`, which refuses what cannot go on from it."""

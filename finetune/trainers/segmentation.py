@@ -4,7 +4,7 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from finetune.augment import TrainTransform
 from finetune.data.cache import CachedSamples, describe
-from finetune.data.loader import Batch, Samples, eval_loader, train_loader
+from finetune.data.loader import Batch as LoadedBatch
+from finetune.data.loader import Samples, eval_loader, train_loader
 from finetune.data.order import GlobalOrder, StreamOrder
 from finetune.data.samples import (
     check_one_depth,
@@ -29,37 +30,24 @@ from finetune.data.sources.opening import open_split, stream_split
 from finetune.data.stream import Streamed
 from finetune.errors import UserError
 from finetune.inference import Segmenter
-from finetune.inference.models import load_config, load_model
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import score_bands
 from finetune.labels.presets import SYNONYMS
+from finetune.losses import CrossEntropy
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow, panel
 from finetune.pictures.protocol import Protocol
-from finetune.publish import DataSet, hub_id, model_card, save_model_folder
+from finetune.publish import model_card, save_model_folder
+from finetune.publish.facts import base_model_of, data_set_of, start_of
 from finetune.recipe import Recipe
 from finetune.run.processes import agree, all_sum
 from finetune.run.report import iou_table
 from finetune.run.screen import progress_bar
-from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
-from finetune.segformer.functional import (
-    CrossEntropySums,
-    cross_entropy_sums,
-    upsampled_argmax,
-)
-from finetune.trainers import Evaluation
-from finetune.weights import is_checkpoint_file, licence_of, read_weights, variant_of
+from finetune.segformer.functional import upsampled_argmax
+from finetune.trainers import Batch, Evaluation, Share
+from finetune.weights.starting import starting_model
 
 NUM_EXAMPLES = 4
-DATA_SETS = {
-    "shapes": "procedural shapes",
-    "camvid": "CamVid",
-    "ade20k": "ADE20K",
-    "cityscapes": "Cityscapes",
-    "voc": "Pascal VOC 2012",
-    "coco-stuff": "COCO-Stuff 164k",
-}
-"""What people call the sources that are one set."""
 
 
 class SegmentationTask:
@@ -72,6 +60,16 @@ class SegmentationTask:
         self.recipe = recipe
         self.labels = recipe.labels.build()
         self._preprocessing = preprocessing
+        given = recipe.loss.class_weights
+        self.loss = CrossEntropy(
+            self.labels.num_labels,
+            self.labels.ignore_index,
+            class_weights=[given.get(name, 1.0) for name in self.labels.names] if given else None,
+            label_smoothing=recipe.loss.label_smoothing,
+            focal_gamma=recipe.loss.focal_gamma,
+        )
+        self._saved: dict[str, int] = {}  # of a checkpoint
+        self._world_size = 1
         self._stray: Tensor | int = 0
         self._licence = ""  # of the weights that training starts from
         self._caches: dict[int, CachedSamples] = {}  # by the identity of the split, which stays
@@ -110,11 +108,6 @@ class SegmentationTask:
         count, batch = len(self.train_samples), self.recipe.train.global_batch
         return count // batch * batch if self.recipe.data.streaming else count
 
-    @property
-    def num_val_samples(self) -> int:
-        """Images of an evaluation."""
-        return len(self.val_samples)
-
     def check(self) -> None:
         """Reads every header and a few samples of both splits, and opens the cache of both.
 
@@ -146,6 +139,27 @@ class SegmentationTask:
         elif self.recipe.data.source != "shapes":
             preflight(samples)
 
+    def check_model(self, segmenter: Segmenter, what: str) -> None:
+        """Raises a UserError if a model is not of the recipe's classes and channels.
+
+        Args:
+            segmenter: the model.
+            what: what to call it in the message.
+        """
+        found, channels = segmenter.preprocessing.num_channels, self.recipe.model.num_channels
+        if found != channels:
+            raise UserError(
+                f"{what}: reads images of {found} channels, but the recipe's model.num_channels is "
+                f"{channels}"
+            )
+        # Spaces around a name do not go into a model.
+        names, wanted = segmenter.names, [name.strip() for name in self.recipe.labels.names]
+        if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
+            raise UserError(
+                f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
+                f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"
+            )
+
     def build(self) -> PreTrainedModel:
         """SegFormer for the recipe's labels."""
         arguments = {
@@ -154,19 +168,14 @@ class SegmentationTask:
             "label2id": self.labels.label2id,
             "semantic_loss_ignore_index": self.labels.ignore_index,
         }
-        init = self.recipe.model.init
-        if init is None:
-            return SegformerForSemanticSegmentation(SegformerConfig(**arguments))
-        load = _load_file if is_checkpoint_file(init) else _load
-        model, self._licence = load(init, arguments)
+        model, self._licence = starting_model(self.recipe.model.init, arguments)
         return model
 
-    def train_batches(
-        self, *, rank: int, world_size: int, first_step: int, pin_memory: bool
-    ) -> Generator[Batch, None, None]:
+    def batches(self, share: Share, first_step: int) -> Generator[Batch, None, None]:
         """Augmented crops in the global order; see `finetune.data.loader`."""
+        self._go_on(share, first_step)
         recipe, augment = self.recipe, self.recipe.augment
-        micro_batch, accumulation = recipe.batch_split(world_size)
+        micro_batch, accumulation = recipe.batch_split(share.world_size)
         full = np.iinfo(self._dtype(self.train_samples)).max
         transform = TrainTransform(
             augment.crop,
@@ -183,8 +192,8 @@ class SegmentationTask:
             "seed": recipe.seed,
             "micro_batch": micro_batch,
             "accumulation": accumulation,
-            "rank": rank,
-            "world_size": world_size,
+            "rank": share.rank,
+            "world_size": share.world_size,
             "first_step": first_step,
             "last_step": recipe.train.steps,
         }
@@ -193,33 +202,49 @@ class SegmentationTask:
             order = StreamOrder(len(samples), workers=recipe.data.workers, **sharing)
         else:
             order = GlobalOrder(len(samples), **sharing)
-        return train_loader(
-            samples, transform, order, workers=recipe.data.workers, pin_memory=pin_memory
+        loader = train_loader(
+            samples,
+            transform,
+            order,
+            workers=recipe.data.workers,
+            pin_memory=share.device.type == "cuda",
         )
+        return _on_device(loader, share.device)
 
-    def sampler_state(self, world_size: int) -> dict[str, int]:
-        """What the order of samples depends on besides the recipe and the step."""
+    def state_dict(self) -> dict[str, int]:
+        """What the order of samples depends on besides the recipe, the step and the processes."""
         samples = self.train_samples
-        state = {"num_samples": len(samples)}
+        state = {"num_samples": len(samples), "num_val_samples": len(self.val_samples)}
         if isinstance(samples, Streamed):
             state["files"] = samples.identity
-            state["world_size"] = world_size
             state["workers"] = self.recipe.data.workers
-            state["micro_batch"] = self.recipe.batch_split(world_size)[0]
+            state["world_size"] = self._world_size
         return state
 
-    def load_sampler_state(self, saved: dict[str, int], *, world_size: int, step: int) -> str:
-        """Refuses to go on in the middle of an epoch of a stream that is shared otherwise now."""
-        now = self.sampler_state(world_size)
-        if not saved or saved == now:
-            return ""
-        keys = [key for key in now if saved.get(key) != now[key]]
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Keeps it until `batches`, which knows the step to go on from."""
+        self._saved = state
+
+    def _go_on(self, share: Share, step: int) -> None:
+        """Refuses to go on in the middle of an epoch of a stream that is shared otherwise now.
+
+        Warns of everything else that changes the order of the samples.
+        """
+        self._world_size = share.world_size
+        now, saved = self.state_dict(), self._saved
+        changed = [key for key in now if key != "num_val_samples" and saved.get(key) != now[key]]
+        if not saved or not changed:
+            return
         what = ", ".join(
             "other files" if key == "files" else f"{key} {saved.get(key)} -> {now[key]}"
-            for key in keys
+            for key in changed
         )
         if not self.recipe.data.streaming:
-            return f"the training split has changed ({what}): samples come in another order"
+            warnings.warn(
+                f"the training split has changed ({what}): samples come in another order",
+                stacklevel=2,
+            )
+            return
         batch = self.recipe.train.global_batch
         per_epoch = {count // batch for count in (saved["num_samples"], now["num_samples"])}
         if any(step % steps for steps in per_epoch):
@@ -228,7 +253,10 @@ class SegmentationTask:
                 f"steps), and what processes and workers read has changed: {what}. Go on as it "
                 "was, or from a checkpoint at the end of an epoch (resume=...)."
             )
-        return f"a new epoch begins, shared otherwise ({what}): the same samples in other batches"
+        warnings.warn(
+            f"a new epoch begins, shared otherwise ({what}): the same samples in other batches",
+            stacklevel=2,
+        )
 
     def _cached(self, *splits: datasets.Dataset | Streamed) -> list[Samples | Streamed]:
         """Splits as loaders read them: from the cache, about which the main process says a line."""
@@ -251,16 +279,19 @@ class SegmentationTask:
             return split.dtype
         return first_dtype(split)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Cross entropy, summed over the pixels that count, and the sum of their weights."""
-        device = next(model.parameters()).device
-        logits = model(self._pixel_values(batch, device)).logits
-        sums = self._loss(logits, batch["labels"].to(device, non_blocking=True))
-        self._stray = self._stray + sums.stray
-        return sums.loss, sums.weight
+    def weights(self, batch: Batch) -> dict[str, Tensor]:
+        """The weight of the pixels that count."""
+        return {"cross_entropy": self.loss.weight(batch["labels"])}
 
-    def stray(self) -> str:
-        """Labels on a GPU that are neither a class nor ignored; on a CPU they raise at once."""
+    def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
+        """Cross entropy, summed over the pixels that count."""
+        logits = model(self.preprocessing.normalise(batch["pixel_values"])).logits
+        sums = self.loss.sums(logits, batch["labels"])
+        self._stray = self._stray + sums.stray
+        return {"cross_entropy": sums.loss}
+
+    def problem(self) -> str:
+        """Invalid labels since the last call, counted on a GPU; a CPU raises at once."""
         count, self._stray = int(self._stray), 0
         if not count:
             return ""
@@ -270,9 +301,7 @@ class SegmentationTask:
         )
 
     @torch.no_grad()
-    def evaluate(
-        self, model: Any, *, rank: int, world_size: int, stop: Callable[[], bool]
-    ) -> Evaluation | None:
+    def evaluate(self, model: Any, share: Share, stop: Callable[[], bool]) -> Evaluation | None:
         """Mean IoU and loss on the validation split, every image once."""
         recipe = self.recipe
         device = next(model.parameters()).device
@@ -281,8 +310,8 @@ class SegmentationTask:
             self._cached(self.val_samples)[0],
             self.preprocessing.protocol,
             batch_size=recipe.evaluation.batch_size,
-            rank=rank,
-            world_size=world_size,
+            rank=share.rank,
+            world_size=share.world_size,
             workers=recipe.data.workers,
             pin_memory=device.type == "cuda",
         )
@@ -294,7 +323,7 @@ class SegmentationTask:
             total=len(self.val_samples),
             desc="evaluating",
             unit="image",
-            show=rank == 0,
+            show=share.rank == 0,
             leave=False,
         )
         with closing(progress), closing(batches):
@@ -310,8 +339,8 @@ class SegmentationTask:
                         truth = labels[:, rows]
                         predicted = upsampled_argmax(scores, (truth.shape[1], truth.shape[2]))
                         metric.add_batch(predictions=predicted, references=truth)
-                        sums += torch.stack(self._loss(scores, truth)[:2])
-                    progress.update(len(batch["ids"]) * world_size)
+                        sums += torch.stack(self.loss.sums(scores, truth)[:2])
+                    progress.update(len(batch["ids"]) * share.world_size)
             except UserError as error:  # a bad file in this process's share
                 problem = str(error)
         model.train(was_training)
@@ -333,17 +362,17 @@ class SegmentationTask:
         }
         card = model_card(
             name=recipe.name,
-            base_model=base_model_of(recipe),
+            base_model=base_model_of(recipe.model.init),
             licence=self._licence,
             names=self.labels.names,
             results=results,
             per_class_iou=metrics["eval/per_class_iou"],
             protocol=self.preprocessing.protocol,
             num_channels=recipe.model.num_channels,
-            data_set=data_set_of(recipe),
+            data_set=data_set_of(recipe.data),
             facts={
                 "size": recipe.model.variant.upper(),
-                "started from": _start_of(recipe),
+                "started from": start_of(recipe.model.init),
                 "data": recipe.data.source,
                 "steps": f"{step} of {recipe.train.steps}, {recipe.train.global_batch} images each",
             },
@@ -382,28 +411,6 @@ class SegmentationTask:
         labels = self.labels
         panel(rows, labels.names, labels.colors, labels.ignore_index, path)
 
-    def _loss(self, logits: Tensor, labels: Tensor) -> CrossEntropySums:
-        loss = self.recipe.loss
-        return cross_entropy_sums(
-            logits,
-            labels,
-            ignore_index=self.labels.ignore_index,
-            weight=self._class_weights(logits.device),
-            label_smoothing=loss.label_smoothing,
-            focal_gamma=loss.focal_gamma,
-        )
-
-    @functools.lru_cache(maxsize=1)  # noqa: B019 - a task lives as long as its run
-    def _class_weights(self, device: torch.device) -> Tensor | None:
-        given = self.recipe.loss.class_weights
-        if not given:
-            return None
-        return torch.tensor([given.get(name, 1.0) for name in self.labels.names], device=device)
-
-    def _pixel_values(self, batch: Batch, device: torch.device) -> Tensor:
-        pixels = batch["pixel_values"].to(device, non_blocking=True)
-        return self.preprocessing.normalise(pixels)
-
     def _evaluation(self, metric: MeanIoU, loss: float) -> Evaluation:
         result = metric.compute()
         names = self.labels.names
@@ -426,158 +433,16 @@ def protocol_of(recipe: Recipe) -> Protocol:
     return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
 
 
-def base_model_of(recipe: Recipe) -> str | None:
-    """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
-    init = recipe.model.init
-    return None if init is None or is_checkpoint_file(init) else hub_id(init)
-
-
-def _start_of(recipe: Recipe) -> str:
-    """What training starts from, for a card that others may read: no path of this machine."""
-    init = recipe.model.init
-    return base_model_of(recipe) or (Path(init).resolve().name if init else "random weights")
-
-
-def data_set_of(recipe: Recipe) -> DataSet:
-    """What a recipe trains and evaluates on, as a card says it."""
-    data = recipe.data
-    name = DATA_SETS.get(data.source) or Path(data.path or "").expanduser().resolve().name
-    split = data.val_split
-    if data.val_fraction is not None:
-        split = f"{data.val_fraction:.0%} of {data.train_split}, held back"
-    found = hub_id(data.path) if data.source == "hub" else None
-    return DataSet(
-        name=found or name,
-        split=split,
-        train_split=data.train_split,
-        kind=data.source,
-        id=found,
-        subset=data.subset,
-        revision=data.revision,
-    )
-
-
-def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
-    """Raises a UserError if a model is not of a recipe's classes and channels.
-
-    Args:
-        segmenter: the model.
-        recipe: resolved.
-        what: the model, for the message.
-    """
-    found, channels = segmenter.preprocessing.num_channels, recipe.model.num_channels
-    if found != channels:
-        raise UserError(
-            f"{what}: reads images of {found} channels, but the recipe's model.num_channels is "
-            f"{channels}"
-        )
-    # Spaces around a name do not go into a model.
-    names, wanted = segmenter.names, [name.strip() for name in recipe.labels.names]
-    if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
-        raise UserError(
-            f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
-            f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"
-        )
-
-
-_FIRST = "segformer.encoder.patch_embeddings.0.proj.weight"
-
-
-def _load(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """Starts from a folder or Hub id; a head for other labels is drawn anew, and said so.
-
-    Returns:
-        The model, and what is known about the licence.
-    """
-    what = f"model.init={init}"
-    found = load_config(init, what)
-    _check_size(found.to_dict(), arguments, what, ("num_attention_heads",))
-    config = SegformerConfig(**{**found.to_dict(), **arguments})
-    model, fresh = load_model(init, what, config)
-    is_other_image = found.num_channels != config.num_channels
-    lost = [key for key in fresh if key.startswith("segformer.")]
-    if is_other_image and _FIRST in lost:
-        lost.remove(_FIRST)
-    if lost:
-        raise UserError(
-            f"{what}: {len(lost)} weights of the encoder are missing, {lost[0]} among them. This "
-            "is not a SegFormer checkpoint."
-        )
-    if fresh:
-        loaded = _but_for_channels("the encoder is loaded", found.num_channels, config)
-        warnings.warn(f"{what}: {loaded}, new are {', '.join(fresh)}", stacklevel=3)
-    return model, licence_of(init)
-
-
-def _load_file(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """As `_load`, from a file of weights; always says what it took of it."""
-    what = f"model.init={init}"
-    weights = read_weights(
-        Path(init),
-        what,
-        heads=arguments["num_attention_heads"],
-        check_size=lambda found: _check_size(found, arguments, what),
-    )
-    shapes = {key: value for key, value in weights.arguments.items() if key != "num_labels"}
-    config = SegformerConfig(**{**shapes, **arguments})
-    model = SegformerForSemanticSegmentation(config)
-    own = model.state_dict()
-    taken = {
-        name: tensor
-        for name, tensor in weights.state.items()
-        if name in own and own[name].shape == tensor.shape
-    }
-    model.load_state_dict(taken, strict=False)
-    fresh = sorted(own.keys() - taken.keys())
-    has_head = any(name.startswith("decode_head.") for name in taken)
-    loaded = "the encoder and the head are" if has_head and not fresh else "the encoder is"
-    said = f"{weights.describe()}: {loaded} loaded"
-    said = _but_for_channels(said, weights.arguments["num_channels"], config)
-    if fresh:
-        said += f", new are {', '.join(fresh)}"
-    if weights.lost_head:
-        said += f" ({weights.lost_head})"
-    warnings.warn(f"{what}: {said}", stacklevel=3)
-    if weights.licence:
-        warnings.warn(f"{what}: {weights.licence}", stacklevel=3)
-    return model, weights.licence
-
-
-def _check_size(
-    found: dict[str, Any], wanted: dict[str, Any], what: str, more: tuple[str, ...] = ()
-) -> None:
-    """A checkpoint's encoder is of the size that the recipe says."""
-    for key in ("depths", "hidden_sizes", *more):
-        if list(found[key]) != list(wanted[key]):
-            size = variant_of(found["depths"], found["hidden_sizes"])
-            remedy = f"model.variant={size}"
-            if key == "num_attention_heads":
-                remedy = f"model.{key}={_list(found[key])}"
-            elif size is None:
-                sizes = [f"model.{k}={_list(found[k])}" for k in ("depths", "hidden_sizes")]
-                heads = "model.num_attention_heads, a number a stage that divides its width"
-                remedy = f"{' '.join(sizes)} and {heads}"
-                if "num_attention_heads" in found:
-                    remedy = f"{' '.join(sizes)} model.num_attention_heads="
-                    remedy += _list(found["num_attention_heads"])
-            raise UserError(
-                f"{what}: {key} are {list(found[key])}, but the recipe says {list(wanted[key])}. "
-                f"Set {remedy}."
+def _on_device(
+    batches: Generator[LoadedBatch, None, None], device: torch.device
+) -> Generator[Batch, None, None]:
+    """The same batches with pixels and labels on a device, still as bytes."""
+    with closing(batches):  # or the workers outlive a failure, and wait for ever
+        for batch in batches:
+            pixels, labels = (
+                batch[key].to(device, non_blocking=True) for key in ("pixel_values", "labels")
             )
-
-
-def _list(values: Sequence[int]) -> str:
-    """As a command line takes it, without spaces."""
-    return str(list(values)).replace(" ", "")
-
-
-def _but_for_channels(loaded: str, channels: int, config: SegformerConfig) -> str:
-    if channels == config.num_channels:
-        return loaded
-    return (
-        f"{loaded} but for its first convolution, which reads {config.num_channels} channels here "
-        f"and {channels} there"
-    )
+            yield {**batch, "pixel_values": pixels, "labels": labels}
 
 
 def _number(value: float) -> float | None:

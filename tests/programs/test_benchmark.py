@@ -22,6 +22,7 @@ from finetune.programs.benchmark.training import StockTask
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.segformer.costs import count_flop
+from finetune.trainers import Share
 from finetune.trainers.segmentation import SegmentationTask
 
 TINY = ["--size", "64", "--num-labels", "7", "--rounds", "2", "--threads", "2", "--device", "cpu"]
@@ -262,9 +263,11 @@ def test_the_stock_task_starts_from_the_same_weights_and_has_the_same_loss():
     for task in (SegmentationTask(recipe), StockTask(recipe)):
         torch.manual_seed(0)
         model = task.build().train()
-        batches = task.train_batches(rank=0, world_size=1, first_step=0, pin_memory=False)
-        total, weight = task.loss(model, next(batches))
+        batches = task.batches(Share(), 0)
+        batch = next(batches)
         batches.close()
+        (weight,) = task.weights(batch).values()
+        (total,) = task.losses(model, batch).values()
         total.backward()
         norm = sum(p.grad.double().square().sum() for p in model.parameters()).sqrt()
         results.append((total.item(), weight.item(), norm.item()))

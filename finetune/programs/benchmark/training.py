@@ -19,11 +19,11 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune.data.loader import Batch
 from finetune.errors import UserError
 from finetune.programs.benchmark.children import start
 from finetune.recipe import LossSection, Recipe, load_recipe
 from finetune.run.log import rows
+from finetune.trainers import Batch, tasks
 from finetune.trainers.segmentation import SegmentationTask
 
 CALIBRATION_STEPS = 40
@@ -57,14 +57,12 @@ class StockTask(SegmentationTask):
             super().build().save_pretrained(folder)
             return transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
 
-    def loss(self, model: Any, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """Stock's mean cross entropy, times the number of pixels that it is the mean of."""
-        device = next(model.parameters()).device
-        labels = batch["labels"].to(device, non_blocking=True).long()
-        pixel_values = self._pixel_values(batch, device).contiguous()  # NCHW, as processors give it
-        mean = model(pixel_values=pixel_values, labels=labels).loss
-        weight = (labels != self.labels.ignore_index).sum().to(mean.dtype)
-        return mean * weight, weight
+        pixel_values = self.preprocessing.normalise(batch["pixel_values"])
+        pixel_values = pixel_values.contiguous()  # NCHW, as processors give it
+        mean = model(pixel_values=pixel_values, labels=batch["labels"].long()).loss
+        return {name: mean * weight for name, weight in self.weights(batch).items()}
 
 
 def check(recipe: str, overrides: Sequence[str], output: Path) -> None:
@@ -112,7 +110,7 @@ def train_side(task: dict[str, Any]) -> None:
     from finetune import train
 
     if task["side"] == "stock":
-        train.TRAINERS["segmentation"] = StockTask  # in this process, which does nothing else
+        tasks.TRAINERS["segmentation"] = StockTask  # in this process, which does nothing else
     train.quiet_libraries(main_process=False)
     output = Path(task["output"])
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,8 @@ from finetune.programs.export.check import InOnnxRuntime, run_in, session
 from finetune.programs.export.export import Exported
 from finetune.recipe import Recipe
 from finetune.segformer.functional import upsampled_argmax
-from finetune.trainers.segmentation import SegmentationTask
+from finetune.trainers import Share, Task
+from finetune.trainers.tasks import task_of
 
 ROUNDS = 15
 EAGER, COMPILED = "PyTorch", "PyTorch compiled"
@@ -103,7 +104,7 @@ def measure(
         seconds = take_turns(
             sides, (torch.randn(shape, generator=generator),), rounds=ROUNDS, device="cpu"
         )
-    task = None if recipe is None else SegmentationTask(recipe, segmenter.preprocessing)
+    task = None if recipe is None else task_of(recipe, segmenter.preprocessing)
     sizes = {file.form: file.bytes for file in files}
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     rows = []
@@ -123,7 +124,7 @@ def _runner(file: Exported) -> Callable[[Tensor], Tensor]:
 
 
 def _mean_iou(
-    form: str, segmenter: Segmenter, task: SegmentationTask, files: Sequence[Exported]
+    form: str, segmenter: Segmenter, task: Task, files: Sequence[Exported]
 ) -> float | None:
     """By training's own evaluation, with the file in the place of the model."""
     path = {file.form: file.path for file in files}.get(form)
@@ -133,9 +134,9 @@ def _mean_iou(
         return None
     else:
         model = InOnnxRuntime(session(path), segmenter.model.config)
-    done = task.evaluate(model, rank=0, world_size=1, stop=lambda: False)
+    done = task.evaluate(model, Share(), stop=lambda: False)
     assert done is not None, "nobody can stop it"
-    return done.metrics["eval/mean_iou"]
+    return done.metrics[task.best_metric]
 
 
 def show(

@@ -41,7 +41,7 @@ from finetune.programs.export.web import check_apart, check_page, write_page
 from finetune.recipe import Recipe
 from finetune.run.screen import progress_bar
 from finetune.segformer.configuration import smallest_side
-from finetune.trainers.segmentation import SegmentationTask, check_same_task
+from finetune.trainers.tasks import task_of
 
 PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 FILES = {
@@ -139,7 +139,7 @@ def export(
         check_apart(options.web, {"-o": folder})
     segmenter = Segmenter.load(model, device="cpu")
     if recipe is not None:
-        check_same_task(segmenter, recipe, f"model {model}")
+        task_of(recipe).check_model(segmenter, f"model {model}")
     copies = _copies(model, folder)
     if options.web is not None:
         check_page(options.web, segmenter, options.web_runtime)
@@ -245,7 +245,7 @@ def _folder(model: str, output: Path | None) -> Path:
 
 def _open_splits(segmenter: Segmenter, recipe: Recipe, options: Options) -> None:
     """Opens the splits that are going to be read: a wrong data.path is to cost nothing."""
-    task = SegmentationTask(recipe, segmenter.preprocessing)
+    task = task_of(recipe, segmenter.preprocessing)
     if options.int8:
         task.check_split(task.train_samples)
     if options.scores:

@@ -16,7 +16,7 @@ from finetune.inference.scores import score_bands
 from finetune.programs.export.graph import facts, quietly, with_facts
 from finetune.recipe import Recipe
 from finetune.run.screen import progress_bar
-from finetune.trainers.segmentation import SegmentationTask
+from finetune.trainers.tasks import task_of
 
 OPERATORS = ("Conv",)
 """What becomes 8 bit, see `quantise`."""
@@ -73,7 +73,7 @@ def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.nda
 
     Padded, in windows and mirrored where evaluations do so, because it is they who ask.
     """
-    samples = SegmentationTask(recipe, segmenter.preprocessing).train_samples
+    samples = task_of(recipe, segmenter.preprocessing).train_samples
     places = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
     bar = progress_bar(total=len(places), desc="calibrating", unit="image", show=True, leave=False)
     with closing(bar):

@@ -17,10 +17,11 @@ from finetune.inference import Segmenter
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow
 from finetune.publish import DataSet, hub_id
+from finetune.publish.facts import data_set_of
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.run.log import read
 from finetune.run.screen import progress_bar
-from finetune.trainers.segmentation import SegmentationTask, check_same_task, data_set_of
+from finetune.trainers.tasks import task_of
 from finetune.weights import Card, card_of, is_checkpoint_file, licence_in
 
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
@@ -163,7 +164,7 @@ def _recipe(path: Path) -> Recipe | None:
 
 def _data_set(recipe: Recipe, card: Card) -> DataSet:
     """The recipe's; the training knew whether a name was the Hub's or a folder's."""
-    found = data_set_of(recipe)
+    found = data_set_of(recipe.data)
     if scores_of(card) and found.id not in (card.header.get("datasets") or ()):
         return replace(found, id=None, name=found.name.rpartition("/")[2])
     return found
@@ -234,8 +235,8 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
         return None
     segmenter = evidence.segmenter
     try:
-        check_same_task(segmenter, recipe, f"model {evidence.folder}")
-        task = SegmentationTask(recipe, segmenter.preprocessing)
+        task = task_of(recipe, segmenter.preprocessing)
+        task.check_model(segmenter, f"model {evidence.folder}")
         samples, labels = task.val_samples, task.labels
         # Neighbours are alike where a set is made of videos.
         count = min(LOOKED_AT, len(samples))

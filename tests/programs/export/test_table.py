@@ -20,7 +20,7 @@ from finetune.programs.export import comparison as table
 from finetune.programs.export import export as program
 from finetune.programs.export.check import Check, InOnnxRuntime, session
 from finetune.recipe import load_recipe
-from finetune.trainers.segmentation import SegmentationTask, check_same_task
+from finetune.trainers.segmentation import SegmentationTask
 
 from .conftest import NAMES
 from .pictures import picture
@@ -227,13 +227,13 @@ def test_synonyms_of_classes_are_the_same_classes(exported):
     )
     names = ["television receiver", *NAMES[1:]]
     other = Segmenter(segmenter.model, segmenter.preprocessing, names=names, device="cpu")
-    check_same_task(other, recipe, "model")
+    SegmentationTask(recipe).check_model(other, "model")
     recipe.labels.names[0] = "radio"
     with pytest.raises(UserError, match="model: its 6 classes"):
-        check_same_task(other, recipe, "model")
+        SegmentationTask(recipe).check_model(other, "model")
     recipe.model.num_channels = 4
     with pytest.raises(UserError, match=r"model: reads images of 3 channels, but .* is 4"):
-        check_same_task(other, recipe, "model")
+        SegmentationTask(recipe).check_model(other, "model")
 
 
 @pytest.mark.parametrize(

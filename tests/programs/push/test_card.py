@@ -24,7 +24,7 @@ from finetune.programs.push import push as program
 from finetune.programs.push.card import metadata
 from finetune.programs.push.evidence import best_and_worst, gather, look, public, shown_path
 from finetune.publish import hub_id
-from finetune.trainers.segmentation import data_set_of
+from finetune.publish.facts import data_set_of
 from finetune.weights.cards import NVIDIA
 
 from .conftest import COLORS, NAMES
@@ -195,7 +195,7 @@ def changed(evidence, **sections):
         recipe = recipe.model_copy(
             update={section: getattr(recipe, section).model_copy(update=keys)}
         )
-    return replace(evidence, recipe=recipe, data_set=data_set_of(recipe))
+    return replace(evidence, recipe=recipe, data_set=data_set_of(recipe.data))
 
 
 def test_a_recipe_without_paths_still_tells_splits_apart(run):

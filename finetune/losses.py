@@ -1,0 +1,73 @@
+"""Terms of a loss: a sum over the batch, and the weight that the sum is to be divided by.
+
+The weight depends on the labels alone. So it is known before a forward pass, can be added up over
+micro-batches and processes first, and each term is its mean over the global batch.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from finetune.segformer.functional import CrossEntropySums, cross_entropy_sums
+
+
+class CrossEntropy:
+    """Cross entropy of logits that are upsampled to the size of the labels.
+
+    Args:
+        num_labels: K.
+        ignore_index: the label of pixels that do not count.
+        class_weights: how much a pixel of each class counts; None: 1.
+        label_smoothing: share of the target that is spread over all classes.
+        focal_gamma: exponent of the focal factor (1 - p)^gamma; 0: none.
+    """
+
+    def __init__(
+        self,
+        num_labels: int,
+        ignore_index: int,
+        *,
+        class_weights: Sequence[float] | None = None,
+        label_smoothing: float = 0.0,
+        focal_gamma: float = 0.0,
+    ):
+        self.num_labels = num_labels
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.focal_gamma = focal_gamma
+        self._class_weights = None if class_weights is None else torch.tensor(class_weights)
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """The sum of the weights of the pixels that count, a float64 scalar.
+
+        Args:
+            labels: uint8 or int64 (B, H, W).
+        """
+        counted = (labels != self.ignore_index) & (labels >= 0) & (labels < self.num_labels)
+        if self._class_weights is None:
+            return counted.sum(dtype=torch.float64)
+        table = self._table(labels.device)
+        return table[labels.where(counted, 0).long()].where(counted, 0).sum(dtype=torch.float64)
+
+    def sums(self, logits: Tensor, labels: Tensor) -> CrossEntropySums:
+        """The sum of the pixels' losses, its weight, and the number of invalid labels.
+
+        Args:
+            logits: (B, K, h, w).
+            labels: uint8 or int64 (B, H, W).
+        """
+        return cross_entropy_sums(
+            logits,
+            labels,
+            ignore_index=self.ignore_index,
+            weight=None if self._class_weights is None else self._table(logits.device),
+            label_smoothing=self.label_smoothing,
+            focal_gamma=self.focal_gamma,
+        )
+
+    def _table(self, device: torch.device) -> Tensor:
+        assert self._class_weights is not None
+        if self._class_weights.device != device:  # once: a task trains on one device
+            self._class_weights = self._class_weights.to(device)
+        return self._class_weights

@@ -1,0 +1,45 @@
+"""What a card says of a training: its data, and what it started from. No path of a machine."""
+
+from pathlib import Path
+
+from finetune.publish.header import DataSet, hub_id
+from finetune.recipe import DataSection
+from finetune.weights import is_checkpoint_file
+
+DATA_SETS = {
+    "shapes": "procedural shapes",
+    "camvid": "CamVid",
+    "ade20k": "ADE20K",
+    "cityscapes": "Cityscapes",
+    "voc": "Pascal VOC 2012",
+    "coco-stuff": "COCO-Stuff 164k",
+}
+"""What people call the sources that are one set."""
+
+
+def base_model_of(init: str | None) -> str | None:
+    """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
+    return None if init is None or is_checkpoint_file(init) else hub_id(init)
+
+
+def start_of(init: str | None) -> str:
+    """What training starts from, for a card that others may read: no path of this machine."""
+    return base_model_of(init) or (Path(init).resolve().name if init else "random weights")
+
+
+def data_set_of(data: DataSection) -> DataSet:
+    """What a recipe trains and evaluates on, as a card says it."""
+    name = DATA_SETS.get(data.source) or Path(data.path or "").expanduser().resolve().name
+    split = data.val_split
+    if data.val_fraction is not None:
+        split = f"{data.val_fraction:.0%} of {data.train_split}, held back"
+    found = hub_id(data.path) if data.source == "hub" else None
+    return DataSet(
+        name=found or name,
+        split=split,
+        train_split=data.train_split,
+        kind=data.source,
+        id=found,
+        subset=data.subset,
+        revision=data.revision,
+    )

@@ -1,0 +1,108 @@
+"""The named states of a run, together into a checkpoint and out of it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune.errors import UserError
+from finetune.run import checkpoint
+from finetune.run.folder import RunFolder
+from finetune.run.processes import agree, on_main
+from finetune.run.screen import say
+
+_LOOP = "metrics"  # the state of the loop itself: its window and its clock
+
+
+class States:
+    """What a checkpoint must bring back.
+
+    Args:
+        parts: name -> what has `state_dict` and `load_state_dict`: model, optimizer, schedule, ...
+        folder: of the run.
+        rank: of this process.
+        world_size: number of processes.
+        global_batch: samples a step.
+        keep: checkpoints to keep.
+    """
+
+    def __init__(
+        self,
+        parts: Mapping[str, Any],
+        folder: RunFolder,
+        *,
+        rank: int,
+        world_size: int,
+        global_batch: int,
+        keep: int,
+    ):
+        self.parts = dict(parts)
+        self.folder = folder
+        self.rank = rank
+        self.world_size = world_size
+        self.global_batch = global_batch
+        self.keep = keep
+
+    def save(self, step: int, loop: Mapping[str, Any]) -> None:
+        """Writes the checkpoint of a step; every process calls it.
+
+        Args:
+            step: optimiser steps done.
+            loop: the loop's own numbers, which `resume` gives back.
+        """
+        rng = {"cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            rng["cuda"] = torch.cuda.get_rng_state()
+        meta: checkpoint.Meta = {
+            "samples_seen": step * self.global_batch,
+            "world_size": self.world_size,
+            "threads": torch.get_num_threads(),
+            "recipe_hash": self.folder.recipe_hash,
+        }
+        states = {name: part.state_dict() for name, part in self.parts.items()}
+        root = self.folder.checkpoints
+        checkpoint.save(
+            root,
+            step,
+            {**states, "rng": rng, _LOOP: dict(loop)},
+            meta=meta,
+            rank=self.rank,
+            agree=agree,
+        )
+        on_main(lambda: checkpoint.prune(root, self.keep))
+
+    def resume(self, path: Path) -> tuple[int, dict[str, Any]]:
+        """Brings all states back; a rank that did not exist before keeps its fresh random state.
+
+        Args:
+            path: the checkpoint's folder.
+
+        Returns:
+            The step, and what `save` was given as `loop`.
+
+        Raises:
+            UserError: the checkpoint is damaged, or an earlier version of this package wrote it.
+        """
+        manifest, saved = checkpoint.load(path, self.rank)
+        if missing := [name for name in (*self.parts, _LOOP) if name not in saved]:
+            raise UserError(
+                f"checkpoint {path}: holds no {missing[0]}, since an earlier version of finetune "
+                "wrote it. Finish this run with that version (environment.json names it), or "
+                "start another output from its model (model.init)"
+            )
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        rng = saved.get("rng", {})
+        if "cpu" in rng:
+            torch.set_rng_state(rng["cpu"])
+        if "cuda" in rng and torch.cuda.is_available():
+            torch.cuda.set_rng_state(rng["cuda"])
+        before = manifest["world_size"], manifest["threads"]
+        if before != (now := (self.world_size, torch.get_num_threads())):
+            say(
+                f"saved with {before[0]} process(es) of {before[1]} thread(s), going on with "
+                f"{now[0]} of {now[1]}: not the same bits"
+            )
+        say(f"resumed {path} at step {manifest['step']}")
+        return manifest["step"], saved[_LOOP]

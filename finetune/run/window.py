@@ -1,0 +1,104 @@
+"""What a line of metrics.jsonl sums up: the losses of the steps since the line before."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from finetune.errors import UserError
+from finetune.run.processes import all_sum
+
+
+def summed(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Each term's weight over a step's micro-batches and all processes, by one message."""
+    names = list(weights[0])
+    total = torch.stack([torch.stack([turn[name] for name in names]) for turn in weights]).sum(0)
+    return dict(zip(names, all_sum(total), strict=True))
+
+
+class Window:
+    """The sums and weights of the loss's terms, step by step.
+
+    They stay on the device, since reading one would wait for it, and each process adds up its own
+    until `gather`.
+
+    Attributes:
+        steps: since the window was opened.
+        since: training seconds when it was opened.
+    """
+
+    def __init__(self) -> None:
+        self.open(0.0)
+
+    def open(self, seconds: float) -> None:
+        """Begins a new one."""
+        self.steps, self.since = 0, seconds
+        self._own: Tensor | float = 0.0  # sums of this process, not yet gathered
+        self._sums: Tensor | float = 0.0  # of all processes, a number a term
+        self._weights: Tensor | float = 0.0
+
+    def add(self, losses: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+        """Adds a micro-batch: this process's sums, term by term.
+
+        Args:
+            losses: of this process and micro-batch.
+            weights: of the whole step over all processes, with its last micro-batch; before that
+                empty.
+        """
+        self._own = self._own + torch.stack([loss.detach().double() for loss in losses.values()])
+        if weights:
+            self._weights = self._weights + torch.stack([*weights.values()]).double()
+            self.steps += 1
+
+    def gather(self, step: int, checkpoints: Path, precision: str) -> float:
+        """Adds up the sums of the processes, each of which calls it.
+
+        Args:
+            step: for the message.
+            checkpoints: for the message.
+            precision: for the message.
+
+        Returns:
+            The mean loss.
+
+        Raises:
+            UserError: it is NaN or infinite.
+        """
+        if isinstance(self._own, Tensor):
+            self._sums, self._own = self._sums + all_sum(self._own), 0.0
+        if math.isfinite(loss := self.loss):
+            return loss
+        remedy = "lower train.lr or set train.clip_norm=1"
+        if precision == "fp16":
+            remedy += ", or take train.precision=bf16"
+        raise UserError(
+            f"the loss is {loss} near step {step}: {remedy}, with another output. The checkpoints "
+            f"in {checkpoints} are from before."
+        )
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of the steps gathered: its terms' means together; 0 before the first."""
+        sums, weights = torch.as_tensor(self._sums), torch.as_tensor(self._weights)
+        return float((sums / weights.where(weights > 0, 1)).sum())
+
+    def state_dict(self) -> dict[str, Any]:
+        """For a checkpoint, after `gather`."""
+        return {
+            "steps": self.steps,
+            "since": self.since,
+            "sums": torch.as_tensor(self._sums).tolist(),
+            "weights": torch.as_tensor(self._weights).tolist(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Goes on with a saved window."""
+        self.steps, self.since = state["steps"], state["since"]
+        self._own = 0.0
+        self._sums, self._weights = (
+            torch.tensor(state[key], dtype=torch.float64, device=device)
+            for key in ("sums", "weights")
+        )

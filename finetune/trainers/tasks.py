@@ -1,0 +1,17 @@
+"""The tasks by the name that a recipe gives them."""
+
+from finetune.inference import Preprocessing
+from finetune.recipe import Recipe
+from finetune.trainers.segmentation import SegmentationTask
+
+TRAINERS = {"segmentation": SegmentationTask}
+
+
+def task_of(recipe: Recipe, preprocessing: Preprocessing | None = None) -> SegmentationTask:
+    """The task of a recipe.
+
+    Args:
+        recipe: resolved.
+        preprocessing: how images are shown to a model instead of as the recipe says.
+    """
+    return TRAINERS[recipe.task](recipe, preprocessing)
