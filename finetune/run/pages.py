@@ -23,9 +23,10 @@ def render(template: str, **values: Any) -> str:
 
     Args:
         template: Its path below the package, as "run/report.html".
-        values: What it shows. Text is escaped, bytes that are no text are written as \\xff.
+        values: What it shows. Their text is escaped.
     """
     text = ENVIRONMENT.get_template(template).render(values)
+    # Names of files may hold bytes that are no text: they are written as escapes.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
