@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -90,7 +91,7 @@ def push(
             run,
             repo,
             private=private,
-            onnx=onnx,
+            onnx=_exporter() if onnx else None,
             space=space,
             with_code=with_code,
             dry_run=output,
@@ -104,6 +105,14 @@ def push(
         print(done.to_json())
     else:
         program.show(done)
+
+
+def _exporter() -> Callable[[Path], object]:
+    """`finetune export` of a folder; whether its packages are there is looked at now."""
+    from finetune.programs.export.export import export, need_packages
+
+    need_packages()
+    return lambda folder: export(str(folder))
 
 
 @app.command()

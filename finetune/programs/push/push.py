@@ -5,7 +5,7 @@ it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -63,7 +63,7 @@ def push(
     repo: str,
     *,
     private: bool = True,
-    onnx: bool = False,
+    onnx: Callable[[Path], object] | None = None,
     space: bool = False,
     with_code: bool = False,
     dry_run: Path | None = None,
@@ -79,7 +79,8 @@ def push(
         run: a run folder, of which `best` is taken, or a stock SegFormer folder.
         repo: OWNER/NAME on the Hub; made if it is not there.
         private: whether a new repository is private.
-        onnx: also onnx/model.onnx, see `finetune.programs.export`.
+        onnx: writes onnx/model.onnx into a model folder, as `finetune export` does; None: it is
+            left out.
         space: also a Gradio Space with the demo, REPO-demo.
         with_code: also the model's own code, for those who choose trust_remote_code.
         dry_run: send nothing, and write the folder here, byte for byte as it would be sent; a Space
@@ -96,10 +97,6 @@ def push(
     demo = f"{repo}-demo" if space else None
     for name in filter(None, (repo, demo)):
         _check_repo(name)
-    if onnx:
-        from finetune.programs.export.export import export, need_packages
-
-        need_packages()
     if dry_run is None:
         from finetune.programs.push.upload import check_ready
 
@@ -124,11 +121,11 @@ def push(
             examples,
             repo,
             with_code=with_code,
-            onnx=onnx,
+            onnx=onnx is not None,
             space=demo,
         )
-        if onnx:
-            export(str(staged["model"]))
+        if onnx is not None:
+            onnx(staged["model"])
         if demo:
             from finetune.programs.push.space import write_space
 
