@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from finetune.disk import swap_folder
+from finetune.disk import whole_folder
 from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.programs.export.graph import facts
@@ -104,12 +104,7 @@ def write_page(
     """
     _check_folder(folder)
     known = {**facts(segmenter, "logits"), "runtime": RUNTIME if runtime is None else "./ort/"}
-    target = folder.resolve()
-    new = target.with_name(f".{target.name}.new")
-    try:
-        if new.exists():  # a kill left it
-            shutil.rmtree(new)
-        new.mkdir(parents=True)
+    with whole_folder(folder, "the page of --web") as new:
         if runtime is not None:
             (new / "ort").mkdir()
             for name in RUNTIME_FILES:
@@ -118,13 +113,6 @@ def write_page(
         (new / "model.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         for name, source in _SOURCES.items():
             content = (files("finetune.programs.export") / source).read_bytes()
-            if name == "index.html":  # what may be loaded: nothing of others but the runtime
+            if name == "index.html":  # the policy: the page loads itself and the runtime alone
                 content = content.replace(b" RUNTIME", b"" if runtime else b" " + RUNTIME.encode())
             (new / name).write_bytes(content)
-        swap_folder(new, target)
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise UserError(
-            f"--web {folder}: cannot be written ({error.strerror or error}); free some space or "
-            "name another folder"
-        ) from error

@@ -15,7 +15,7 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from finetune.disk import swap_folder
+from finetune.disk import whole_folder
 from finetune.errors import UserError
 from finetune.publish.markdown import escaped
 
@@ -60,26 +60,15 @@ def write_space(folder: Path, model_repo: str, *, title: str) -> None:
         raise UserError(f"{model_repo}: not the id of a model on the Hub ({error})") from error
     if not title.strip():
         raise UserError("title: a Space needs one")
-    folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: holds something already; name a new folder")
-    new = folder.with_name(f".{folder.name}.new")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+    with whole_folder(folder, "the Space") as new:
         (new / "README.md").write_text(_readme(model_repo, title), encoding="utf-8")
         (new / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
         with as_file(files("finetune")) as package:
             shutil.copyfile(package / "programs" / "demo" / "demo.py", new / "app.py")
             unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyi", "recipes")
             shutil.copytree(package, new / "finetune", ignore=unwanted)
-        swap_folder(new, folder)
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise UserError(
-            f"cannot write the Space {folder}: {error.strerror or error}; free some space, or name "
-            "another folder"
-        ) from error
 
 
 def requirements() -> list[str]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune import disk
 from finetune.errors import UserError
 from finetune.inference import Protocol, Segmenter, segment
 from finetune.programs.export import export as program
@@ -153,14 +154,16 @@ def test_a_page_is_swapped_in_whole(exported, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 write_page(target, segmenter, model)
     with monkeypatch.context() as patch:
-        patch.setattr(web, "swap_folder", killed)
+        patch.setattr(disk, "swap_folder", killed)
         for target in (page, tmp_path / "other"):
             with pytest.raises(KeyboardInterrupt):
                 write_page(target, segmenter, model)
     assert {path.name: path.read_bytes() for path in page.iterdir()} == before
     assert not (tmp_path / "other").exists()
-    write_page(tmp_path / "other", segmenter, model)  # what the kill left is not in the way
-    assert {path.name for path in tmp_path.iterdir()} == {"page", "other", ".page.new"}
+    (tmp_path / ".other.new" / "ort").mkdir(parents=True)
+    write_page(tmp_path / "other", segmenter, model)  # what a kill left is not in the way
+    assert {path.name for path in tmp_path.iterdir()} == {"page", "other"}
+    assert not (tmp_path / "other" / "ort").exists()
     (page / "CNAME").write_text("example.org")
     with pytest.raises(UserError, match="holds CNAME, which is none of the page's"):
         write_page(page, segmenter, model)

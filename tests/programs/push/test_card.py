@@ -19,7 +19,6 @@ from tiny import save_tiny
 from finetune.errors import UserError
 from finetune.inference import Preprocessing, Protocol
 from finetune.pictures.drawing import panel
-from finetune.programs.export import export
 from finetune.programs.push import push as program
 from finetune.programs.push.card import metadata
 from finetune.programs.push.evidence import best_and_worst, gather, look, public, shown_path
@@ -293,13 +292,12 @@ def test_a_model_without_a_run_claims_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("names", "channels"), [(("ship",), 3), (("land", "sea"), 6)])
-def test_a_pipeline_is_told_of_where_it_works_only(names, channels, tmp_path, monkeypatch):
+def test_a_pipeline_is_told_of_where_it_works_only(names, channels, tmp_path):
     """Stock's and transformers.js' know neither a single logit nor other channels than RGB."""
-    monkeypatch.setattr(export, "export", lambda model: None)
     numbers = (0.5,) * channels
     preprocessing = Preprocessing(Protocol(), image_mean=numbers, image_std=numbers)
     model = save_tiny(tmp_path / "model", preprocessing, names=names, num_channels=channels)
-    program.push(model, "me/x", onnx=True, dry_run=tmp_path / "out")
+    program.push(model, "me/x", onnx=lambda folder: None, dry_run=tmp_path / "out")
     text = (tmp_path / "out/README.md").read_text()
     assert "onnx/model.onnx" in text
     assert "pipeline(" not in text

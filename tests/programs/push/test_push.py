@@ -20,7 +20,6 @@ from typer.testing import CliRunner
 from finetune.cli import app
 from finetune.disk import swap_folder
 from finetune.errors import UserError
-from finetune.programs.export import export
 from finetune.programs.push import push as program
 from finetune.programs.push.evidence import gather
 from finetune.programs.push.staging import stage
@@ -296,18 +295,17 @@ def test_a_space_that_is_refused_says_that_the_model_is_pushed(hub, run):
     assert hub.files("user/shapes-demo", "space") == {"app.py": b"import gradio"}
 
 
-def test_with_onnx(run, tmp_path, monkeypatch):
+def test_with_onnx(run, tmp_path):
     """Where the export goes; what it writes there is looked at in tests/programs/export."""
     shown = []
 
     def write(model):
         shown.extend(os.listdir(model))
-        (Path(model) / "onnx").mkdir()
-        (Path(model) / "onnx/model.onnx").write_bytes(b"graph")
+        (model / "onnx").mkdir()
+        (model / "onnx/model.onnx").write_bytes(b"graph")
 
-    monkeypatch.setattr(export, "export", write)
     before = contents(run)
-    done = program.push(run, "me/x", onnx=True, dry_run=tmp_path / "out")
+    done = program.push(run, "me/x", onnx=write, dry_run=tmp_path / "out")
     assert {"config.json", "model.safetensors", "README.md"} <= set(shown)
     assert done.files["onnx/model.onnx"] == len(b"graph")
     assert (tmp_path / "out/onnx/model.onnx").read_bytes() == b"graph"
