@@ -1,4 +1,4 @@
-"""A Space: the demo as a folder that the Hub runs, with everything that it needs but the model.
+"""A Space: the demo as a folder that the Hub runs, with everything except the model.
 
     write_space(Path("space"), "somebody/street-scenes", title="Street scenes")
 
@@ -20,13 +20,13 @@ from finetune.errors import UserError
 from finetune.publish.markdown import escaped
 
 GRADIO = "6.31.0"
-"""What the Space's page is tested with; constraints.txt has the same."""
+"""The version that the Space's page is tested with; constraints.txt has the same."""
 PYTHON = "3.11"
 REQUIREMENTS = (
     *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
     *("torch", "transformers"),
 )
-"""What the demo imports besides Gradio, which a Space installs by its header."""
+"""The demo's imports besides Gradio, which a Space installs by its header."""
 
 _TEXT = """\
 # {title}
@@ -42,17 +42,17 @@ Pictures in `examples/` are offered to try.
 
 
 def write_space(folder: Path, model_repo: str, *, title: str) -> None:
-    """Writes a Space's files, aside, and renames them into place.
+    """Writes a Space's files aside and renames them into place.
 
-    README.md with the Space's header, app.py, requirements.txt and the package.
+    They are README.md with the Space's header, app.py, requirements.txt and the package.
 
     Args:
         folder: new, or empty.
         model_repo: the model's id on the Hub.
-        title: of the Space.
+        title: the Space's.
 
     Raises:
-        UserError: the id or the title is none, or the folder cannot be written.
+        UserError: the id or the title is not valid, or the folder cannot be written.
     """
     try:
         validate_repo_id(model_repo)

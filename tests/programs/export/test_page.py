@@ -165,7 +165,7 @@ def test_a_page_is_swapped_in_whole(exported, tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"page", "other"}
     assert not (tmp_path / "other" / "ort").exists()
     (page / "CNAME").write_text("example.org")
-    with pytest.raises(UserError, match="holds CNAME, which is none of the page's"):
+    with pytest.raises(UserError, match="holds CNAME, which is not a file of the page"):
         write_page(page, segmenter, model)
     with pytest.raises(UserError, match="holds the working directory"):
         check_page(Path(), segmenter)
@@ -187,9 +187,9 @@ def test_windows_are_warned_of_once(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "trace", lambda *_: None)
     monkeypatch.setattr(program, "to_onnx", lambda *_: content)
     made = write_model(tmp_path / "model", Protocol(window=(64, 64), stride=(40, 40)))
-    with pytest.warns(UserWarning, match="whole and once") as said:
+    with pytest.warns(UserWarning, match="once at full size") as said:
         program.export(str(made), options=program.Options(web=tmp_path / "page"))
-    assert len([one for one in said if "whole and once" in str(one.message)]) == 1
+    assert len([one for one in said if "once at full size" in str(one.message)]) == 1
 
 
 def test_names_of_classes_are_text(browser, served, exported, node_modules, tmp_path):

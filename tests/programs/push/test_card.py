@@ -241,13 +241,13 @@ def test_what_looks_like_a_token_stops_it(token, own_run, tmp_path):
         path.write_text(re.sub("sn_ow_y", token, path.read_text()))
     config = own_run / "best/config.json"
     config.write_text(config.read_text().replace("sn_ow_y", token))
-    with pytest.raises(UserError, match=r"README\.md holds what looks like a token"):
+    with pytest.raises(UserError, match=r"README\.md seems to hold a token"):
         program.push(own_run, "me/x", dry_run=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path, capsys):
-    with pytest.warns(UserWarning, match="no predictions are shown: .*nowhere"):
+    with pytest.warns(UserWarning, match="shows no predictions: .*nowhere"):
         done = program.push(
             own_run,
             "me/x",
@@ -263,7 +263,7 @@ def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path
     assert "not chosen, as the training drew them" in text
     assert "nowhere" not in text.replace("never &amp; nowhere", "").replace("never & nowhere", "")
     (own_run / "panel.png").unlink()
-    with pytest.warns(UserWarning, match="no predictions are shown"):
+    with pytest.warns(UserWarning, match="shows no predictions"):
         program.push(
             own_run,
             "me/x",
@@ -288,7 +288,7 @@ def test_a_model_without_a_run_claims_nothing(tmp_path):
     assert "mine" in found.data.tags
     assert found.data.eval_results is None
     assert "My own words." in found.text
-    assert "How good it is was not measured here." in found.text
+    assert "The quality was not measured here." in found.text
 
 
 @pytest.mark.parametrize(("names", "channels"), [(("ship",), 3), (("land", "sea"), 6)])
@@ -331,7 +331,7 @@ def test_a_model_that_has_left_its_run_keeps_its_scores(run, tmp_path):
         program.push(model, "me/x", dry_run=tmp_path / "out", overrides=["data.path=gone"])
     own, found = (ModelCard.load(path / "README.md") for path in (model, tmp_path / "out"))
     assert found.data.eval_results == own.data.eval_results
-    assert "as the card says" in found.text.lower()
+    assert "the card that came with these weights states" in found.text.lower()
     assert f"mean IoU: {best_row(run)['eval/mean_iou']:.2%}" in found.text
 
 

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from finetune.cli import app
 from finetune.disk import swap_folder
 from finetune.errors import UserError
+from finetune.programs.export import export
 from finetune.programs.push import push as program
 from finetune.programs.push.evidence import gather
 from finetune.programs.push.staging import stage
@@ -157,7 +158,7 @@ def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
 
 @pytest.mark.parametrize(
     ("repo", "said"),
-    [("shapes", "name it OWNER/NAME"), ("me/a b", "no name on the Hub"), ("a/b/c", "no name")],
+    [("shapes", "name it OWNER/NAME"), ("me/a b", "not a valid name on the Hub"), ("a/b/c", "not a valid name")],
 )
 def test_a_repository_must_have_a_name(repo, said, run, tmp_path):
     with pytest.raises(UserError, match=said):
@@ -314,6 +315,17 @@ def test_with_onnx(run, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_verb_hands_the_exporter_over(own_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "export", lambda model: (Path(model) / "onnx").mkdir())
+    command = ["push", str(own_run), "me/x", "--dry-run", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--onnx"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "onnx").is_dir()
+    monkeypatch.setattr(export, "PACKAGES", ("nowhere",))
+    wrong = CliRunner().invoke(app, [*command, "--onnx"])
+    assert "export needs nowhere: pip install" in str(wrong.exception)
+
+
 def test_with_a_space(hub, own_run, tmp_path):
     """The demo goes where the card says, and a dry run shows both."""
     command = ["push", str(own_run), "user/shapes", "--space", "--json"]
