@@ -158,7 +158,11 @@ def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
 
 @pytest.mark.parametrize(
     ("repo", "said"),
-    [("shapes", "name it OWNER/NAME"), ("me/a b", "not a valid name on the Hub"), ("a/b/c", "not a valid name")],
+    [
+        ("shapes", "name it OWNER/NAME"),
+        ("me/a b", "not a valid name on the Hub"),
+        ("a/b/c", "not a valid name"),
+    ],
 )
 def test_a_repository_must_have_a_name(repo, said, run, tmp_path):
     with pytest.raises(UserError, match=said):
