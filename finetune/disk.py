@@ -69,6 +69,39 @@ def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]
         os.close(descriptor)  # which unlocks it
 
 
+@contextmanager
+def whole_folder(target: Path, what: str) -> Iterator[Path]:
+    """An empty folder to write into; it takes the place of `target` at the end of the block.
+
+    If the block fails, `target` stays as it was.
+
+    Args:
+        target: It need not exist; an older folder is replaced whole.
+        what: Its name in the message, as "the Space".
+
+    Raises:
+        UserError: The folder cannot be written.
+    """
+    target = target.resolve()  # "." has no name, and a link's target is what is replaced
+    new = target.with_name(f".{target.name}.new")
+    try:
+        shutil.rmtree(new, ignore_errors=True)  # a kill left it
+        new.mkdir(parents=True)
+        yield new
+        if target == Path.cwd() and not any(target.iterdir()):  # a shell stands in it: it stays
+            for path in new.iterdir():
+                path.rename(target / path.name)
+        else:
+            swap_folder(new, target)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {what} {target}: {error.strerror or error}; free some space, or choose "
+            "another folder"
+        ) from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
 def swap_folder(new: Path, target: Path) -> None:
     """Let the folder `new` take the place and name of `target`, which need not exist.
 

@@ -1,8 +1,9 @@
-"""The verbs that show a model to others."""
+"""The verbs that share a model."""
 
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -16,25 +17,21 @@ from finetune.errors import UserError
 def push(
     run: Annotated[
         Path,
-        typer.Argument(
-            metavar="RUN", help="A run folder, of which best/ is taken, or a model folder."
-        ),
+        typer.Argument(metavar="RUN", help="A run folder (its best/ is pushed) or a model folder."),
     ],
     repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub.")],
     overrides: Overrides = None,
     private: Annotated[
-        bool, typer.Option("--private/--public", help="Who sees a repository that is made new.")
+        bool, typer.Option("--private/--public", help="Visibility of a new repository.")
     ] = True,
     dry_run: Annotated[
         bool,
-        typer.Option(
-            "--dry-run", help="Write what would be pushed, byte for byte, and send nothing."
-        ),
+        typer.Option("--dry-run", help="Write the folder, byte for byte, and send nothing."),
     ] = False,
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", help="Where a dry run writes. Default: push in the run folder."
+            "--output", "-o", help="Folder of a dry run. Default: push in the run folder."
         ),
     ] = None,
     onnx: Annotated[
@@ -47,16 +44,16 @@ def push(
         bool,
         typer.Option(
             "--with-code",
-            help="Add the fast model's code, for those who choose trust_remote_code; others still "
+            help="Add the fast model's code, for users who choose trust_remote_code; others still "
             "get transformers' own.",
         ),
     ] = False,
     message: Annotated[
-        str | None, typer.Option(help="Of the commit. Default: name, step and mean IoU.")
+        str | None, typer.Option(help="Commit message. Default: name, step and mean IoU.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
 ) -> None:
-    """Push a model to the Hub, with a card that shows what it rests on.
+    """Push a model to the Hub, with a card that shows its evidence.
 
     Example: finetune push runs/camvid me/camvid-b0 --dry-run
 
@@ -64,10 +61,10 @@ def push(
 
     The card has the metrics in its header, the classes in their colours, results by class, the
     best and worst predictions beside the truth, protocol, recipe, hardware, limits and licences.
-    For that the model is shown 64 images of the recipe's validation split; four of them, with their
-    names, are in the picture: think of that before --public. key=value says where they lie now, as
-    in data.path=CamVid; without them the training's own picture is taken. Paths of this machine do
-    not go out, nor does any file that is not the model's.
+    The model is run on 64 images of the recipe's validation split; four of them, with their names,
+    are in the picture: think of that before --public. key=value names their folder, as in
+    data.path=CamVid; without them the card shows the training's own picture. Paths of this machine
+    and files that are not the model's are not sent.
 
     Log in with `hf auth login`, or set HF_TOKEN. A dry run needs neither token nor network.
 
@@ -82,7 +79,7 @@ def push(
     quiet_libraries(main_process=True)
     set_threads(None)
     if output is not None and not dry_run:
-        raise UserError("-o: is where a dry run writes; add --dry-run, or leave it out")
+        raise UserError("-o: is the folder of a dry run; add --dry-run, or leave -o out")
     if dry_run and output is None:
         output = (folders(run)[1] or run) / "push"
     try:
@@ -90,7 +87,7 @@ def push(
             run,
             repo,
             private=private,
-            onnx=onnx,
+            onnx=_exporter() if onnx else None,
             space=space,
             with_code=with_code,
             dry_run=output,
@@ -99,11 +96,21 @@ def push(
         )
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(130)  # the client's threads may wait for a silent connection, and Python for them
+        os._exit(
+            130
+        )  # Python would wait for the client's threads, and they for a silent connection
     if as_json:
         print(done.to_json())
     else:
         program.show(done)
+
+
+def _exporter() -> Callable[[Path], object]:
+    """`finetune export` of a folder. A missing package is an error now, before the push begins."""
+    from finetune.programs.export.export import export, need_packages
+
+    need_packages()
+    return lambda folder: export(str(folder))
 
 
 @app.command()

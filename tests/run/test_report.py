@@ -9,8 +9,8 @@ from PIL import Image
 from rich.console import Console
 
 from finetune.errors import UserError
-from finetune.run import report
 from finetune.run.log import MetricsLog
+from finetune.run.pages import ticks
 from finetune.run.report import html_report, iou_table
 
 
@@ -54,7 +54,7 @@ def test_a_long_table_uses_the_width(width, groups):
 
 @pytest.fixture
 def run(tmp_path):
-    run = tmp_path / "<b>run & co"
+    run = tmp_path / "<b>run & co {{ 7 * 7 }}"
     log = MetricsLog(run / "metrics.jsonl")
     for step in range(1, 41):
         loss = float("nan") if step == 20 else 2 / step
@@ -75,6 +75,7 @@ def test_html_is_one_file_that_opens_offline(run):
     assert not re.search(r"https?://|src=\"(?!data:)|href=|<link|@import|url\(|<script", text)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
     assert "<b>run" not in text
+    assert "{{ 7 * 7 }}" in text
     assert "name: a &lt; b" in text
     assert base64.b64encode((run / "panel.png").read_bytes()).decode() in text
     assert "last mean IoU 80.00%, best 80.00% at step 40, 0 h 06 min" in text
@@ -84,7 +85,7 @@ def test_html_is_one_file_that_opens_offline(run):
 
 def test_a_curve_is_broken_where_the_loss_was_not_finite(run):
     text = html_report(run).read_text()
-    loss = re.search(r"<svg[^>]*><text[^>]*>loss</text>.*?</svg>", text)[0]
+    loss = re.search(r"<svg[^>]*><text[^>]*>loss</text>.*?</svg>", text, re.DOTALL)[0]
     lines = re.findall(r'<polyline class="c0" points="([^"]*)"', loss)
     assert [len(points.split()) for points in lines] == [19, 20]
 
@@ -104,8 +105,8 @@ def test_html_of_a_run_that_has_hardly_begun(tmp_path):
     ("low", "high"), [(0, 1), (0.013, 0.87), (6e-9, 6e-5), (3, 3), (0, 0), (-2, 160000)]
 )
 def test_ticks_enclose_what_is_drawn(low, high):
-    ticks = report.ticks(low, high)
-    assert 2 <= len(ticks) <= 7
-    assert ticks[0] <= low + 1e-12
-    assert ticks[-1] >= high - 1e-12
-    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
+    found = ticks(low, high)
+    assert 2 <= len(found) <= 7
+    assert found[0] <= low + 1e-12
+    assert found[-1] >= high - 1e-12
+    np.testing.assert_allclose(np.diff(found), found[1] - found[0])

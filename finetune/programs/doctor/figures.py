@@ -1,4 +1,4 @@
-"""What the samples of a set add up to: classes, values, sizes, colours."""
+"""Statistics of a data set: classes, values, sizes, colours."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -11,20 +11,20 @@ from finetune.labels.translation import NO_OBJECT, UNCOUNTED, Labels
 from finetune.programs.doctor.scan import Facts
 
 MAX_PLACES = 256
-"""Masks of a value that are remembered by name; what stands in more is not rare."""
+"""Masks of a value that are remembered by name; a value in more of them is not rare."""
 MAX_VALUES = 65536
-"""Values that are told apart; colours that JPEG made may be millions."""
+"""Values that are counted one by one; JPEG may make millions of colours."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The samples of a split, what is known of each, and what does not make a sample."""
+    """The samples of a split, the facts about each, and the files that make no sample."""
 
     name: str
     ids: Sequence[str]
     images: Sequence[str]
     masks: Sequence[str]
-    """By the names that messages use; that of the image where the mask has none."""
+    """Names for messages; a mask without a name of its own has the image's."""
     facts: Sequence[Facts]
     faults: Sequence[Fault] = ()
     """Files without a partner, and such."""
@@ -35,26 +35,26 @@ class Split:
 
 @dataclass
 class ValueCount:
-    """Where a raw value of masks stands."""
+    """The occurrences of a raw value in masks."""
 
     pixels: int = 0
     images: int = 0
     of_images: int = 0
-    """Pixels of the masks that hold it, all values together."""
+    """All pixels of the masks that hold the value."""
     places: list[tuple[int, int, int]] = field(default_factory=list)
-    """Split, sample and pixels, of the first masks."""
+    """Split, sample and pixels, for the first masks."""
 
 
 @dataclass(frozen=True)
 class ClassCounts:
-    """Of one split, per class and beside them."""
+    """The pixels of one split."""
 
     pixels: np.ndarray
     """(K,) int64."""
     images: np.ndarray
     """(K,) int64, images that show the class."""
     ignored: int
-    """Pixels that a rule leaves out."""
+    """Pixels that a rule ignores."""
     uncovered: int
     """Pixels whose value has no rule."""
 
@@ -65,7 +65,7 @@ class ClassCounts:
 
 
 def value_counts(splits: Sequence[Split]) -> dict[int, ValueCount]:
-    """Raw values of all masks, ascending; beyond `MAX_VALUES`, those that came first."""
+    """Raw values of all masks, ascending; at most `MAX_VALUES`, first come, first served."""
     found: dict[int, ValueCount] = {}
     for s, split in enumerate(splits):
         for i, facts in enumerate(split.facts):
@@ -107,9 +107,9 @@ def class_counts(split: Split, labels: Labels) -> ClassCounts:
 def class_weights(pixels: np.ndarray) -> list[float | None]:
     """Weights of classes for the loss, 1 / ln(1.02 + share of the labelled pixels).
 
-    ENet's (Paszke et al. 2016, https://arxiv.org/abs/1606.02147, section 5.2): between 1.4 for a
-    class of everything and 50 for one of nothing, so that no rare class takes over. A class that
-    is never seen has none.
+    The rule is ENet's (Paszke et al. 2016, https://arxiv.org/abs/1606.02147, section 5.2): 1.4 for
+    a class that covers everything, at most 50 for a rare one, so that no rare class takes over. A
+    class without pixels has no weight.
     """
     share = pixels / max(1, pixels.sum())
     weights = 1 / np.log(1.02 + share)
@@ -119,7 +119,7 @@ def class_weights(pixels: np.ndarray) -> list[float | None]:
 def mean_and_std(split: Split) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation per channel over all pixels, of values in 0..1.
 
-    From those of the images: the mean of squares is the variance plus the mean's square.
+    They follow from the figures of each image: a mean of squares is variance plus squared mean.
     """
     count = 0
     sums, squares = np.zeros(1), np.zeros(1)  # grows to the number of channels
@@ -144,13 +144,13 @@ def sizes(splits: Sequence[Split]) -> np.ndarray:
 
 
 def stored_kinds(splits: Sequence[Split]) -> Counter[str]:
-    """How masks store their pixels, and how many do so."""
+    """The number of masks for each way of storing pixels."""
     kinds = Counter(facts.stored for split in splits for facts in split.facts if facts.stored)
     return Counter(dict(sorted(kinds.items())))
 
 
 def value_name(value: int, kind: str) -> str:
-    """A raw value as a person writes it."""
+    """A raw value for people."""
     if value == NO_OBJECT:
         return "no object (-1)"
     if value == UNCOUNTED:

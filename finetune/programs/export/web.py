@@ -2,7 +2,7 @@
 
 The model runs in the browser, in onnxruntime-web; nothing is sent anywhere. The page takes logits
 and finds the classes row by row, because upsampled logits (a gigabyte at 150 classes and two
-megapixels) are more than a browser gives. What it does to pixels is what `finetune.inference` does.
+megapixels) are more than a browser gives. It treats pixels as `finetune.inference` does.
 """
 
 import json
@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
-from finetune.disk import swap_folder
+from finetune.disk import whole_folder
 from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.programs.export.graph import facts
@@ -20,7 +20,7 @@ from finetune.programs.export.graph import facts
 RUNTIME_VERSION = "1.30.0"
 """Of onnxruntime-web; the page is tested with the same, see tests/programs/export/package.json."""
 RUNTIME = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/"
-"""Where pages load it from unless told otherwise."""
+"""The address that pages load it from by default."""
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")
 
 _SOURCES = {"index.html": "page.html"} | {
@@ -31,9 +31,9 @@ _MARK = b'<meta name="generator" content="finetune">'
 
 
 def check_page(folder: Path, segmenter: Segmenter, runtime: Path | None = None) -> None:
-    """Raises a UserError if `write_page` could not write there, or not for this model.
+    """Raises a UserError if `write_page` cannot write there, or not for this model.
 
-    It warns where the page shows pictures otherwise than the model's folder says.
+    It warns if the page cannot follow the protocol in the model folder.
     """
     _check_folder(folder)
     channels = segmenter.preprocessing.num_channels
@@ -48,25 +48,25 @@ def check_page(folder: Path, segmenter: Segmenter, runtime: Path | None = None) 
     how = segmenter.preprocessing.protocol
     if how.window is not None or how.flip or how.scales != (1.0,):
         warnings.warn(
-            f"the page shows pictures to the model whole and once ({how.describe()} elsewhere)",
+            f"the page runs each picture once at full size (elsewhere: {how.describe()})",
             stacklevel=2,
         )
 
 
 def check_apart(folder: Path, others: Mapping[str, Path]) -> None:
-    """Raises a UserError if a page's folder is, holds or lies in one of others, given by option."""
+    """Raises a UserError if a page's folder overlaps with one of `others`, named by option."""
     page = folder.resolve()
     for option, other in others.items():
         there = other.resolve()
         if page == there or page in there.parents or there in page.parents:
             raise UserError(
                 f"--web {folder}: overlaps with {option} {other}; the page is replaced as a whole "
-                "and needs a folder apart"
+                "and needs a folder of its own"
             )
 
 
 def _check_folder(folder: Path) -> None:
-    """Whether it may be replaced as a whole."""
+    """Raises a UserError unless the folder is new, empty, or a page of ours."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--web {folder}: is a file; name a folder")
     if folder.resolve() in (Path.cwd(), *Path.cwd().parents):
@@ -82,34 +82,29 @@ def _check_folder(folder: Path) -> None:
     strange = sorted(names - _OWN)
     if strange:
         raise UserError(
-            f"--web {folder}: holds {strange[0]}, which is none of the page's; move it away, or "
-            "name a new folder"
+            f"--web {folder}: holds {strange[0]}, which is not a file of the page; move it away, "
+            "or name a new folder"
         )
 
 
 def write_page(
     folder: Path, segmenter: Segmenter, model: Path, runtime: Path | None = None
 ) -> None:
-    """Writes index.html and what it loads.
+    """Writes index.html and the files that it loads.
 
     Args:
-        folder: new, empty, or a page of ours, which stays whole until the new one is.
-        segmenter: says how pictures are shown to the model.
+        folder: new, empty, or a page of ours, which stays until the new one is complete.
+        segmenter: holds the preprocessing.
         model: its ONNX file with logits.
-        runtime: onnxruntime-web's folder `dist`, of which a copy goes beside the page, which then
-            needs no network; None: the page loads it from jsDelivr.
+        runtime: onnxruntime-web's folder `dist`; a copy goes beside the page, which then needs no
+            network. None: the page loads it from jsDelivr.
 
     Raises:
         UserError: it cannot be written.
     """
     _check_folder(folder)
     known = {**facts(segmenter, "logits"), "runtime": RUNTIME if runtime is None else "./ort/"}
-    target = folder.resolve()
-    new = target.with_name(f".{target.name}.new")
-    try:
-        if new.exists():  # a kill left it
-            shutil.rmtree(new)
-        new.mkdir(parents=True)
+    with whole_folder(folder, "the page of --web") as new:
         if runtime is not None:
             (new / "ort").mkdir()
             for name in RUNTIME_FILES:
@@ -118,13 +113,6 @@ def write_page(
         (new / "model.json").write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
         for name, source in _SOURCES.items():
             content = (files("finetune.programs.export") / source).read_bytes()
-            if name == "index.html":  # what may be loaded: nothing of others but the runtime
+            if name == "index.html":  # the policy: the page loads itself and the runtime alone
                 content = content.replace(b" RUNTIME", b"" if runtime else b" " + RUNTIME.encode())
             (new / name).write_bytes(content)
-        swap_folder(new, target)
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise UserError(
-            f"--web {folder}: cannot be written ({error.strerror or error}); free some space or "
-            "name another folder"
-        ) from error

@@ -1,4 +1,4 @@
-"""The card of a model that is shared: what it sees, how well, and what that rests on."""
+"""The card of a shared model: classes, scores, predictions, training, limits and licence."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -30,13 +30,13 @@ from finetune.weights import variant_of
 from finetune.weights.cards import licence_fields
 
 PICTURES = "card"
-"""Folder of the card's pictures, below the model's."""
+"""The folder of the card's pictures, in the model folder."""
 KEPT = ("license", "license_name", "license_link", "language")
-"""What the header of the model's own card says, and nothing here knows better."""
+"""Fields that are copied from the header of the model's own card."""
 MEASURED = ("datasets", "metrics", "model-index")
-"""Likewise, where there is no recipe: on which data, and how good."""
+"""Fields that are copied if there is no recipe: data and scores."""
 LONG = 40
-"""Classes from which on their table is folded."""
+"""A longer table of classes is folded."""
 WORST_CLASSES = 3
 _APACHE = "[Apache-2.0](https://www.apache.org/licenses/LICENSE-2.0)"
 _COLUMNS = "From left to right: image, truth, prediction, error (red: wrong, dark grey: ignored)."
@@ -52,15 +52,15 @@ def write_card(
     onnx: bool = False,
     space: str | None = None,
 ) -> None:
-    """Writes README.md and the pictures that it shows.
+    """Writes README.md and its pictures.
 
     Args:
-        folder: where the model is staged.
-        evidence: what is known.
-        examples: predictions; None: the panel of the training is shown, if there is one.
-        repo: OWNER/NAME, where the model is going to be.
-        with_code: whether the folder brings the model's code.
-        onnx: whether it brings onnx/model.onnx.
+        folder: the staged model.
+        evidence: the facts.
+        examples: predictions; None: the training's panel is shown, if there is one.
+        repo: OWNER/NAME of the model.
+        with_code: whether the folder holds the model's code.
+        onnx: whether it holds onnx/model.onnx.
         space: OWNER/NAME of the demo, if there is one.
     """
     (folder / PICTURES).mkdir()
@@ -86,7 +86,7 @@ def metadata(evidence: Evidence) -> ModelCardData:
     fields = {key: own[key] for key in KEPT if own.get(key)}
     if licence := licence_remark(evidence):
         fields = {**licence_fields(licence), **fields, "license": "other"}
-    if evidence.recipe is None:  # the weights are the same, so what was measured still holds
+    if evidence.recipe is None:  # the same weights have the same scores
         fields |= {key: own[key] for key in MEASURED if own.get(key)}
     if evidence.recipe is None and isinstance(own.get("base_model"), list):  # a merged model
         fields["base_model"] = [str(base) for base in own["base_model"]]
@@ -112,7 +112,7 @@ def _link(repo: str) -> str:
 def _size(evidence: Evidence) -> str:
     config = evidence.segmenter.model.config
     variant = variant_of(config.depths, config.hidden_sizes)
-    return f"SegFormer-{variant.upper()}" if variant else "SegFormer of a size of its own"
+    return f"SegFormer-{variant.upper()}" if variant else "A SegFormer of custom size"
 
 
 def _head(evidence: Evidence, data_set: DataSet | None, space: str | None) -> list[str]:
@@ -155,9 +155,9 @@ def _results(evidence: Evidence, data_set: DataSet | None, examples: Examples | 
         summary = f"<summary>All {len(rows)} classes</summary>"
         classes = ["<details>", summary, "", *classes, "", "</details>"]
     if results is None or data_set is None:
-        said = "No evaluation of these weights lies beside them, so none is shown."
+        said = "No evaluation of these weights is at hand, so no scores are shown."
         if evidence.card.header.get("model-index"):
-            said = "As the card says that came with these weights: in the header, and below."
+            said = "The card that came with these weights states them: in the header, and below."
         return ["## Results", "", said, "", *classes]
     scores = [[_title(metric), percent(value)] for metric, value in results.scores.items()]
     images = f" ({examples.total} images)" if examples else ""
@@ -181,11 +181,12 @@ def _predictions(evidence: Evidence, examples: Examples | None, path: Path) -> l
         panel(examples.rows, segmenter.names, segmenter.colors, examples.ignore_index, path)
         chosen = f"the {BEST} best and the {WORST} worst"
         if len(examples.rows) < BEST + WORST:
-            chosen = "those with pixels that count, best first"
-        among = f"Of the {examples.total} validation images"
+            chosen = "those with counted pixels, best first"
+        among = f"Out of the {examples.total} validation images"
         if examples.looked_at < examples.total:
             among = (
-                f"Of {examples.looked_at} evenly spread over the {examples.total} validation images"
+                f"Out of {examples.looked_at} images, evenly spread over the {examples.total} of "
+                "the validation split"
             )
         return [*title, *picture, f"{among}, {chosen}, by the image's own mean IoU. {_COLUMNS}"]
     drawn = evidence.run / "panel.png" if evidence.run else None
@@ -201,7 +202,7 @@ def _predictions(evidence: Evidence, examples: Examples | None, path: Path) -> l
 
 def _training(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | None) -> list[str]:
     if recipe is None or data_set is None:
-        return ["## Training", "", "Nothing that came with these weights says how it was done."]
+        return ["## Training", "", "It is not known how these weights were trained."]
     train, results, environment = recipe.train, evidence.results, evidence.environment
     facts = {
         "started from": _started_from(evidence, recipe),
@@ -262,7 +263,7 @@ def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[
     channels = evidence.segmenter.preprocessing.num_channels
     one_logit = evidence.segmenter.model.config.num_labels == 1
     lines = ["## Use", ""]
-    if not one_logit:  # which stock takes for the only class there is, everywhere
+    if not one_logit:  # stock would show that class everywhere
         lines += ["With transformers alone:", "", *usage(channels, repo), ""]
     lines += [
         "With the package `finetune` (not PyPI's of this name), the same logits in less time:",
@@ -277,9 +278,9 @@ def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[
     if with_code:
         lines += [
             "",
-            "That package's model lies beside the weights, for those who have read `modeling.py` "
-            "and its siblings and let them run (transformers 5); without `trust_remote_code` "
-            "nothing of them does.",
+            "The code of that package's model lies beside the weights (transformers 5). Read "
+            "`modeling.py` and its siblings before you run them; without `trust_remote_code` they "
+            "do not run.",
             "",
             "```python",
             "from transformers import AutoModelForSemanticSegmentation",
@@ -293,7 +294,7 @@ def _use(evidence: Evidence, repo: str, *, with_code: bool, onnx: bool) -> list[
         lines += [
             "",
             "`onnx/model.onnx` gives the logits at a quarter of the size in ONNX Runtime"
-            # Whose pipelines turn every picture into RGB, too.
+            # Its pipelines turn every picture into RGB.
             + (
                 f' and in transformers.js: `await pipeline("image-segmentation", "{repo}")`.'
                 if channels == 3 and not one_logit
@@ -314,29 +315,29 @@ def _limits(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | None)
         lines.append(f"Weakest, by IoU: {said}.")
         if unseen := [n for n in results.per_class_iou if results.per_class_iou[n] is None]:
             lines.append(
-                "Neither in the truth nor in a prediction of that split, so nothing is known of "
-                f"them: {', '.join(map(escaped, unseen))}."
+                "Not measured, because they occur neither in the truth nor in a prediction of that "
+                f"split: {', '.join(map(escaped, unseen))}."
             )
         lines.append(
-            f"Measured on one split of one set, {escaped(data_set.name)}, after one training. "
-            "Pictures of other origin were not tried."
+            f"Measured on one split of one data set, {escaped(data_set.name)}, after one training. "
+            "Pictures from other sources were not tried."
         )
         if evidence.folder.resolve().name != "last" and results.evaluations > 1:
             lines.append(
-                "These weights were chosen by their score on that split, which flatters them: new "
-                "pictures of the same kind may come out lower."
+                "These weights were chosen by their score on that split, so the score is "
+                "optimistic: new pictures of the same kind may score lower."
             )
     else:
-        lines.append("How good it is was not measured here.")
+        lines.append("The quality was not measured here.")
     if recipe is not None:
         low, high = recipe.augment.scale
         crop = " x ".join(map(str, recipe.augment.crop))
         lines.append(
-            f"Trained on crops of {crop} pixels, scaled by {low:g} to {high:g}; things that look "
-            "much larger or smaller than there are new to it."
+            f"Trained on crops of {crop} pixels, scaled by {low:g} to {high:g}; the model has not "
+            "seen objects that look much larger or smaller."
         )
     if segmenter.preprocessing.num_channels != 3:
-        lines.append(f"Reads images of {segmenter.preprocessing.num_channels} channels, no others.")
+        lines.append(f"Reads images of {segmenter.preprocessing.num_channels} channels only.")
     lines.append(f"The smallest side that the model takes is {smallest_side(config)} pixels.")
     beyond = [
         *(["rounded sides"] if protocol.size_divisor > 1 else []),
@@ -346,12 +347,12 @@ def _limits(evidence: Evidence, recipe: Recipe | None, data_set: DataSet | None)
     ]
     if beyond:
         lines.append(
-            f"The scores are with {', '.join(beyond)}, which stock's image processor does not do: "
-            "its masks differ a little. `config.json` holds the exact protocol."
+            f"The scores were measured with {', '.join(beyond)}. Stock's image processor does "
+            "not do that: its masks differ a little. `config.json` holds the exact protocol."
         )
     if config.num_labels == 1:
         lines.append(
-            "One logit, which is the class where it is above 0: stock's pipeline cannot show it."
+            "The model has one logit; above 0 it means the class. Stock's pipeline cannot show it."
         )
     return ["## Limits", "", *(f"- {line}" for line in lines)]
 
@@ -365,18 +366,18 @@ def _licence(evidence: Evidence, *, with_code: bool) -> list[str]:
     else:
         text = (
             "None is stated: the owner of this repository has to choose one (`license` in this "
-            "file's header). The terms of the data that it was trained on apply beside it."
+            "file's header). The terms of its training data apply as well."
         )
-    code = [f"The files `*.py` are {_APACHE}, whatever holds for the weights."]
+    code = [f"The files `*.py` are {_APACHE}, under whatever licence the weights are."]
     return ["## Licence", "", text, *(["", *code] if with_code else [])]
 
 
 def _own_words(evidence: Evidence) -> Sequence[str]:
-    """What came with weights that no run of ours stands behind."""
+    """The card that came with weights of others."""
     text = evidence.card.text.strip()
     if evidence.results is not None or not text:
         return []
     if evidence.recipe is not None and evidence.recipe.model.init is not None:
-        init = evidence.recipe.model.init  # an older training told its path
+        init = evidence.recipe.model.init  # older trainings wrote its path
         text = text.replace(init, base_of(evidence)[0] or shown_path(init) or "")
     return ["---", "", "The card that came with these weights:", "", text]

@@ -1,4 +1,4 @@
-"""What is known of a trained model, and the predictions that show it: what a card is made of."""
+"""The facts and predictions that the card of a trained model shows."""
 
 import json
 import re
@@ -26,7 +26,7 @@ from finetune.weights import Card, card_of, is_checkpoint_file, licence_in
 
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 LOOKED_AT = 64
-"""Validation images, evenly spread, among which the best and the worst are looked for."""
+"""Validation images, evenly spread over the split, that the model is run on."""
 BEST, WORST = 2, 2
 
 
@@ -35,11 +35,11 @@ class Results:
     """One evaluation, a row of metrics.jsonl.
 
     Attributes:
-        step: after which it was made.
-        scores: metric of `METRICS` -> share of 1, None where it is not defined.
-        per_class_iou: class -> share of 1, None where the class does not occur.
-        evaluations: how many the training has made so far.
-        seconds: that the training had taken by then, None if nothing says so.
+        step: the training step of the evaluation.
+        scores: metric of `METRICS` -> share of 1, None if it is undefined.
+        per_class_iou: class -> share of 1, None if the class does not occur.
+        evaluations: their number in the training so far.
+        seconds: training time until then, None if it is unknown.
     """
 
     step: int
@@ -51,18 +51,18 @@ class Results:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What is known of a model.
+    """The facts about a model.
 
     Attributes:
-        folder: the model's.
-        identity: of the folder as it was read, which a training replaces whole.
-        run: the run folder that it came out of, None if it stands alone.
-        name: of the run, or of the folder.
-        segmenter: the model itself.
-        card: that lies in the folder, written by the training or by somebody.
-        recipe: with the paths of this machine; None: nothing says how it was trained.
-        data_set: of the recipe.
-        results: the evaluation of these very weights, None if there is none.
+        folder: the model folder.
+        identity: `identity_of` the folder when it was read; a training may replace it.
+        run: the run folder of the model, None if there is none.
+        name: the run's name, or the folder's.
+        segmenter: the model.
+        card: the folder's README.md, by the training or by somebody else.
+        recipe: it holds paths of this machine; None: the folder has none.
+        data_set: the recipe's.
+        results: the evaluation of exactly these weights, None if there is none.
         environment: environment.json, empty if there is none.
     """
 
@@ -83,9 +83,9 @@ class Examples:
     """Predictions beside the truth, best first.
 
     Attributes:
-        rows: of the panel.
-        looked_at: how many images they were chosen from.
-        total: how many the split has.
+        rows: the panel's.
+        looked_at: the number of images that the model was run on.
+        total: the number of images in the split.
         ignore_index: the id in the truth that is not a class.
     """
 
@@ -96,14 +96,14 @@ class Examples:
 
 
 def gather(run: Path) -> Evidence:
-    """Everything that a run folder, or a model folder, says of its model.
+    """Reads the facts about a model from its run folder or model folder.
 
     Args:
-        run: a run folder, of which `best` is taken, or a model folder. One that lies in its run
-            folder has that run's evidence.
+        run: a run folder (its `best` is taken) or a model folder. A model folder inside its run
+            folder has the evidence of that run.
 
     Raises:
-        UserError: there is no model, or a file cannot be read; names it.
+        UserError: there is no model, or a file cannot be read; the message names it.
     """
     folder, home = folders(run)
     identity = identity_of(folder)
@@ -117,7 +117,7 @@ def gather(run: Path) -> Evidence:
     if not hasattr(segmenter.model.config, "finetune_colors") and len(colors) == len(
         segmenter.names
     ):
-        segmenter.colors = tuple(colors)  # an older folder, which does not say
+        segmenter.colors = tuple(colors)  # older folders do not hold them
     if home is None:
         return Evidence(folder, identity, None, recipe.name, segmenter, card, recipe, data_set)
     return Evidence(
@@ -135,13 +135,13 @@ def gather(run: Path) -> Evidence:
 
 
 def identity_of(folder: Path) -> tuple[int, int]:
-    """Another one when a folder is put into the place of this one."""
+    """A value that changes when another folder takes the place of this one."""
     found = (folder / "config.json").stat()
     return found.st_ino, found.st_mtime_ns
 
 
 def folders(run: Path) -> tuple[Path, Path | None]:
-    """The model's folder and the run's, if there is one; argument and errors as of `gather`."""
+    """The model folder, and the run folder if there is one; arguments and errors as in `gather`."""
     if (run / "config.json").is_file():
         home = run.resolve().parent
         own, above = _recipe(run / "recipe.yaml"), _recipe(home / "recipe.yaml")
@@ -151,7 +151,7 @@ def folders(run: Path) -> tuple[Path, Path | None]:
         return run / "best", run
     if (run / "metrics.jsonl").is_file():
         raise UserError(
-            f"{run}: has no best/ yet, which the first evaluation writes (train.eval_every)"
+            f"{run}: has no best/ yet; the first evaluation writes it (train.eval_every)"
         )
     raise UserError(
         f"{run}: neither a run folder with a best/ in it, nor a model folder with a config.json"
@@ -171,14 +171,14 @@ def _data_set(recipe: Recipe, card: Card) -> DataSet:
 
 
 def _results(path: Path, card: Card, *, is_last: bool) -> Results | None:
-    """The evaluation of the weights: the one that their card tells of, if it tells."""
+    """The evaluation of the weights: the one that their card states, if it states one."""
     rows = read(path) if path.is_file() else []
     scored = [row for row in rows if row.get("eval/mean_iou") is not None]
     if told := scores_of(card):
         scored = [row for row in scored if _scores(row) == told]
     if not scored:
         return None
-    # An older card tells of nothing: `best` is the first that no other was better than.
+    # Older cards state no scores: `best` is the first evaluation with the highest score.
     row = scored[-1] if is_last else max(scored, key=lambda found: found["eval/mean_iou"])
     times = [r["seconds"] for r in rows if r["step"] <= row["step"] and r.get("seconds")]
     made = sum("eval/mean_iou" in other for other in rows)
@@ -222,14 +222,14 @@ def _environment(path: Path) -> dict[str, Any]:
 
 @torch.no_grad()
 def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
-    """The best and the worst predictions among some validation images.
+    """The best and the worst predictions on some validation images.
 
     Args:
-        evidence: with the model.
-        recipe: whose validation split is looked at; must be of the model's classes.
+        evidence: holds the model.
+        recipe: names the validation split; its classes must be the model's.
 
     Returns:
-        None, with a warning, if the images are not to be had here.
+        None, with a warning, if the images cannot be read here.
     """
     if recipe is None:
         return None
@@ -250,14 +250,14 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
                 row = _predicted(samples[index], segmenter, labels.num_labels, labels.ignore_index)
                 ious.append(row.mean_iou)
                 bar.update()
-        # Read again instead of kept: 64 photographs of a camera would take gigabytes.
+        # These are read again: 64 photographs of a camera would take gigabytes.
         rows = [
             _predicted(samples[chosen[n]], segmenter, labels.num_labels, labels.ignore_index)
             for n in best_and_worst(ious)
         ]
     except UserError as error:
         warnings.warn(
-            f"no predictions are shown: {error} (data.path=FOLDER says where the images lie now)",
+            f"the card shows no predictions: {error} (data.path=FOLDER names the images' folder)",
             stacklevel=2,
         )
         return None
@@ -271,16 +271,16 @@ def _predicted(
     masks, _ = segmenter.masks(segmenter.views([sample["image"]]), truth.shape)
     metric = MeanIoU(num_labels, ignore_index)
     metric.add_batch(predictions=masks[0], references=truth)
-    # The last part of a name: what stands before it may be a path of this machine.
+    # The last part of a name: the first parts may be a path of this machine.
     name = re.split(r"[\\/]", sample["id"])[-1]
     return PanelRow(name, sample["image"], truth, masks[0], metric.compute()["mean_iou"])
 
 
 def best_and_worst(ious: Sequence[float]) -> list[int]:
-    """Which to show, best first: the best two and the worst two; images of which none counts not.
+    """The indices of the best two and the worst two; images without counted pixels are skipped.
 
     Args:
-        ious: a mean IoU an image, NaN where no pixel counts.
+        ious: one mean IoU an image, NaN if no pixel counts.
     """
     order = sorted(
         (index for index, iou in enumerate(ious) if not np.isnan(iou)),
@@ -289,20 +289,20 @@ def best_and_worst(ious: Sequence[float]) -> list[int]:
     return order if len(order) <= BEST + WORST else [*order[:BEST], *order[-WORST:]]
 
 
-# ------------------------------------------------------------------------------ what may be shown
+# ---------------------------------------------------------------------- the public part of a recipe
 
 
 def public(evidence: Evidence) -> Recipe | None:
-    """The recipe without the paths of this machine, nor what addresses hold beside the place.
+    """The recipe without paths of this machine, and without user names and queries in addresses.
 
-    What is on the Hub keeps its name; of a folder the last part of its path stays.
+    Names on the Hub stay; a folder keeps the last part of its path.
     """
     if evidence.recipe is None or evidence.data_set is None:
         return None
     values = evidence.recipe.model_dump()
     data, model = values["data"], values["model"]
     values["output"], values["resume"] = f"runs/{evidence.name}", "auto"
-    del values["hub"]  # whoever takes the recipe pushes elsewhere
+    del values["hub"]  # others push to their own repository
     if evidence.data_set.id is None:
         data["path"] = shown_path(data["path"])
     if model["init"] != base_of(evidence)[0]:
@@ -325,7 +325,7 @@ def shown_path(path: str | None) -> str | None:
 
 
 def _shown_pattern(pattern: str | None) -> str | None:
-    """A path below the data's stays; of an absolute one what tells splits apart, and the rest."""
+    """Relative paths stay; an absolute one keeps its parts from the first {placeholder} on."""
     if pattern is None or not Path(pattern).expanduser().is_absolute():
         return pattern
     parts = Path(pattern).parts
@@ -334,7 +334,7 @@ def _shown_pattern(pattern: str | None) -> str | None:
 
 
 def base_of(evidence: Evidence) -> tuple[str | None, Card]:
-    """The Hub id that training started from, and the card of those weights if it is here."""
+    """The Hub id that training started from, and its card if it is in the cache."""
     init = evidence.recipe.model.init if evidence.recipe else None
     told = evidence.card.header.get("base_model")
     base = hub_id(told) if isinstance(told, str) else None
@@ -344,7 +344,7 @@ def base_of(evidence: Evidence) -> tuple[str | None, Card]:
 
 
 def licence_remark(evidence: Evidence) -> str:
-    """What restricts the use of the weights, or nothing; also where the model's card was lost."""
+    """A restriction on the use of the weights, or ""; known even if the model's card is lost."""
     init = evidence.recipe.model.init if evidence.recipe else None
     cards = (evidence.card, base_of(evidence)[1], Card({"base_model": init}))
     return next(filter(None, map(licence_in, cards)), "")

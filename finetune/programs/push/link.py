@@ -1,4 +1,4 @@
-"""The way to the Hub: limits on the client's connections, tries it lacks, words for failures."""
+"""Connections to the Hub: time limits, the retries that the client lacks, and error messages."""
 
 import contextlib
 import json
@@ -18,7 +18,6 @@ from typing import Any, TypeVar
 
 from huggingface_hub import constants, set_client_factory
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import _http as hub_http
 
 from finetune.errors import UserError
 
@@ -32,14 +31,14 @@ WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names 
 GRACE = 2.0
 """Seconds that Ctrl-C leaves to what is being sent."""
 OFFLINE = "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
-# What the client sends once only.
+# Requests that the client does not retry by itself.
 SENT_ONCE = re.compile(
     r"/api/(repos/create|validate-yaml|(models|spaces)/[^/]+/[^/]+(/(revision|commit)/[^/]+)?)$"
 )
 
 
 class TryAgainError(Exception):
-    """An answer after which one tries again what the client sends once only."""
+    """A transient answer to a request that the client does not retry."""
 
     def __init__(self, status: int, wait: int | None, words: str):
         super().__init__(words)
@@ -48,7 +47,7 @@ class TryAgainError(Exception):
 
 
 class Link:
-    """The client's connections, with limits; and the tries that are missing in the client."""
+    """Time limits on the client's connections, and the retries that the client lacks."""
 
     def __init__(self, timeout: float, limit: float):
         # Not the client's constant, which was read when it was imported.
@@ -61,10 +60,8 @@ class Link:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Puts the limits on all that the client sends; afterwards it is as it was."""
-        # The client's own have no time limit. Whoever set another factory (a proxy, certificates)
-        # keeps it: there is no public way to ask for it.
-        previous = hub_http._GLOBAL_CLIENT_FACTORY
+        """Limits all requests of the client until the end of the block."""
+        previous = _client_factory()  # its connections have no time limit
 
         def factory() -> Any:
             client = previous()
@@ -72,18 +69,21 @@ class Link:
             client.event_hooks["response"].append(self._looked_at)
             return client
 
+        handlers = list(logging.getLogger("huggingface_hub").handlers)
         set_client_factory(factory)
-        hub_http.logger.addFilter(_without_signatures)
+        for handler in handlers:
+            handler.addFilter(_without_signatures)
         try:
             with self._interruptible():
                 yield
         finally:
-            hub_http.logger.removeFilter(_without_signatures)
+            for handler in handlers:
+                handler.removeFilter(_without_signatures)
             set_client_factory(previous)
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Lets Ctrl-C end it soon: the client's threads send on, and it waits for them."""
+        """Lets Ctrl-C end the upload soon; the client would wait for its sending threads."""
         is_main = threading.current_thread() is threading.main_thread()
         if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
             yield
@@ -105,14 +105,14 @@ class Link:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def retry(self, call: Callable[[], T]) -> T:
-        """Calls it until it succeeds, fails for good, or was tried often enough."""
+        """Calls it until it succeeds, fails permanently, or has been tried six times."""
         for wait in WAITS:
             try:
                 return call()
             except TryAgainError as error:
                 problem, seconds = str(error), wait if error.wait is None else error.wait
             except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
-                # What the client tried again is over; and so is it where there is no network.
+                # The client has retried already, or there is no network at all.
                 if not SENT_ONCE.search(error.request.url.path) or not self.reached:
                     raise
                 problem, seconds = str(error) or type(error).__name__, wait
@@ -122,7 +122,7 @@ class Link:
         return call()
 
     def check(self, seconds: float = 0.0) -> None:
-        """Ends an upload that was stopped, has taken too long, or would with so long a wait."""
+        """Ends an upload that was stopped, or that passes its limit by waiting `seconds`."""
         if self.stopped:
             raise KeyboardInterrupt
         if monotonic() + seconds > self.end:
@@ -153,8 +153,21 @@ class Link:
             raise TryAgainError(status, wait, f"{status} at {path}")
 
 
+def _client_factory() -> Callable[[], Any]:
+    """The factory of the client's connections: its own, or the one that this process has set.
+
+    The one private name of huggingface_hub that is used: the public interface sets a factory and
+    does not return it. A process that has set its proxy or certificates needs them during a push
+    and afterwards. Hooks on the client of `get_session` would not do instead: the client makes
+    itself anew after a failed connection, and the new one would have no time limit.
+    """
+    from huggingface_hub.utils import _http
+
+    return _http._GLOBAL_CLIENT_FACTORY
+
+
 def _interrupt() -> None:
-    """Ctrl-C from within; where it can be, a real signal, which alone ends a wait for a thread."""
+    """Ctrl-C from within: a real signal where there are any, since it ends a wait for a thread."""
     if hasattr(signal, "pthread_kill"):
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
     else:
@@ -162,7 +175,7 @@ def _interrupt() -> None:
 
 
 class _Watched(httpx.SyncByteStream):
-    """A request's body that ends when the time is over, however slowly it is taken."""
+    """A request's body that stops at the time limit, however slowly the server reads it."""
 
     def __init__(self, stream: Any, link: Link):
         self.stream = stream
@@ -186,10 +199,10 @@ def _wait_of(headers: Mapping[str, str]) -> int | None:
 
 @contextlib.contextmanager
 def without_xet() -> Iterator[None]:
-    """Files go by LFS: in one commit, over connections that have the limits of `Link`.
+    """Files go by LFS: in one commit, over connections with the limits of `Link`.
 
-    HF_HUB_DISABLE_XET is read once, when huggingface_hub is imported, which transformers may have
-    done long ago. What it was read into is looked at with each upload.
+    The variable HF_HUB_DISABLE_XET is read when huggingface_hub is imported, which has happened by
+    now; the constant that holds it is read by each upload.
     """
     before = constants.HF_HUB_DISABLE_XET
     constants.HF_HUB_DISABLE_XET = True
@@ -200,13 +213,13 @@ def without_xet() -> Iterator[None]:
 
 
 def _without_signatures(record: logging.LogRecord) -> bool:
-    """The client names addresses when it tries again; those of the storage are as good as keys."""
+    """The client logs addresses when it retries, and the storage's contain signatures."""
     record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), ()
     return True
 
 
 def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
-    """What to tell the user; None where it is a defect."""
+    """The message for the user; None if the error is a defect of ours."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__  # the client wraps what happens while a file is sent
     hub = link.endpoint
@@ -219,16 +232,16 @@ def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
     if isinstance(error, HfHubHTTPError):
         said = error.server_message or ""
         if error.response.request.method == "PUT" and error.response.status_code < 429:
-            return f"{repo_id}: the storage refuses a file ({_one_line(said)}). Push again."
+            return f"{repo_id}: the storage rejects a file ({_one_line(said)}). Push again."
         return _explain_status(error.response.status_code, said, repo_id, hub)
     if isinstance(error, httpx.HTTPError):
         return f"{repo_id}: {_explain_network(error, hub, link.timeout)}"
     if isinstance(error, json.JSONDecodeError):
-        return f"{repo_id}: {hub} answers as no Hub does; look at HF_ENDPOINT"
+        return f"{repo_id}: {hub} does not answer like a Hub; check HF_ENDPOINT"
     if isinstance(error, ValueError) and "README.md" in str(error):
-        return f"{repo_id}: the Hub refuses the card. {_one_line(str(error))}"
+        return f"{repo_id}: the Hub rejects the card. {_one_line(str(error))}"
     if isinstance(error, ValueError) and "LFS batch" in str(error):
-        return f"{repo_id}: the Hub does not take the files. {_one_line(str(error))}"
+        return f"{repo_id}: the Hub rejects the files. {_one_line(str(error))}"
     if isinstance(error, OSError):
         return f"{repo_id}: a file cannot be read ({error.strerror}: {error.filename})"
     return None
@@ -239,23 +252,23 @@ def _explain_status(status: int, said: str, repo_id: str, hub: str) -> str:
     words = {
         401: f"the Hub does not know this token. Make one that may write at {hub}/settings/tokens, "
         "then `hf auth login`, or set HF_TOKEN",
-        403: "the token may not write there. Look at the owner's name, and at the token's rights "
+        403: "the token may not write there. Check the owner's name, and the token's rights "
         f"at {hub}/settings/tokens",
-        404: "there is no such repository for this token, or it went away meanwhile. Look at its "
-        "name, and at HF_ENDPOINT if it is set",
-        409: "somebody else changed the repository meanwhile. Push again",
-        412: "somebody else changed the repository meanwhile. Push again",
+        404: "there is no such repository for this token, or it was deleted. Check its name, "
+        "and HF_ENDPOINT if it is set",
+        409: "somebody else changed the repository in the meantime. Push again",
+        412: "somebody else changed the repository in the meantime. Push again",
         429: "too many requests; wait some minutes, then push again",
     }
     if full:
-        text = "the Hub takes no more: the account's storage is full, or a file is too large"
+        text = "the Hub accepts no more: the account's storage is full, or a file is too large"
     elif status in words:
         text = words[status]
     elif status >= 500 or status == 408:
-        text = "the Hub fails. Push again later: what is there already is not sent again"
+        text = "the Hub fails. Push again later: uploaded files are not sent again"
     else:
-        text = "the Hub refuses it"
-    # What the Hub says of a 401 is of no use: the same for a missing repository.
+        text = "the Hub rejects the request"
+    # The Hub's words for a 401 do not help: they are the same for a missing repository.
     reason = f" ({_one_line(said)})" if said and status != 401 else ""
     return f"{repo_id}: {text} [{status}]{reason}."
 
@@ -269,15 +282,15 @@ def _explain_network(error: BaseException, hub: str, timeout: float) -> str:
         return f"the certificate of {host} is not trusted ({_one_line(str(error))})"
     if isinstance(error, httpx.TimeoutException):
         return (
-            f"{host} was silent for {timeout:.0f} seconds, several times. Push again later: what "
-            "is there already is not sent again"
+            f"{host} was silent for {timeout:.0f} seconds, several times. Push again later: "
+            "uploaded files are not sent again"
         )
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
         return f"HF_ENDPOINT={hub}: not an address, such as https://host"
     reason = _one_line(str(error)) or type(error).__name__
     return (
-        f"{host} cannot be reached, or breaks off ({reason}). Look at the network, then push "
-        "again: what is there already is not sent again"
+        f"{host} cannot be reached, or breaks off ({reason}). Check the network, then push "
+        "again: uploaded files are not sent again"
     )
 
 
@@ -288,6 +301,6 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _one_line(text: str, length: int = 300) -> str:
-    """Without signatures of addresses, and not the page of a proxy."""
+    """Short, and without the signatures in addresses; a proxy answers with a whole page."""
     text = re.sub(r"\?\S+", "", " ".join(text.split()))
     return text if len(text) <= length else text[:length] + "..."

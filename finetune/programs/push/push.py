@@ -1,11 +1,11 @@
-"""A trained model to the Hub, with a card that shows what it rests on: behind `finetune push`.
+"""`finetune push`: uploads a trained model to the Hub, with a card that shows its evidence.
 
-`evidence` gathers what is known, `card` writes it down, `staging` makes the folder, `upload` sends
-it.
+`evidence` gathers the facts, `card` writes them down, `staging` makes the folder, `upload`
+sends it.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -28,18 +28,18 @@ from finetune.recipe import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class Pushed:
-    """What was pushed, or would be.
+    """The result of a push, or of a dry run.
 
     Attributes:
         repo: OWNER/NAME.
         kind: model or space.
-        private: whether only its owner sees it; an older repository stays what it is.
-        files: their names in the repository -> bytes.
-        url: of the repository; None: nothing was sent.
-        commit: its new commit, or None.
-        folder: holds what would be pushed; None: it was.
-        images: validation images that the card shows, chosen among all that were looked at; 0: none
-            but those that the training drew.
+        private: whether only its owner sees it; an older repository keeps its visibility.
+        files: names in the repository -> bytes.
+        url: the repository's; None: nothing was sent.
+        commit: the new commit, or None.
+        folder: the folder of a dry run; None: it was pushed.
+        images: the number of validation images in the card; 0: it shows the training's panel, if
+            any.
         space: the demo, if there is one.
     """
 
@@ -63,7 +63,7 @@ def push(
     repo: str,
     *,
     private: bool = True,
-    onnx: bool = False,
+    onnx: Callable[[Path], object] | None = None,
     space: bool = False,
     with_code: bool = False,
     dry_run: Path | None = None,
@@ -73,33 +73,30 @@ def push(
 ) -> Pushed:
     """Pushes a run's best model, or a model folder, with a card that shows its evidence.
 
-    The folder itself is only read: what is sent is put together in another one beside it.
+    The folder itself is only read: a folder beside it holds the files to send.
 
     Args:
-        run: a run folder, of which `best` is taken, or a stock SegFormer folder.
-        repo: OWNER/NAME on the Hub; made if it is not there.
+        run: a run folder (its `best` is taken) or a stock SegFormer folder.
+        repo: OWNER/NAME on the Hub; it is created if it does not exist.
         private: whether a new repository is private.
-        onnx: also onnx/model.onnx, see `finetune.programs.export`.
-        space: also a Gradio Space with the demo, REPO-demo.
-        with_code: also the model's own code, for those who choose trust_remote_code.
-        dry_run: send nothing, and write the folder here, byte for byte as it would be sent; a Space
-            goes to the same name with "-space".
-        message: of the commit.
-        overrides: "data.path=..." and the like: where the validation images lie here. The recipe
-            that is pushed stays the run's.
-        pictures: whether the model is shown validation images for the card, which takes longer
-            than all the rest.
+        onnx: writes onnx/model.onnx into a model folder, as `finetune export` does; None: no such
+            file.
+        space: adds a Gradio Space with the demo, REPO-demo.
+        with_code: adds the model's own code, for users who choose trust_remote_code.
+        dry_run: sends nothing, and writes the folder here, byte for byte; a Space goes to the same
+            name with "-space".
+        message: the commit's.
+        overrides: "data.path=..." and the like name the validation images on this machine. The
+            pushed recipe stays the run's.
+        pictures: whether the model is run on validation images for the card, which takes longer
+            than everything else.
 
     Raises:
-        UserError: something of this is not as it must be; nothing was sent, unless it says so.
+        UserError: an argument or a file is wrong; nothing was sent, unless the message says so.
     """
     demo = f"{repo}-demo" if space else None
     for name in filter(None, (repo, demo)):
         _check_repo(name)
-    if onnx:
-        from finetune.programs.export.export import export, need_packages
-
-        need_packages()
     if dry_run is None:
         from finetune.programs.push.upload import check_ready
 
@@ -124,11 +121,11 @@ def push(
             examples,
             repo,
             with_code=with_code,
-            onnx=onnx,
+            onnx=onnx is not None,
             space=demo,
         )
-        if onnx:
-            export(str(staged["model"]))
+        if onnx is not None:
+            onnx(staged["model"])
         if demo:
             from finetune.programs.push.space import write_space
 
@@ -161,18 +158,16 @@ def _check_repo(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         reason = str(error).split(":")[0]
-        raise UserError(f"REPO {repo!r}: is no name on the Hub ({reason})") from error
+        raise UserError(f"REPO {repo!r}: not a valid name on the Hub ({reason})") from error
     if not slash:
         raise UserError(f"REPO {repo!r}: name it OWNER/NAME, such as your-name/{owner}")
 
 
 def _recipe(evidence: Evidence, overrides: Sequence[str]) -> Recipe | None:
-    """The recipe whose validation images are looked at."""
+    """The recipe that names the validation images."""
     if evidence.recipe is None:
         if overrides:
-            raise UserError(
-                f"{overrides[0]}: overrides a recipe, but {evidence.folder} has no recipe.yaml"
-            )
+            raise UserError(f"{overrides[0]}: there is no recipe to override in {evidence.folder}")
         return None
     return load_recipe(evidence.folder / "recipe.yaml", overrides)
 
@@ -201,7 +196,7 @@ def _sent(one: Pushed, folder: Path, message: str) -> Pushed:
 
 
 def show(done: Pushed) -> None:
-    """Prints what was done, or would be."""
+    """Prints the result."""
     for one in filter(None, (done, done.space)):
         size = sum(one.files.values()) / 1e6
         where = f"the {'private' if one.private else 'public'} {one.kind} {one.repo}"
@@ -219,11 +214,11 @@ def show(done: Pushed) -> None:
         shown += ": card/examples.png"
     print(f"The card shows {shown}")
     if done.space and done.private:
-        print("A Space reads a private model with a secret HF_TOKEN, which its settings take")
+        print("To read a private model, the Space needs a secret HF_TOKEN: add it in its settings")
 
 
 def _folded(files: dict[str, int]) -> dict[str, int]:
-    """Files and their bytes; a Space's package as one."""
+    """Files and their bytes; the package in a Space counts as one."""
     found: dict[str, int] = {}
     for name, count in files.items():
         key = "finetune/..." if name.startswith("finetune/") else name

@@ -1,4 +1,4 @@
-"""A Space: the demo as a folder that the Hub runs, with everything that it needs but the model.
+"""A Space: the demo as a folder that the Hub runs, with everything except the model.
 
     write_space(Path("space"), "somebody/street-scenes", title="Street scenes")
 
@@ -15,18 +15,18 @@ from pathlib import Path
 from huggingface_hub import SpaceCard, SpaceCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from finetune.disk import swap_folder
+from finetune.disk import whole_folder
 from finetune.errors import UserError
 from finetune.publish.markdown import escaped
 
 GRADIO = "6.31.0"
-"""What the Space's page is tested with; constraints.txt has the same."""
+"""The version that the Space's page is tested with; constraints.txt has the same."""
 PYTHON = "3.11"
 REQUIREMENTS = (
     *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
     *("torch", "transformers"),
 )
-"""What the demo imports besides Gradio, which a Space installs by its header."""
+"""The demo's imports besides Gradio, which a Space installs by its header."""
 
 _TEXT = """\
 # {title}
@@ -42,17 +42,17 @@ Pictures in `examples/` are offered to try.
 
 
 def write_space(folder: Path, model_repo: str, *, title: str) -> None:
-    """Writes a Space's files, aside, and renames them into place.
+    """Writes a Space's files aside and renames them into place.
 
-    README.md with the Space's header, app.py, requirements.txt and the package.
+    They are README.md with the Space's header, app.py, requirements.txt and the package.
 
     Args:
         folder: new, or empty.
         model_repo: the model's id on the Hub.
-        title: of the Space.
+        title: the Space's.
 
     Raises:
-        UserError: the id or the title is none, or the folder cannot be written.
+        UserError: the id or the title is not valid, or the folder cannot be written.
     """
     try:
         validate_repo_id(model_repo)
@@ -60,26 +60,15 @@ def write_space(folder: Path, model_repo: str, *, title: str) -> None:
         raise UserError(f"{model_repo}: not the id of a model on the Hub ({error})") from error
     if not title.strip():
         raise UserError("title: a Space needs one")
-    folder = folder.resolve()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise UserError(f"{folder}: holds something already; name a new folder")
-    new = folder.with_name(f".{folder.name}.new")
-    try:
-        shutil.rmtree(new, ignore_errors=True)
-        new.mkdir(parents=True)
+    with whole_folder(folder, "the Space") as new:
         (new / "README.md").write_text(_readme(model_repo, title), encoding="utf-8")
         (new / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
         with as_file(files("finetune")) as package:
             shutil.copyfile(package / "programs" / "demo" / "demo.py", new / "app.py")
             unwanted = shutil.ignore_patterns("__pycache__", "*.pyc", "*.pyi", "recipes")
             shutil.copytree(package, new / "finetune", ignore=unwanted)
-        swap_folder(new, folder)
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        raise UserError(
-            f"cannot write the Space {folder}: {error.strerror or error}; free some space, or name "
-            "another folder"
-        ) from error
 
 
 def requirements() -> list[str]:

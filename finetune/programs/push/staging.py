@@ -1,4 +1,4 @@
-"""The folder that is pushed: a stock model folder, its card, and nothing private."""
+"""The folder to push: a stock model folder and its card, without private data."""
 
 import json
 import re
@@ -29,22 +29,22 @@ KNOWN = {
     *("README.md", "config.json", "preprocessor_config.json", "recipe.yaml", WEIGHTS, INDEX),
     *(PICTURES, "onnx"),
 }
-"""What a staged model folder holds at its top, besides shards of weights and the model's code."""
+"""Top-level names of a staged model folder, besides shards of weights and the model's code."""
 SPACE = {"README.md", "app.py", "requirements.txt", "finetune", "examples"}
-# A name such as hf_transfer, or hf_landslides; tokens are longer, or of more than small letters.
+# A name such as hf_transfer or hf_landslides; tokens are longer, or have other characters too.
 _NAME = re.compile(r"hf_[a-z]{8,19}")
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 
 
 def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
-    """Copies what is a model's into an empty folder; the source is only read.
+    """Copies the files of a model into an empty folder; the source is only read.
 
-    Nothing else of the source goes along: what lies there is not known to be meant for others.
+    Other files of the source are left out, since their owner may not want to publish them.
 
     Args:
-        evidence: with the source.
+        evidence: names the source.
         folder: empty.
-        with_code: whether the model's code goes along, for `trust_remote_code`.
+        with_code: whether to add the model's code, for `trust_remote_code`.
 
     Raises:
         UserError: the weights are not safetensors, or a file cannot be read or written.
@@ -56,7 +56,7 @@ def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
         names = [INDEX, *sorted(_shards(source / INDEX))]
     else:
         raise UserError(
-            f"{source}: has no {WEIGHTS}. Weights are shared as safetensors, which run nothing: "
+            f"{source}: has no {WEIGHTS}. Weights are shared as safetensors, which run no code: "
             f"`finetune convert {source} OUT`, then push OUT"
         )
     try:
@@ -70,7 +70,7 @@ def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
         ) from error
     if is_other:
         raise UserError(f"{source}: was replaced by a better one while it was read; push again")
-    config.pop("auto_map", None)  # of somebody's code, which does not go along
+    config.pop("auto_map", None)  # it names code of somebody, which is left out
     config.pop("_name_or_path", None)  # a path of this machine
     if with_code:
         config["auto_map"] = AUTO_MAP
@@ -83,7 +83,7 @@ def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
 
 
 def code_files() -> list[Path]:
-    """The model's modules, which import torch, transformers and each other, from one folder."""
+    """The model's modules; they import torch, transformers and each other only."""
     found = sorted(Path(segformer.__file__).parent.glob("*.py"))
     return [path for path in found if path.name not in ("__init__.py", "costs.py")]
 
@@ -96,14 +96,14 @@ def _shards(index: Path) -> set[str]:
 
 
 def check_nothing_secret(folder: Path) -> None:
-    """Raises a UserError if a text that is to be pushed holds what looks like a token."""
+    """Raises a UserError if a text file to push seems to hold a token."""
     for path in sorted(folder.rglob("*")):
         if path.suffix in (".md", ".json", ".yaml", ".py", ".txt", ".html"):
             text = path.read_text(encoding="utf-8", errors="replace")
             if any(not _NAME.fullmatch(found[0]) for found in SECRET_VALUE.finditer(text)):
                 raise UserError(
-                    f"{path.relative_to(folder)} holds what looks like a token of the Hub (hf_...)"
-                    ": it is not pushed. Take it out of the recipe, the classes' names or the card"
+                    f"{path.relative_to(folder)} seems to hold a token of the Hub (hf_...), so "
+                    "nothing is pushed. Remove it from the recipe, the class names or the card"
                 )
 
 
@@ -111,12 +111,12 @@ def check_nothing_secret(folder: Path) -> None:
 
 
 def check_dry_run(output: Path, model: Path, kind: str) -> None:
-    """Raises a UserError if a folder is not ours to replace: new, empty, or an earlier dry run.
+    """Raises a UserError unless a folder is new, empty, or the output of an earlier dry run.
 
     Args:
         output: the folder.
-        model: what is pushed.
-        kind: of what goes there, model or space.
+        model: the model folder to push.
+        kind: model or space.
     """
     target = output.resolve()
     if target == model.resolve() or target in model.resolve().parents:
@@ -129,7 +129,7 @@ def check_dry_run(output: Path, model: Path, kind: str) -> None:
         raise UserError(f"-o {output}: not a usable folder ({error})") from error
     others = names - (SPACE if kind == "space" else KNOWN | {path.name for path in code_files()})
     others = {name for name in others if not _SHARD.fullmatch(name)}
-    # A model's own folder holds no pictures of a card.
+    # Model folders hold no pictures of a card.
     mark = "app.py" if kind == "space" else PICTURES
     if names and (others or mark not in names):
         raise UserError(
@@ -139,15 +139,15 @@ def check_dry_run(output: Path, model: Path, kind: str) -> None:
 
 @contextmanager
 def scratch_beside(target: Path, *, or_elsewhere: bool) -> Iterator[Path]:
-    """An empty folder beside `target`, on its file system, which is gone after the block.
+    """An empty folder beside `target`, on its file system; it is deleted after the block.
 
     Args:
-        target: a folder, that need not be there.
-        or_elsewhere: whether the system's folder for such things does as well, where nothing can
-            be written beside it.
+        target: a folder; it need not exist.
+        or_elsewhere: whether to take the system's temporary folder if nothing can be written
+            beside `target`.
 
     Raises:
-        UserError: nothing can be written there, or another push is at work in it.
+        UserError: nothing can be written there, or another push is using it.
     """
     target = target.resolve()
     folder = target.with_name(f".{target.name}.push")
@@ -160,7 +160,7 @@ def scratch_beside(target: Path, *, or_elsewhere: bool) -> Iterator[Path]:
             yield Path(other)
         return
     with alone_in(folder, f"{target}: is being pushed already"):
-        for left in folder.iterdir():  # of a push that was killed
+        for left in folder.iterdir():  # by a push that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
             yield folder
@@ -169,7 +169,7 @@ def scratch_beside(target: Path, *, or_elsewhere: bool) -> Iterator[Path]:
 
 
 def put_in_place(staged: Path, output: Path) -> None:
-    """Makes a staged folder, on the same file system, the folder `output`, whole or not at all."""
+    """Renames a staged folder, on the same file system, to `output`, whole or not at all."""
     try:
         recover(output.resolve())
         swap_folder(staged, output.resolve())

@@ -1,10 +1,10 @@
-"""A folder to the Hugging Face Hub: in one commit, again where it broke off, within a time limit.
+"""Uploads a folder to the Hugging Face Hub: one commit, with retries, within a time limit.
 
     upload_folder(Path("card"), "me/parrots", message="mIoU 41.2 at step 4000")
 
-huggingface_hub does the talking. By itself it tries again what fails while files are sent; what it
-sends once only (making the repository, checking the card, the commit) is tried again here. A commit
-whose answer was lost may have been made: that is looked up before it is sent once more.
+huggingface_hub does the work, by its public interface. It retries the transfer of files; the
+requests that it sends once (creating the repository, checking the card, the commit) are retried
+here. A commit whose answer was lost may exist: the repository is read before the commit is retried.
 """
 
 import hashlib
@@ -30,10 +30,10 @@ from finetune.errors import UserError
 from finetune.programs.push.link import OFFLINE, Link, explain, without_xet
 from finetune.programs.push.staging import code_files
 
-# A new repository holds some of these; they are nobody's work, or stay whatever is pushed.
+# A new repository holds some of these. They are not somebody's work, or a push keeps them.
 NOT_WORK = re.compile(r"\.git(attributes|ignore)|README\.md|LICEN[SC]E(\.\w+)?", re.IGNORECASE)
-# What an earlier push may have left and this one has not: weights of another model, code, pictures.
-# By their names, since people keep a handler.py or adapters of their own beside a model.
+# Files of an earlier push that this one may lack: weights of another model, code, pictures.
+# Exact names, because people keep a handler.py or adapters of their own beside a model.
 STALE = {
     "model": re.compile(
         r"card/(classes|examples)\.png"
@@ -47,17 +47,17 @@ PROOF = {
     "model": ("config.json", rb'"model_type": *"segformer"', "a SegFormer"),
     "space": ("app.py", rb"(?m)^ *(from|import) +finetune\b", "a demo of this package"),
 }
-"""A file, what stands in it where a repository is ours to go on with, and what that is."""
+"""A file, the text in it that marks a repository as one of ours, and the name of such a one."""
 
 
 @dataclass(frozen=True)
 class Uploaded:
-    """Where a folder lies now."""
+    """The repository after an upload."""
 
     url: str
     commit: str
     private: bool
-    """What the repository is, which an earlier push or its owner may have decided."""
+    """An older repository keeps its visibility."""
 
 
 def upload_folder(
@@ -71,25 +71,25 @@ def upload_folder(
     limit: float = 4 * 3600.0,
     token: str | None = None,
 ) -> Uploaded:
-    """Makes the repository if there is none, and brings the folder into it in one commit.
+    """Creates the repository if it does not exist, and uploads the folder in one commit.
 
-    The same folder again makes no commit, and after a failure only what is missing is sent (whole
-    files: the Hub's protocol knows no part of one). Hidden files stay here. What an earlier push
-    brought and the folder does not hold any more (weights, code, the card's pictures; of a Space
-    the package) is removed; everything else stays.
+    An unchanged folder makes no commit. After a failure only missing files are sent (whole files:
+    the Hub's protocol cannot continue inside one). Hidden files are left out. Files of an earlier
+    push that the folder no longer holds (weights, code, the card's pictures; in a Space the
+    package) are removed; all other files stay.
 
     Args:
         folder: what to upload.
         repo_id: `owner/name`.
-        private: of a repository that is made now; an older one stays what it is.
+        private: visibility of a new repository; an older one keeps its own.
         message: of the commit.
         repo_type: "model" or "space" (of Gradio).
-        timeout: seconds that a connection may be silent before it is given up and tried again.
-        limit: seconds that the whole may take.
-        token: of the Hub; None: HF_TOKEN, or what `hf auth login` saved.
+        timeout: seconds of silence after which a connection is closed and retried.
+        limit: seconds for the whole upload.
+        token: the Hub's; None: HF_TOKEN, or the one that `hf auth login` saved.
 
     Raises:
-        UserError: it cannot be uploaded; says why, and what to do. Nothing was committed.
+        UserError: the upload failed; the message says why, and what to do. Nothing was committed.
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
         raise UserError(f"{repo_id}: a repository is named owner/name, such as me/parrots")
@@ -111,7 +111,7 @@ def upload_folder(
 
 
 def check_ready(repo_id: str) -> None:
-    """Raises a UserError where no upload can begin, which needs no network to know."""
+    """Raises a UserError if there is no token, or the Hub is switched off; sends nothing."""
     _checked(_own_token())
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{repo_id}: {OFFLINE}")
@@ -129,11 +129,11 @@ class _Push:
         self.repo_type = repo_type
         self.token = token
         self.api = HfApi(endpoint=link.endpoint, token=token, library_name="finetune")
-        # They remember what was hashed and sent, over all tries.
+        # They keep their hashes, and whether they were sent, over all retries.
         self.additions = [CommitOperationAdd(name, path) for name, path in files.items()]
 
     def run(self, message: str, private: bool) -> Uploaded:
-        """All of it."""
+        """The whole upload."""
         info = self._open(private)
         present = self._tree(info.sha)
         self._refuse_others_work(present, info.sha)
@@ -162,7 +162,7 @@ class _Push:
                     parent_commit=info.sha,
                 ).oid
             except HfHubHTTPError as error:
-                # Another commit came first. It may be our own, whose answer was lost.
+                # Another commit came first. It may be ours, and its answer was lost.
                 if error.response.status_code not in (409, 412):
                     raise
                 if found := landed(self._info().sha):
@@ -175,7 +175,7 @@ class _Push:
         return Uploaded(f"{self.link.endpoint}/{prefix}{self.repo_id}", oid, bool(info.private))
 
     def _open(self, private: bool) -> Any:
-        """What the repository is; made if it is not there."""
+        """The repository's facts; it is created if it does not exist."""
         try:
             return self.link.retry(self._info)
         except RepositoryNotFoundError as error:
@@ -184,7 +184,7 @@ class _Push:
         sdk = "gradio" if self.repo_type == "space" else None
 
         def create() -> None:
-            # Where the answer to the first try was lost, the next one finds it there.
+            # It may exist: the answer to an earlier try may have been lost.
             self.api.create_repo(
                 self.repo_id,
                 private=private,
@@ -201,11 +201,12 @@ class _Push:
             return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
         except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
             raise UserError(
-                f"{self.repo_id}: {self.link.endpoint} answers as no Hub does; look at HF_ENDPOINT"
+                f"{self.repo_id}: {self.link.endpoint} does not answer like a Hub; check "
+                "HF_ENDPOINT"
             ) from error
 
     def _tree(self, revision: str | None) -> dict[str, RepoFile]:
-        """The files of a commit; none where there is no commit yet."""
+        """The files of a commit by path; empty before the first commit."""
         if revision is None:
             return {}
         entries = self.api.list_repo_tree(
@@ -230,7 +231,7 @@ class _Push:
         return True
 
     def _refuse_others_work(self, present: Mapping[str, RepoFile], head: str | None) -> None:
-        """A repository may be empty, or hold a SegFormer (a Space: a demo of one)."""
+        """Raises a UserError unless the repository is empty or holds a SegFormer (or its demo)."""
         work = [path for path in present if not NOT_WORK.fullmatch(path)]
         proof, pattern, kind = PROOF[self.repo_type]
         if not work or (proof in present and re.search(pattern, self._download(proof, head))):
@@ -269,11 +270,11 @@ def _own_token() -> str | None:
     try:
         return get_token()
     except Exception as error:  # it may ask services, which fail in their own ways
-        raise UserError(f"the token of the Hub cannot be had: {error}") from error
+        raise UserError(f"the token of the Hub cannot be read: {error}") from error
 
 
 def _checked(token: str | None) -> str:
-    """A token that can be sent. It is never shown, wrong or not."""
+    """A token that can be sent. No message shows it, even a wrong one."""
     if not token:
         raise UserError(
             "there is no token of the Hub here: `hf auth login`, or set HF_TOKEN to one that may "

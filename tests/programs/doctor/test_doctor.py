@@ -265,7 +265,7 @@ def test_a_folder_takes_overrides(tmp_path):
 
 # --------------------------------------------------------------------------------------- the files
 
-NASTY = '<script>alert("{0}")</script>&amp; [red]\x1b[31m {0}'
+NASTY = '<script>alert("{0}")</script>&amp; {{{{ 7 * 7 }}}} [red]\x1b[31m {0}'
 
 
 def test_names_are_text_everywhere(tmp_path):
@@ -273,13 +273,14 @@ def test_names_are_text_everywhere(tmp_path):
     folder(tmp_path / "data", NASTY.replace("/", "\N{FRACTION SLASH}"))
     first = min((tmp_path / "data/masks/train").iterdir())
     first.write_bytes(b"")
-    setting = recipe(tmp_path / "data", labels={"names": ["<b>a</b>", "b", "c"]})
+    setting = recipe(tmp_path / "data", labels={"names": ["<b>a</b>", "{{ b }}", "c"]})
     done = CliRunner().invoke(cli.app, ["doctor", setting, "-o", str(tmp_path / "out")])
     assert done.exit_code == 2, done.exception
     assert "[red]\\x1b[31m" in done.stdout
     page = Links((tmp_path / "out/doctor.html").read_text())
     assert "script" not in page.tags
     assert "<b>a</b>" in page.text
+    assert "{{ b }}" in page.text
     assert first.name in page.text
     written = json.loads((tmp_path / "out/doctor.json").read_text())
     assert written["findings"][0]["files"] == [str(first)]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune import disk
 from finetune.errors import UserError
 from finetune.inference import Protocol, Segmenter, segment
 from finetune.programs.export import export as program
@@ -153,16 +154,18 @@ def test_a_page_is_swapped_in_whole(exported, tmp_path, monkeypatch):
             with pytest.raises(KeyboardInterrupt):
                 write_page(target, segmenter, model)
     with monkeypatch.context() as patch:
-        patch.setattr(web, "swap_folder", killed)
+        patch.setattr(disk, "swap_folder", killed)
         for target in (page, tmp_path / "other"):
             with pytest.raises(KeyboardInterrupt):
                 write_page(target, segmenter, model)
     assert {path.name: path.read_bytes() for path in page.iterdir()} == before
     assert not (tmp_path / "other").exists()
-    write_page(tmp_path / "other", segmenter, model)  # what the kill left is not in the way
-    assert {path.name for path in tmp_path.iterdir()} == {"page", "other", ".page.new"}
+    (tmp_path / ".other.new" / "ort").mkdir(parents=True)
+    write_page(tmp_path / "other", segmenter, model)  # what a kill left is not in the way
+    assert {path.name for path in tmp_path.iterdir()} == {"page", "other"}
+    assert not (tmp_path / "other" / "ort").exists()
     (page / "CNAME").write_text("example.org")
-    with pytest.raises(UserError, match="holds CNAME, which is none of the page's"):
+    with pytest.raises(UserError, match="holds CNAME, which is not a file of the page"):
         write_page(page, segmenter, model)
     with pytest.raises(UserError, match="holds the working directory"):
         check_page(Path(), segmenter)
@@ -184,9 +187,9 @@ def test_windows_are_warned_of_once(exported, tmp_path, monkeypatch):
     monkeypatch.setattr(program, "trace", lambda *_: None)
     monkeypatch.setattr(program, "to_onnx", lambda *_: content)
     made = write_model(tmp_path / "model", Protocol(window=(64, 64), stride=(40, 40)))
-    with pytest.warns(UserWarning, match="whole and once") as said:
+    with pytest.warns(UserWarning, match="once at full size") as said:
         program.export(str(made), options=program.Options(web=tmp_path / "page"))
-    assert len([one for one in said if "whole and once" in str(one.message)]) == 1
+    assert len([one for one in said if "once at full size" in str(one.message)]) == 1
 
 
 def test_names_of_classes_are_text(browser, served, exported, node_modules, tmp_path):

@@ -158,7 +158,11 @@ def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
 
 @pytest.mark.parametrize(
     ("repo", "said"),
-    [("shapes", "name it OWNER/NAME"), ("me/a b", "no name on the Hub"), ("a/b/c", "no name")],
+    [
+        ("shapes", "name it OWNER/NAME"),
+        ("me/a b", "not a valid name on the Hub"),
+        ("a/b/c", "not a valid name"),
+    ],
 )
 def test_a_repository_must_have_a_name(repo, said, run, tmp_path):
     with pytest.raises(UserError, match=said):
@@ -296,18 +300,17 @@ def test_a_space_that_is_refused_says_that_the_model_is_pushed(hub, run):
     assert hub.files("user/shapes-demo", "space") == {"app.py": b"import gradio"}
 
 
-def test_with_onnx(run, tmp_path, monkeypatch):
+def test_with_onnx(run, tmp_path):
     """Where the export goes; what it writes there is looked at in tests/programs/export."""
     shown = []
 
     def write(model):
         shown.extend(os.listdir(model))
-        (Path(model) / "onnx").mkdir()
-        (Path(model) / "onnx/model.onnx").write_bytes(b"graph")
+        (model / "onnx").mkdir()
+        (model / "onnx/model.onnx").write_bytes(b"graph")
 
-    monkeypatch.setattr(export, "export", write)
     before = contents(run)
-    done = program.push(run, "me/x", onnx=True, dry_run=tmp_path / "out")
+    done = program.push(run, "me/x", onnx=write, dry_run=tmp_path / "out")
     assert {"config.json", "model.safetensors", "README.md"} <= set(shown)
     assert done.files["onnx/model.onnx"] == len(b"graph")
     assert (tmp_path / "out/onnx/model.onnx").read_bytes() == b"graph"
@@ -316,6 +319,17 @@ def test_with_onnx(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_verb_hands_the_exporter_over(own_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "export", lambda model: (Path(model) / "onnx").mkdir())
+    command = ["push", str(own_run), "me/x", "--dry-run", "-o", str(tmp_path / "out")]
+    done = CliRunner().invoke(app, [*command, "--onnx"])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "onnx").is_dir()
+    monkeypatch.setattr(export, "PACKAGES", ("nowhere",))
+    wrong = CliRunner().invoke(app, [*command, "--onnx"])
+    assert "export needs nowhere: pip install" in str(wrong.exception)
+
+
 def test_with_a_space(hub, own_run, tmp_path):
     """The demo goes where the card says, and a dry run shows both."""
     command = ["push", str(own_run), "user/shapes", "--space", "--json"]

@@ -15,7 +15,7 @@ import pytest
 import torch
 import transformers
 from hub import READ_TOKEN, TOKEN, Fault, Hub
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, get_session, set_client_factory, snapshot_download
 from huggingface_hub.utils import _http as client
 
 from finetune.errors import UserError
@@ -98,7 +98,9 @@ def test_a_fetched_model_is_the_pushed_one(hub, tmp_path):
         f"pixels = torch.from_numpy(numpy.load(r'{tmp_path / 'pixels.npy'}'))\n"
         f"numpy.save(r'{tmp_path / 'logits.npy'}', model(pixels).logits.detach().numpy())\n"
     )
+    threads = str(torch.get_num_threads())  # the same bits: sums in the same order
     environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path / "home")}
+    environment["OMP_NUM_THREADS"] = threads
     subprocess.run([sys.executable, "-c", script], check=True, env=environment, timeout=200)
     with torch.no_grad():
         expected = model(pixels).logits.numpy()
@@ -169,10 +171,25 @@ def test_a_space_and_a_public_repository(hub, folder, tmp_path):
     assert hub.files(REPO, "space")["app.py"] == theirs["app.py"]
 
 
-def test_what_the_process_had_set_is_set_again(hub, folder):
-    before = constants.HF_HUB_DISABLE_XET, client._GLOBAL_CLIENT_FACTORY
-    push(folder)
-    assert before == (constants.HF_HUB_DISABLE_XET, client._GLOBAL_CLIENT_FACTORY)
+def test_what_the_process_had_set_is_used_and_set_again(hub, folder):
+    """Another factory of connections, for a proxy or certificates; storage by Xet or not."""
+    made = []
+
+    def factory():
+        made.append(client.default_client_factory())
+        return made[-1]
+
+    xet = constants.HF_HUB_DISABLE_XET
+    set_client_factory(factory)
+    try:
+        push(folder)
+        assert made
+        session = get_session()
+        assert session is made[-1]
+        assert session.event_hooks == client.default_client_factory().event_hooks
+    finally:
+        set_client_factory(client.default_client_factory)
+    assert xet is constants.HF_HUB_DISABLE_XET
 
 
 # -------------------------------------------------------------------------------------- faults
@@ -246,8 +263,8 @@ def _nothing_lost_nor_doubled(hub: Hub, folder: Path, uploaded: Uploaded) -> Non
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (Fault("PUT", ONE, "damage", times=99), "the storage refuses a file .*BadDigest"),
-        (Fault("PUT", ONE, 500, times=99), r"the Hub fails.*is not sent again \[500\]"),
+        (Fault("PUT", ONE, "damage", times=99), "the storage rejects a file .*BadDigest"),
+        (Fault("PUT", ONE, 500, times=99), r"the Hub fails.*are not sent again \[500\]"),
         (Fault("POST", "/commit/", 503, times=99), r"the Hub fails.*\[503\]"),
         (Fault("POST", "/commit/", "drop", times=99), "breaks off .*push again"),
         (Fault("POST", "/commit/", "stall", times=99), "was silent .*several times"),
@@ -388,8 +405,8 @@ MISTAKES = {
     "413 at the batch": (fault("POST", "/batch", 413), r"storage is full.*\[413\]"),
     "402 at the create": (fault("POST", "/create", 402), r"storage is full.*\[402\]"),
     "something else there": (other_model, r"holds something else than a SegFormer \(config.json\)"),
-    "a broken card": (broken_card, "the Hub refuses the card.*license.* must be one of"),
-    "no Hub": (fault("GET", "/api/", 200), "answers as no Hub does; look at HF_ENDPOINT"),
+    "a broken card": (broken_card, "the Hub rejects the card.*license.* must be one of"),
+    "no Hub": (fault("GET", "/api/", 200), "does not answer like a Hub; check HF_ENDPOINT"),
     "no network": (variable("HF_ENDPOINT", "http://127.0.0.1:9"), "cannot be reached"),
     "no such host": (variable("HF_ENDPOINT", "http://no.invalid"), "no network, or HF_ENDPOINT"),
     "no address": (variable("HF_ENDPOINT", "nowhere"), "HF_ENDPOINT=nowhere: not an address"),

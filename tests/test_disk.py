@@ -1,0 +1,53 @@
+"""Folders that are written whole; swaps and recovery are in tests/run/test_checkpoint.py."""
+
+import os
+
+import pytest
+
+from finetune.disk import whole_folder
+from finetune.errors import UserError
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_is_replaced_whole_or_stays(tmp_path):
+    target = tmp_path / "deep" / "page"
+    with whole_folder(target, "the page") as new:
+        (new / "a").touch()
+        assert not target.exists()
+    assert names(target) == ["a"]
+    with whole_folder(target, "the page") as new:
+        (new / "b").touch()
+    assert names(target) == ["b"]
+
+    def fail(error):
+        with whole_folder(target, "the page") as new:
+            (new / "c").touch()
+            raise error
+
+    with pytest.raises(UserError, match=r"cannot write the page .*page: No space.*; free some"):
+        fail(OSError(28, os.strerror(28)))
+    with pytest.raises(KeyboardInterrupt):
+        fail(KeyboardInterrupt())
+    assert names(target) == ["b"]
+    assert names(target.parent) == ["page"]  # nothing is left beside it
+
+
+def test_the_working_directory_stays_the_folder_that_a_shell_stands_in(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = tmp_path.stat().st_ino
+    with whole_folder(tmp_path, "the page") as new:
+        (new / "a").touch()
+    assert names(tmp_path) == ["a"]
+    assert tmp_path.stat().st_ino == before
+
+
+def test_a_link_stays_and_its_target_is_replaced(tmp_path):
+    (tmp_path / "old").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "old")
+    with whole_folder(tmp_path / "link", "the page") as new:
+        (new / "a").touch()
+    assert (tmp_path / "link").is_symlink()
+    assert names(tmp_path / "old") == ["a"]
