@@ -45,7 +45,7 @@ def save_model_folder(
     try:
         shutil.rmtree(temp, ignore_errors=True)
         temp.mkdir(parents=True)
-        model.config.finetune_eval = preprocessing.protocol.to_dict()
+        model.config.finetune_eval = preprocessing.protocol.model_dump(mode="json")
         model.config.finetune_colors = [list(color) for color in colors]
         model.save_pretrained(temp)
         processor = json.dumps(preprocessing.to_stock(), indent=2)

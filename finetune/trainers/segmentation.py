@@ -35,9 +35,8 @@ from finetune.inference.scores import score_bands
 from finetune.labels.presets import SYNONYMS
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow, panel
-from finetune.pictures.protocol import Protocol
 from finetune.publish import DataSet, hub_id, model_card, save_model_folder
-from finetune.recipe import Recipe
+from finetune.recipe import HubData, Recipe, StoredData
 from finetune.run.processes import agree, all_sum
 from finetune.run.report import iou_table
 from finetune.run.screen import progress_bar
@@ -88,8 +87,9 @@ class SegmentationTask:
 
     def _open(self, split: str) -> datasets.Dataset | Streamed:
         data, channels = self.recipe.data, self.recipe.model.num_channels
-        open_it = stream_split if data.streaming else open_split
-        return open_it(data, self.labels, split, num_channels=channels)
+        if isinstance(data, HubData) and data.streaming:
+            return stream_split(data, self.labels, split, num_channels=channels)
+        return open_split(data, self.labels, split, num_channels=channels)
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
@@ -98,7 +98,7 @@ class SegmentationTask:
             return self._preprocessing
         data = self.recipe.data
         return Preprocessing(
-            protocol_of(self.recipe),
+            self.recipe.evaluation.protocol,
             tuple(data.image_mean),
             tuple(data.image_std),
             int(np.iinfo(self._dtype(self.val_samples)).max),
@@ -108,7 +108,7 @@ class SegmentationTask:
     def num_train_samples(self) -> int:
         """Images in an epoch; of a stream without those that do not fill a last global batch."""
         count, batch = len(self.train_samples), self.recipe.train.global_batch
-        return count // batch * batch if self.recipe.data.streaming else count
+        return count // batch * batch if self.recipe.data.is_streamed else count
 
     @property
     def num_val_samples(self) -> int:
@@ -130,7 +130,7 @@ class SegmentationTask:
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
         data = self.recipe.data
-        is_files = data.source != "shapes" and not data.streaming
+        is_files = not data.is_drawn and not data.is_streamed
         if is_files and os.environ.get("RANK", "0") == "0":
             warn_of_shared_files(self.train_samples, self.val_samples)
         depths = [self._dtype(split) for split in (self.train_samples, self.val_samples)]
@@ -143,7 +143,7 @@ class SegmentationTask:
         """Reads every header and a few samples of one split; drawn ones have nothing to check."""
         if isinstance(samples, Streamed):
             samples.check()
-        elif self.recipe.data.source != "shapes":
+        elif not self.recipe.data.is_drawn:
             preflight(samples)
 
     def build(self) -> PreTrainedModel:
@@ -218,7 +218,7 @@ class SegmentationTask:
             "other files" if key == "files" else f"{key} {saved.get(key)} -> {now[key]}"
             for key in keys
         )
-        if not self.recipe.data.streaming:
+        if not self.recipe.data.is_streamed:
             return f"the training split has changed ({what}): samples come in another order"
         batch = self.recipe.train.global_batch
         per_epoch = {count // batch for count in (saved["num_samples"], now["num_samples"])}
@@ -233,7 +233,7 @@ class SegmentationTask:
     def _cached(self, *splits: datasets.Dataset | Streamed) -> list[Samples | Streamed]:
         """Splits as loaders read them: from the cache, about which the main process says a line."""
         # Shapes are drawn in less time than they would be read; streams are for what has no room.
-        if self.recipe.data.source == "shapes" or self.recipe.data.streaming:
+        if self.recipe.data.is_drawn or self.recipe.data.is_streamed:
             return list(splits)
         fresh = [split for split in splits if id(split) not in self._caches]
         for split in fresh:
@@ -383,8 +383,9 @@ class SegmentationTask:
         panel(rows, labels.names, labels.colors, labels.ignore_index, path)
 
     def _loss(self, logits: Tensor, labels: Tensor) -> CrossEntropySums:
-        loss = self.recipe.loss
-        return cross_entropy_sums(
+        (term,) = self.recipe.loss  # cross entropy, so far the only one
+        loss = term.options
+        sums = cross_entropy_sums(
             logits,
             labels,
             ignore_index=self.labels.ignore_index,
@@ -392,10 +393,11 @@ class SegmentationTask:
             label_smoothing=loss.label_smoothing,
             focal_gamma=loss.focal_gamma,
         )
+        return sums._replace(loss=sums.loss * loss.weight)
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - a task lives as long as its run
     def _class_weights(self, device: torch.device) -> Tensor | None:
-        given = self.recipe.loss.class_weights
+        given = self.recipe.loss[0].options.class_weights
         if not given:
             return None
         return torch.tensor([given.get(name, 1.0) for name in self.labels.names], device=device)
@@ -421,11 +423,6 @@ class SegmentationTask:
         return Evaluation(row, iou_table(result, names, pixels))
 
 
-def protocol_of(recipe: Recipe) -> Protocol:
-    """How a recipe's evaluations show images."""
-    return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
-
-
 def base_model_of(recipe: Recipe) -> str | None:
     """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
     init = recipe.model.init
@@ -441,19 +438,21 @@ def _start_of(recipe: Recipe) -> str:
 def data_set_of(recipe: Recipe) -> DataSet:
     """What a recipe trains and evaluates on, as a card says it."""
     data = recipe.data
-    name = DATA_SETS.get(data.source) or Path(data.path or "").expanduser().resolve().name
+    name = DATA_SETS.get(data.source, "")
+    if not name and isinstance(data, StoredData):
+        name = Path(data.path).expanduser().resolve().name
     split = data.val_split
-    if data.val_fraction is not None:
-        split = f"{data.val_fraction:.0%} of {data.train_split}, held back"
-    found = hub_id(data.path) if data.source == "hub" else None
+    if data.held_back is not None:
+        split = f"{data.held_back:.0%} of {data.train_split}, held back"
+    found = hub_id(data.path) if isinstance(data, HubData) else None
     return DataSet(
         name=found or name,
         split=split,
         train_split=data.train_split,
         kind=data.source,
         id=found,
-        subset=data.subset,
-        revision=data.revision,
+        subset=data.subset if isinstance(data, HubData) else None,
+        revision=data.revision if isinstance(data, HubData) else None,
     )
 
 

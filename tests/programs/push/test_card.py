@@ -17,13 +17,14 @@ from PIL import Image
 from tiny import save_tiny
 
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Protocol
+from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.pictures.drawing import panel
 from finetune.programs.export import export
 from finetune.programs.push import push as program
 from finetune.programs.push.card import metadata
 from finetune.programs.push.evidence import best_and_worst, gather, look, public, shown_path
 from finetune.publish import hub_id
+from finetune.recipe import read_data
 from finetune.trainers.segmentation import data_set_of
 from finetune.weights.cards import NVIDIA
 
@@ -192,9 +193,11 @@ def changed(evidence, **sections):
     """Evidence with another recipe: section=keys."""
     recipe = evidence.recipe
     for section, keys in sections.items():
-        recipe = recipe.model_copy(
-            update={section: getattr(recipe, section).model_copy(update=keys)}
-        )
+        if "source" in keys:
+            new = read_data(keys)
+        else:
+            new = getattr(recipe, section).model_copy(update=keys)
+        recipe = recipe.model_copy(update={section: new})
     return replace(evidence, recipe=recipe, data_set=data_set_of(recipe))
 
 
@@ -297,7 +300,7 @@ def test_a_pipeline_is_told_of_where_it_works_only(names, channels, tmp_path, mo
     """Stock's and transformers.js' know neither a single logit nor other channels than RGB."""
     monkeypatch.setattr(export, "export", lambda model: None)
     numbers = (0.5,) * channels
-    preprocessing = Preprocessing(Protocol(), image_mean=numbers, image_std=numbers)
+    preprocessing = Preprocessing(InferenceProtocol(), image_mean=numbers, image_std=numbers)
     model = save_tiny(tmp_path / "model", preprocessing, names=names, num_channels=channels)
     program.push(model, "me/x", onnx=True, dry_run=tmp_path / "out")
     text = (tmp_path / "out/README.md").read_text()
