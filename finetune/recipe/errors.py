@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-OWN_KEY = re.compile(r"(?<![\w.\])])\.(?=[a-z_])")
+OWN_KEY = re.compile(r"(?:^|(?<=\s))\.(?=[a-z_])")
 """The dot of `.window` in a message of `Section._problems`."""
 
 
