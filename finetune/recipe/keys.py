@@ -36,7 +36,7 @@ def describe_keys() -> list[Row]:
             assert issubclass(kind, Section)
             rows += _of_section(kind, f"{name}.")
         else:
-            rows.append(_row(Recipe, name))
+            rows.append(_row(Recipe, name, ""))
     return rows
 
 
@@ -55,13 +55,13 @@ def _of_data() -> Iterator[Row]:
     for key, readers in READ_BY.items():
         if key == "source":
             continue
-        _, kind, default, description = _row(SOURCES[readers[0]], key)
+        row = _row(SOURCES[readers[0]], key, "data.")
         others = [source for source in SOURCES if source not in readers]
         if others:
             few = len(others) < len(readers)
             who = f"every source but {', '.join(others)}" if few else ", ".join(readers)
-            description = f"{who}: {description}"
-        yield f"data.{key}", kind, default, description
+            row = (*row[:3], f"{who}: {row[3]}")
+        yield row
 
 
 def _of_loss() -> Iterator[Row]:
@@ -72,14 +72,13 @@ def _of_loss() -> Iterator[Row]:
 
 def _of_section(section: type[Section], prefix: str) -> Iterator[Row]:
     for key in section.model_fields:
-        name, kind, default, description = _row(section, key)
-        yield f"{prefix}{name}", kind, default, description
+        yield _row(section, key, prefix)
 
 
-def _row(section: type[Section], key: str) -> Row:
+def _row(section: type[Section], key: str, prefix: str) -> Row:
     field, schema = section.model_fields[key], section.model_json_schema()["properties"][key]
     default = "required" if field.is_required() else _value(field.default)
-    return key, _type_name(schema), default, field.description or ""
+    return f"{prefix}{key}", _type_name(schema), default, field.description or ""
 
 
 def _type_name(schema: Mapping[str, Any]) -> str:

@@ -2,11 +2,20 @@
 
 from typing import Any
 
+from pydantic.json_schema import GenerateJsonSchema
+
 from finetune.recipe.data import READ_BY
 from finetune.recipe.recipe import Recipe
 
 SCHEMA_FILE = ".finetune-recipe.schema.json"
 """Its name beside a recipe: hidden, so that nobody takes it for a file of the data set."""
+
+
+class _WithoutTitles(GenerateJsonSchema):
+    """A field's title would repeat its key."""
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        return False
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -15,17 +24,16 @@ def recipe_schema() -> dict[str, Any]:
     It is about files, which may state less than a recipe needs: the rest comes from `base` or from
     the command line. What must fit together, such as crop and model, `finetune show` checks.
     """
-    schema = Recipe.model_json_schema()
+    schema = Recipe.model_json_schema(schema_generator=_WithoutTitles)
     sections, keys = schema["$defs"], schema["properties"]
     base = {"type": "string", "description": "the recipe to start from: a file or a shipped name"}
     keys["data"] = {"anyOf": _data_branches(sections, keys["data"]["oneOf"])}
     keys["loss"] = {"anyOf": [{"$ref": "#/$defs/CrossEntropySection"}, keys["loss"]]}
     sections["LossTerm"] |= {"minProperties": 1, "maxProperties": 1}
-    _without_titles(schema)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "A recipe of finetune",
         **schema,
+        "title": "A recipe of finetune",
         "properties": {"base": base, **keys},
     }
 
@@ -46,15 +54,3 @@ def _data_branches(
         "properties": {key: every[key] for key in READ_BY if key != "source"},
     }
     return [*branches, {"$ref": "#/$defs/DataOfBase"}]
-
-
-def _without_titles(schema: Any) -> None:
-    """Takes out pydantic's titles, which repeat the keys."""
-    if isinstance(schema, dict):
-        if isinstance(schema.get("title"), str):
-            del schema["title"]
-        for value in schema.values():
-            _without_titles(value)
-    elif isinstance(schema, list):
-        for value in schema:
-            _without_titles(value)
