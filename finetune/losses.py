@@ -71,3 +71,7 @@ class CrossEntropy:
         if self._class_weights.device != device:  # once: a task trains on one device
             self._class_weights = self._class_weights.to(device)
         return self._class_weights
+
+
+LOSSES = {"cross_entropy": CrossEntropy}
+"""The terms by the name that a recipe gives them."""

@@ -24,8 +24,6 @@ KEYS = {row[0] for row in describe_keys()}
 LARGEST_README = 10_000  # bytes: a front door, not the house
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHELLS = ("console", "sh", "bash")
-COMING = ("finetune show --schema",)
-"""Promised here and not built yet. A promise that is kept fails, strictly: take it out."""
 
 
 def blocks(text, *languages):
@@ -53,11 +51,6 @@ def of_program(name):
     found = [(page, line) for page, line in COMMANDS if line.split()[0] == name]
     assert found
     return found
-
-
-def cases(found):
-    late = pytest.mark.xfail(strict=True)
-    return [pytest.param(*pair, marks=late) if pair[1] in COMING else pair for pair in found]
 
 
 def test_the_pages_are_found():
@@ -88,7 +81,7 @@ def words_of(line):
     return words if words[0] == "finetune" else []
 
 
-@pytest.mark.parametrize(("page", "line"), cases(p for p in COMMANDS if words_of(p[1])))
+@pytest.mark.parametrize(("page", "line"), [p for p in COMMANDS if words_of(p[1])])
 def test_commands_are_understood(page, line):
     words = words_of(line)
     if words[1:2] == ["VERB"]:
@@ -118,7 +111,7 @@ def test_options_named_alone_exist(page):
     assert not [option for option in named if option not in known]
 
 
-@pytest.mark.parametrize(("page", "line"), cases(of_program("make")))
+@pytest.mark.parametrize(("page", "line"), of_program("make"))
 def test_make_targets_exist(page, line):
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     target = line.split()[1]

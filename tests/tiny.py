@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import ModelCard
 
-from finetune.inference import Preprocessing, Protocol
+from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.publish import save_model_folder
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -44,7 +44,7 @@ def save_tiny(
     save_model_folder(
         folder,
         model,
-        preprocessing=preprocessing or Preprocessing(Protocol()),
+        preprocessing=preprocessing or Preprocessing(InferenceProtocol()),
         colors=colors or [COLORS[i % len(COLORS)] for i in range(len(names))],
         card=ModelCard("---\nlibrary_name: transformers\nlicense: cc0-1.0\n---\n"),
     )

@@ -48,6 +48,7 @@ def init(
     Example: finetune init --from hub:EduardoPacheco/FoodSeg103 -o food.yaml
     """
     from finetune.programs.init import draft, draft_from_table
+    from finetune.recipe import SCHEMA_FILE
 
     if source is None and folder is not None:
         done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
@@ -62,7 +63,8 @@ def init(
         print(f"{title}:")
         for line in found:
             print(f"  {line}")
-    print(f"\nWritten: {output}. Next: finetune train {shlex.quote(str(output))}")
+    print(f"\nBeside the recipe: {SCHEMA_FILE}, by which editors complete and check it.")
+    print(f"Written: {output}. Next: finetune train {shlex.quote(str(output))}")
 
 
 @app.command()

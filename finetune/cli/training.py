@@ -1,5 +1,6 @@
 """Verbs about recipes and training."""
 
+import json
 import os
 import signal
 import socket
@@ -82,20 +83,27 @@ def show(
     keys: Annotated[
         bool, typer.Option("--keys", help="List every key with type, default and meaning.")
     ] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="Print the JSON Schema of recipe files, for editors.")
+    ] = False,
 ) -> None:
     """Print a recipe resolved: every value that a run of it would use.
 
     Example: finetune show ade20k model.variant=b2
     """
-    from finetune.recipe import describe_keys, load_recipe
+    from finetune.recipe import describe_keys, load_recipe, recipe_schema
 
-    if keys:
+    if schema:
+        print(json.dumps(recipe_schema(), indent=1))
+    elif keys:
         table = Table("key", "type", "default", "meaning", box=None, pad_edge=False)
         for row in describe_keys():
             table.add_row(*(text.replace("[", "\\[") for text in row))
         Console().print(table)
     elif recipe is None:
-        raise UserError("name a recipe, or ask for --keys; `finetune recipes` lists the recipes")
+        raise UserError(
+            "name a recipe, or ask for --keys or --schema; `finetune recipes` lists the recipes"
+        )
     else:
         print(load_recipe(recipe, overrides or []).to_yaml(), end="")
 

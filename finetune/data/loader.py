@@ -32,7 +32,7 @@ from finetune.data.samples import check_one_depth
 from finetune.data.stream import Streamed
 from finetune.errors import UserError
 from finetune.machine import keep_freed_memory
-from finetune.pictures.protocol import Protocol
+from finetune.recipe import InferenceProtocol
 
 # What loaders read, by index.
 Samples: TypeAlias = datasets.Dataset | CachedSamples
@@ -70,7 +70,7 @@ class Augmented:
 class Whole:
     """A sample as it is evaluated: the image resized by the protocol, the mask at its own size."""
 
-    protocol: Protocol
+    protocol: InferenceProtocol
 
     def __call__(self, sample: dict[str, Any]) -> _Arrays:
         """The image, resized once a scale, the mask and the id."""
@@ -182,7 +182,7 @@ def train_loader(
 
 def eval_loader(
     samples: Samples | Streamed,
-    protocol: Protocol,
+    protocol: InferenceProtocol,
     *,
     batch_size: int,
     rank: int,

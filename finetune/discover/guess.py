@@ -18,7 +18,7 @@ from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
 from finetune.labels.translation import Labels
 from finetune.pictures.references import MASK_SUFFIXES
-from finetune.recipe import DataSection
+from finetune.recipe import read_data
 
 PRESETS_OF = {
     "ade20k": ("ade20k",),
@@ -77,7 +77,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
 
 def _references(layout: Layout, faults: list[Fault] | None, preset: str | None = None) -> list[str]:
     """References of the masks of both splits, before their labels are known."""
-    data = DataSection.model_validate(layout.data)
+    data = read_data(layout.data)
     names = (data.train_split, data.val_split)
     try:
         splits = [open_split(data, _anything(preset), name, faults=faults) for name in names]

@@ -12,6 +12,6 @@ folders.
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.segmentation import Segmentation
 from finetune.inference.segmenter import Segmenter, segment
-from finetune.pictures.protocol import Protocol
+from finetune.recipe import InferenceProtocol
 
-__all__ = ["Preprocessing", "Protocol", "Segmentation", "Segmenter", "segment"]
+__all__ = ["InferenceProtocol", "Preprocessing", "Segmentation", "Segmenter", "segment"]

@@ -1,7 +1,7 @@
 """The one description of what a picture goes through before a model sees it.
 
 Orientation and colour are those of `finetune.pictures.reading.read_image`, whatever the file holds;
-the size is the `Protocol`'s; the numbers are normalised on the model's device. Training's
+the size is the `InferenceProtocol`'s; the numbers are normalised on the model's device. Training's
 evaluation, `finetune eval`, `predict`, `segment` and the checks of an export all go this way, and a
 model folder says the same in stock's `preprocessor_config.json` as far as it can be said there.
 What cannot (rounding up to a multiple, windows, several scales) stands in `config.json` under
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from finetune.errors import UserError
-from finetune.pictures.protocol import Protocol
+from finetune.recipe import InferenceProtocol
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -38,7 +38,7 @@ class Preprocessing:
         full: the value of a pixel that is 1 there: 255, or 65535 if images have 16 bit.
     """
 
-    protocol: Protocol = field(default_factory=Protocol)
+    protocol: InferenceProtocol = field(default_factory=InferenceProtocol)
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
     full: int = 255
@@ -115,7 +115,7 @@ class Preprocessing:
         found = cls(protocol, mean, std, full)
         if exact is not None:
             try:
-                exactly = cls(Protocol.from_dict(exact), mean, std, full)
+                exactly = cls(InferenceProtocol.read(exact), mean, std, full)
             except UserError as error:
                 raise UserError(f"finetune_eval in config.json: {error}") from error
             if _sizes(exactly.to_stock()) == _sizes(found.to_stock()):
@@ -132,17 +132,17 @@ def _sizes(values: Mapping[str, Any]) -> Any:
     return values["do_resize"] and values["size"]
 
 
-def _protocol_of(values: Mapping[str, Any]) -> Protocol:
+def _protocol_of(values: Mapping[str, Any]) -> InferenceProtocol:
     if not values.get("do_resize", True):
-        return Protocol()
+        return InferenceProtocol()
     size = values.get("size", {"height": 512, "width": 512})
     if isinstance(size, int):  # as transformers 4 wrote it
         size = {"height": size, "width": size}
     if isinstance(size, dict) and all(type(side) is int and side > 0 for side in size.values()):
         if size.keys() == {"height", "width"}:
-            return Protocol(fixed_size=(size["height"], size["width"]))
+            return InferenceProtocol(fixed_size=(size["height"], size["width"]))
         if size.keys() in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
-            return Protocol(**size)
+            return InferenceProtocol(**size)
     raise UserError(
         f"size={json.dumps(size)}: only height and width, or shortest_edge and longest_edge, are "
         "known here"

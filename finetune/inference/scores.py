@@ -7,8 +7,7 @@ The scores of a whole picture are rarely there at once: 58 GB at 150 classes and
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
-from typing import Protocol as Interface
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -122,7 +121,7 @@ def _in_rows(
         yield slice(first, min(first + step, size[0]))
 
 
-class _Shown(Interface):
+class _Shown(Protocol):
     """Pictures at one scale."""
 
     def bands(self) -> Iterator[Band]:

@@ -107,7 +107,7 @@ class Segmenter:
             model: the folder, the id or the model.
             device: see the class.
             dtype: see the class.
-            **protocol: fields of `Protocol` that are not to be as in the folder, such as
+            **protocol: fields of `InferenceProtocol` that are not to be as in the folder, such as
                 `flip=True` or `window=(1024, 1024)`.
 
         Raises:
@@ -207,7 +207,7 @@ class Segmenter:
         return self.stacked([self.preprocessing.protocol.resize(image) for image in images])
 
     def stacked(self, resized: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
-        """What `Protocol.resize` gives of several images of one size, a batch a scale."""
+        """What `InferenceProtocol.resize` gives of several images of one size, a batch a scale."""
         return [_stacked(scale) for scale in zip(*resized, strict=True)]
 
     def masks(

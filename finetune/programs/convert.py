@@ -19,8 +19,8 @@ from finetune.inference.preprocessing import Preprocessing
 from finetune.labels.presets import PRESETS, SYNONYMS
 from finetune.labels.translation import default_colors
 from finetune.pictures.drawing import Color
-from finetune.pictures.protocol import Protocol
 from finetune.publish import conversion_card, save_model_folder
+from finetune.recipe import InferenceProtocol
 from finetune.segformer import SegformerConfig
 from finetune.weights import (
     ARCHITECTURES,
@@ -43,8 +43,8 @@ _EPSILON = (
 # The published protocols, by the number of classes of the sets that they belong to: the recipes
 # ade20k and cityscapes.
 _PROTOCOLS = {
-    "ade20k": Protocol(shortest_edge=512, longest_edge=2048, size_divisor=32),
-    "cityscapes": Protocol(window=(1024, 1024), stride=(768, 768)),
+    "ade20k": InferenceProtocol(shortest_edge=512, longest_edge=2048, size_divisor=32),
+    "cityscapes": InferenceProtocol(window=(1024, 1024), stride=(768, 768)),
 }
 _PRESET_OF = {len(PRESETS[name]["names"]): name for name in _PROTOCOLS}
 _DATA_OF = {"ade20k": "ADEChallengeData2016", "cityscapes": "cityscapes"}
@@ -274,14 +274,15 @@ def _assumed_preprocessing(
 ) -> tuple[Preprocessing, str]:
     """How images are shown where nothing says so, and the sentence that says what is assumed."""
     if kind != "segmentation":
-        protocol, of = Protocol(fixed_size=(224, 224)), "images of 224 x 224, as in pretraining"
+        protocol = InferenceProtocol(fixed_size=(224, 224))
+        of = "images of 224 x 224, as in pretraining"
     elif preset:
         protocol = _PROTOCOLS[preset]
         if preset == "ade20k" and variant_of(config.depths, config.hidden_sizes) == "b5":
-            protocol = Protocol(shortest_edge=640, longest_edge=2048, size_divisor=32)
+            protocol = InferenceProtocol(shortest_edge=640, longest_edge=2048, size_divisor=32)
         of = f"images are shown as published for {preset}: {protocol.describe()}"
     else:
-        protocol, of = Protocol(), "images are shown at their own size"
+        protocol, of = InferenceProtocol(), "images are shown at their own size"
     if config.num_channels == 3:
         return Preprocessing(protocol), f"{of}; normalised by ImageNet's mean and deviation"
     mean, std = (0.0,) * config.num_channels, (1.0,) * config.num_channels

@@ -3,17 +3,16 @@
 import json
 import warnings
 from collections.abc import Iterable
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from rich.console import Console
 
-from finetune.inference import Protocol, Segmenter
+from finetune.inference import InferenceProtocol, Segmenter
 from finetune.machine import set_threads
 from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.trainers import Evaluation, Share
-from finetune.trainers.segmentation import protocol_of
 from finetune.trainers.tasks import task_of
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -39,17 +38,17 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
     segmenter = _load(model, recipe)
     own = segmenter.preprocessing
     if getattr(segmenter.model.config, "finetune_eval", None) is None:
-        protocol = protocol_of(recipe)
+        protocol = recipe.evaluation.protocol
     else:
-        keys = {field.name for field in fields(Protocol)}
+        keys = set(InferenceProtocol.model_fields)
         names = keys if "" in overridden else keys & {*overridden}
         chosen = {name: getattr(recipe.evaluation, name) for name in names}
-        protocol = protocol_of(recipe) if names == keys else own.protocol.replaced(**chosen)
+        protocol = recipe.evaluation.protocol if names == keys else own.protocol.replaced(**chosen)
     preprocessing = replace(own, protocol=protocol)
     recipe = _in_precision_of(model, recipe)
     task = task_of(recipe, preprocessing)
     data = recipe.data
-    wanted = protocol_of(recipe), tuple(data.image_mean), tuple(data.image_std)
+    wanted = recipe.evaluation.protocol, tuple(data.image_mean), tuple(data.image_std)
     if (protocol, own.image_mean, own.image_std) != wanted:
         warnings.warn(
             f"scored as the model's folder shows images ({protocol.describe()}; its mean and std), "

@@ -1,9 +1,11 @@
 """`finetune init`: a folder of images and masks to a recipe that trains as it stands.
 
 What was seen is a comment in the recipe, and so is what was assumed; a folder that may be meant in
-several ways is a question on a terminal, and a mistake elsewhere.
+several ways is a question on a terminal, and a mistake elsewhere. The JSON Schema is written beside
+the recipe, for editors.
 """
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,7 @@ from finetune.disk import write_whole
 from finetune.errors import UserError
 from finetune.machine import device
 from finetune.pictures.reading import image_size
-from finetune.recipe import Recipe, recipe_from_values, to_yaml
+from finetune.recipe import SCHEMA_FILE, Recipe, recipe_from_values, recipe_schema, to_yaml
 
 MAX_CROP = 512
 SMALLEST_CROP = 64
@@ -99,6 +101,8 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
     data = {**layout.data, **channels.data}
     sections = {"data": data, "labels": labels.labels, **training}
     lines = [
+        # Beside the recipe, since an editor opens neither what is in a package nor, offline, a URL.
+        f"# yaml-language-server: $schema=./{SCHEMA_FILE}",
         f"# Written by `finetune init` for {root.name}.",
         "# Seen:",
         *(f"# - {line}" for line in found),
@@ -111,6 +115,7 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"{output}: its folder cannot be made ({error.strerror}).") from error
+    write_whole(output.with_name(SCHEMA_FILE), json.dumps(recipe_schema(), indent=1) + "\n")
     write_whole(output, text)
     return Draft(text, recipe, tuple(found), (*assumed, *reasons))
 

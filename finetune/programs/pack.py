@@ -74,8 +74,8 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
             written stays, and the same call goes on from there.
     """
     data = recipe.data
-    if data.source == "shapes" or data.streaming:
-        what = "draws its pictures" if data.source == "shapes" else "is streamed"
+    if data.is_drawn or data.is_streamed:
+        what = "draws its pictures" if data.is_drawn else "is streamed"
         raise UserError(f"data.source: {data.source} {what}: there is nothing to pack.")
     labels = recipe.labels.build()
     for key in ("train_split", "val_split"):
@@ -301,7 +301,7 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
     """What decides what a pack holds."""
     left_out = {"workers", "cache", "image_mean", "image_std"}
     data = recipe.data.model_dump(mode="json", exclude=left_out)
-    data["path"] = str(Path(data["path"]).expanduser().absolute()) if data["path"] else None
+    data["path"] = str(Path(data["path"]).expanduser().absolute())
     labels = recipe.labels.model_dump(mode="json")
     channels = recipe.model.num_channels
     return {"format": FORMAT, "data": data, "labels": labels, "model": {"num_channels": channels}}

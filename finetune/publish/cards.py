@@ -5,9 +5,9 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from finetune.pictures.protocol import Protocol
 from finetune.publish.header import DataSet, header
 from finetune.publish.markdown import escaped, percent, table
+from finetune.recipe import InferenceProtocol
 from finetune.weights.cards import licence_fields
 
 _HERE = "path/to/this/folder"
@@ -45,7 +45,7 @@ def model_card(
     names: Sequence[str],
     results: Mapping[str, float | None],
     per_class_iou: Mapping[str, float | None],
-    protocol: Protocol,
+    protocol: InferenceProtocol,
     num_channels: int = 3,
     licence: str = "",
     data_set: DataSet | None = None,
@@ -107,7 +107,7 @@ def conversion_card(
     facts: Mapping[str, Any],
     metadata: Mapping[str, Any],
     licence: str = "",
-    protocol: Protocol | None = None,
+    protocol: InferenceProtocol | None = None,
     num_channels: int = 3,
 ) -> ModelCard:
     """A model card of weights that were brought into this form and not changed.

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from finetune.publish.header import DataSet, hub_id
-from finetune.recipe import DataSection
+from finetune.recipe import DataSection, HubData, StoredData
 from finetune.weights import is_checkpoint_file
 
 DATA_SETS = {
@@ -29,17 +29,19 @@ def start_of(init: str | None) -> str:
 
 def data_set_of(data: DataSection) -> DataSet:
     """What a recipe trains and evaluates on, as a card says it."""
-    name = DATA_SETS.get(data.source) or Path(data.path or "").expanduser().resolve().name
+    name = DATA_SETS.get(data.source, "")
+    if not name and isinstance(data, StoredData):
+        name = Path(data.path).expanduser().resolve().name
     split = data.val_split
-    if data.val_fraction is not None:
-        split = f"{data.val_fraction:.0%} of {data.train_split}, held back"
-    found = hub_id(data.path) if data.source == "hub" else None
+    if data.held_back is not None:
+        split = f"{data.held_back:.0%} of {data.train_split}, held back"
+    found = hub_id(data.path) if isinstance(data, HubData) else None
     return DataSet(
         name=found or name,
         split=split,
         train_split=data.train_split,
         kind=data.source,
         id=found,
-        subset=data.subset,
-        revision=data.revision,
+        subset=data.subset if isinstance(data, HubData) else None,
+        revision=data.revision if isinstance(data, HubData) else None,
     )

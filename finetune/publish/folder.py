@@ -39,7 +39,7 @@ def save_model_folder(
         UserError: the folder cannot be written.
     """
     with whole_folder(folder, "the model folder") as new:
-        model.config.finetune_eval = preprocessing.protocol.to_dict()
+        model.config.finetune_eval = preprocessing.protocol.model_dump(mode="json")
         model.config.finetune_colors = [list(color) for color in colors]
         try:
             model.save_pretrained(new)

@@ -33,13 +33,13 @@ from finetune.inference import Segmenter
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import score_bands
 from finetune.labels.presets import SYNONYMS
-from finetune.losses import CrossEntropy
+from finetune.labels.translation import Labels
+from finetune.losses import LOSSES, CrossEntropy
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow, panel
-from finetune.pictures.protocol import Protocol
 from finetune.publish import model_card, save_model_folder
 from finetune.publish.facts import base_model_of, data_set_of, start_of
-from finetune.recipe import Recipe
+from finetune.recipe import HubData, LossTerm, Recipe
 from finetune.run.processes import agree, all_sum
 from finetune.run.report import iou_table
 from finetune.run.screen import progress_bar
@@ -60,14 +60,8 @@ class SegmentationTask:
         self.recipe = recipe
         self.labels = recipe.labels.build()
         self._preprocessing = preprocessing
-        given = recipe.loss.class_weights
-        self.loss = CrossEntropy(
-            self.labels.num_labels,
-            self.labels.ignore_index,
-            class_weights=[given.get(name, 1.0) for name in self.labels.names] if given else None,
-            label_smoothing=recipe.loss.label_smoothing,
-            focal_gamma=recipe.loss.focal_gamma,
-        )
+        self.terms = {term.name: _built(term, self.labels) for term in recipe.loss}
+        self.factors = {term.name: term.options.weight for term in recipe.loss}
         self._saved: dict[str, int] = {}  # of a checkpoint
         self._world_size = 1
         self._stray: Tensor | int = 0
@@ -86,8 +80,9 @@ class SegmentationTask:
 
     def _open(self, split: str) -> datasets.Dataset | Streamed:
         data, channels = self.recipe.data, self.recipe.model.num_channels
-        open_it = stream_split if data.streaming else open_split
-        return open_it(data, self.labels, split, num_channels=channels)
+        if isinstance(data, HubData) and data.streaming:
+            return stream_split(data, self.labels, split, num_channels=channels)
+        return open_split(data, self.labels, split, num_channels=channels)
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
@@ -96,7 +91,7 @@ class SegmentationTask:
             return self._preprocessing
         data = self.recipe.data
         return Preprocessing(
-            protocol_of(self.recipe),
+            self.recipe.evaluation.protocol,
             tuple(data.image_mean),
             tuple(data.image_std),
             int(np.iinfo(self._dtype(self.val_samples)).max),
@@ -106,7 +101,7 @@ class SegmentationTask:
     def num_train_samples(self) -> int:
         """Images in an epoch; of a stream without those that do not fill a last global batch."""
         count, batch = len(self.train_samples), self.recipe.train.global_batch
-        return count // batch * batch if self.recipe.data.streaming else count
+        return count // batch * batch if self.recipe.data.is_streamed else count
 
     def check(self) -> None:
         """Reads every header and a few samples of both splits, and opens the cache of both.
@@ -123,7 +118,7 @@ class SegmentationTask:
         self.check_split(self.train_samples)
         self.check_split(self.val_samples)
         data = self.recipe.data
-        is_files = data.source != "shapes" and not data.streaming
+        is_files = not data.is_drawn and not data.is_streamed
         if is_files and os.environ.get("RANK", "0") == "0":
             warn_of_shared_files(self.train_samples, self.val_samples)
         depths = [self._dtype(split) for split in (self.train_samples, self.val_samples)]
@@ -136,7 +131,7 @@ class SegmentationTask:
         """Reads every header and a few samples of one split; drawn ones have nothing to check."""
         if isinstance(samples, Streamed):
             samples.check()
-        elif self.recipe.data.source != "shapes":
+        elif not self.recipe.data.is_drawn:
             preflight(samples)
 
     def check_model(self, segmenter: Segmenter, what: str) -> None:
@@ -239,7 +234,7 @@ class SegmentationTask:
             "other files" if key == "files" else f"{key} {saved.get(key)} -> {now[key]}"
             for key in changed
         )
-        if not self.recipe.data.streaming:
+        if not self.recipe.data.is_streamed:
             warnings.warn(
                 f"the training split has changed ({what}): samples come in another order",
                 stacklevel=2,
@@ -261,7 +256,7 @@ class SegmentationTask:
     def _cached(self, *splits: datasets.Dataset | Streamed) -> list[Samples | Streamed]:
         """Splits as loaders read them: from the cache, about which the main process says a line."""
         # Shapes are drawn in less time than they would be read; streams are for what has no room.
-        if self.recipe.data.source == "shapes" or self.recipe.data.streaming:
+        if self.recipe.data.is_drawn or self.recipe.data.is_streamed:
             return list(splits)
         fresh = [split for split in splits if id(split) not in self._caches]
         for split in fresh:
@@ -280,15 +275,16 @@ class SegmentationTask:
         return first_dtype(split)
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """The weight of the pixels that count."""
-        return {"cross_entropy": self.loss.weight(batch["labels"])}
+        """The weight of the pixels that count, of each term."""
+        return {name: term.weight(batch["labels"]) for name, term in self.terms.items()}
 
     def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
-        """Cross entropy, summed over the pixels that count."""
+        """The terms, summed over the pixels that count, times their factors in the recipe."""
         logits = model(self.preprocessing.normalise(batch["pixel_values"])).logits
-        sums = self.loss.sums(logits, batch["labels"])
-        self._stray = self._stray + sums.stray
-        return {"cross_entropy": sums.loss}
+        sums = {name: term.sums(logits, batch["labels"]) for name, term in self.terms.items()}
+        # Each term meets the same labels.
+        self._stray = self._stray + next(iter(sums.values())).stray
+        return {name: found.loss * self.factors[name] for name, found in sums.items()}
 
     def problem(self) -> str:
         """Invalid labels since the last call, counted on a GPU; a CPU raises at once."""
@@ -317,7 +313,7 @@ class SegmentationTask:
         )
         was_training = model.training
         model.eval()
-        sums = torch.zeros(2, dtype=torch.float64, device=device)  # loss and weight
+        sums = torch.zeros(len(self.terms), 2, dtype=torch.float64, device=device)  # loss, weight
         problem, stopped = "", False
         progress = progress_bar(
             total=len(self.val_samples),
@@ -339,18 +335,24 @@ class SegmentationTask:
                         truth = labels[:, rows]
                         predicted = upsampled_argmax(scores, (truth.shape[1], truth.shape[2]))
                         metric.add_batch(predictions=predicted, references=truth)
-                        sums += torch.stack(self.loss.sums(scores, truth)[:2])
+                        sums += torch.stack(
+                            [torch.stack(t.sums(scores, truth)[:2]) for t in self.terms.values()]
+                        )
                     progress.update(len(batch["ids"]) * share.world_size)
             except UserError as error:  # a bad file in this process's share
                 problem = str(error)
         model.train(was_training)
         if agree(problem, stop=stopped):
             return None
-        loss, weight = all_sum(sums).tolist()
+        totals = all_sum(sums).tolist()
+        loss = sum(
+            factor * total / weight if weight else float("nan")
+            for factor, (total, weight) in zip(self.factors.values(), totals, strict=True)
+        )
         confusion = all_sum(torch.from_numpy(metric.confusion).to(device))
         metric.reset()
         metric.merge(confusion)
-        return self._evaluation(metric, loss / weight if weight else float("nan"))
+        return self._evaluation(metric, loss)
 
     def save(self, folder: Path, model: PreTrainedModel, evaluation: Evaluation, step: int) -> None:
         """Writes the model folder, with a card that holds this evaluation's results."""
@@ -428,9 +430,13 @@ class SegmentationTask:
         return Evaluation(row, iou_table(result, names, pixels))
 
 
-def protocol_of(recipe: Recipe) -> Protocol:
-    """How a recipe's evaluations show images."""
-    return Protocol(**recipe.evaluation.model_dump(exclude={"batch_size"}))
+def _built(term: LossTerm, labels: Labels) -> CrossEntropy:
+    """A term of the recipe's loss; class weights by name become numbers in the order of ids."""
+    options = term.options.model_dump(exclude={"weight", "class_weights"})
+    given = term.options.class_weights
+    weights = [given.get(name, 1.0) for name in labels.names] if given else None
+    loss = LOSSES[term.name]
+    return loss(labels.num_labels, labels.ignore_index, class_weights=weights, **options)
 
 
 def _on_device(

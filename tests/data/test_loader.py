@@ -15,7 +15,7 @@ from finetune.data.order import GlobalOrder
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.shapes import shapes
 from finetune.errors import UserError
-from finetune.inference import Protocol
+from finetune.inference import InferenceProtocol
 from finetune.recipe import load_recipe
 
 SAMPLES = 24
@@ -133,7 +133,7 @@ def test_evaluation_serves_every_image_once(world_size, batch_size):
     for rank in range(world_size):
         for batch in eval_loader(
             Files(),
-            Protocol(),
+            InferenceProtocol(),
             batch_size=batch_size,
             rank=rank,
             world_size=world_size,
@@ -159,7 +159,7 @@ def test_a_bad_file_is_one_message(workers):
         list(
             eval_loader(
                 Files(bad=4),
-                Protocol(),
+                InferenceProtocol(),
                 batch_size=1,
                 rank=0,
                 world_size=1,

@@ -27,7 +27,7 @@ from finetune.data.order import StreamOrder
 from finetune.data.sources.hub import hub_shards
 from finetune.data.stream import BLOCK, Streamed
 from finetune.errors import UserError
-from finetune.inference import Protocol
+from finetune.inference import InferenceProtocol
 from finetune.labels.translation import Labels
 from finetune.recipe import load_recipe
 from finetune.trainers import Share
@@ -216,7 +216,7 @@ def test_evaluation_takes_every_sample_once(folder, world_size, workers):
         for rank in range(world_size)
         for batch in eval_loader(
             samples,
-            Protocol(),
+            InferenceProtocol(),
             batch_size=4,
             rank=rank,
             world_size=world_size,

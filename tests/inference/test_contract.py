@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from finetune.inference import Preprocessing, Protocol, Segmenter
+from finetune.inference import InferenceProtocol, Preprocessing, Segmenter
 from finetune.inference.scores import score_bands
 from finetune.programs.predict.predict import predict
 from finetune.recipe import load_recipe
@@ -151,8 +151,8 @@ def test_evaluation_shows_pictures_as_the_folder_does(trained):
 
 
 def test_what_stock_cannot_say_is_exact_with_us(tmp_path):
-    protocol = Protocol(shortest_edge=64, longest_edge=256, size_divisor=32)
+    protocol = InferenceProtocol(shortest_edge=64, longest_edge=256, size_divisor=32)
     own = Preprocessing(protocol)
     assert protocol.size(75, 110) == (64, 96)
     assert own.to_stock()["size"] == {"shortest_edge": 64, "longest_edge": 256}
-    assert Preprocessing.from_stock(own.to_stock(), protocol.to_dict()) == own
+    assert Preprocessing.from_stock(own.to_stock(), protocol.model_dump(mode="json")) == own

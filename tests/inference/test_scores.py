@@ -8,7 +8,7 @@ import transformers
 from PIL import Image
 
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Protocol
+from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.inference.preprocessing import normalise
 from finetune.inference.scores import predict_confident_masks, predict_masks, score_bands
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
@@ -34,14 +34,14 @@ def model():
     ],
 )
 def test_the_ade20k_protocol(size, expected):
-    protocol = Protocol(shortest_edge=512, longest_edge=2048, size_divisor=32)
+    protocol = InferenceProtocol(shortest_edge=512, longest_edge=2048, size_divisor=32)
     assert protocol.size(*size) == expected
 
 
 def test_no_resize_is_the_default():
-    assert Protocol().size(361, 487) == (361, 487)
+    assert InferenceProtocol().size(361, 487) == (361, 487)
     image = np.zeros((36, 48, 3), np.uint8)
-    assert Protocol().resize(image)[0] is image
+    assert InferenceProtocol().resize(image)[0] is image
 
 
 def test_resize_and_normalise_equal_the_stock_processor():
@@ -51,7 +51,7 @@ def test_resize_and_normalise_equal_the_stock_processor():
         size={"shortest_edge": 64}, do_reduce_labels=False
     )
     expected = processor(image, return_tensors="pt")["pixel_values"]
-    resized = Protocol(shortest_edge=64).resize(image)[0]
+    resized = InferenceProtocol(shortest_edge=64).resize(image)[0]
     mean = torch.tensor([0.485, 0.456, 0.406])
     std = torch.tensor([0.229, 0.224, 0.225])
     mine = normalise(torch.from_numpy(resized.copy())[None], mean, std)
@@ -114,7 +114,7 @@ def windows_by_hand(model, pixels, rows, columns):
 def test_sliding_window_equals_a_plain_loop(model, band, monkeypatch):
     monkeypatch.setattr("finetune.inference.scores._BAND", band)
     pixels = pictures(2, 75, 110)
-    protocol = Protocol(window=(48, 64), stride=(32, 40))
+    protocol = InferenceProtocol(window=(48, 64), stride=(32, 40))
     scores = scores_of(model, [pixels], protocol, (75, 110))
     expected = windows_by_hand(model, pixels, (48, 32), (64, 40))
     torch.testing.assert_close(scores, expected, rtol=1e-5, atol=1e-6)
@@ -126,7 +126,7 @@ def test_windows_of_a_resized_picture_are_averaged_before_they_are_upsampled(
 ):
     monkeypatch.setattr("finetune.inference.scores._BAND", band)
     pixels = pictures(1, 75, 110)
-    protocol = Protocol(shortest_edge=75, window=(48, 64), stride=(32, 40))
+    protocol = InferenceProtocol(shortest_edge=75, window=(48, 64), stride=(32, 40))
     scores = scores_of(model, [pixels], protocol, (131, 190))
     mean = windows_by_hand(model, pixels, (48, 32), (64, 40))
     expected = F.interpolate(mean, size=(131, 190), mode="bilinear", align_corners=False)
@@ -135,14 +135,16 @@ def test_windows_of_a_resized_picture_are_averaged_before_they_are_upsampled(
 
 def test_a_window_larger_than_the_image_sees_it_whole(model):
     pixels = pictures(1, 40, 50)
-    window = scores_of(model, [pixels], Protocol(window=(64, 64), stride=(48, 48)), (40, 50))
+    window = scores_of(
+        model, [pixels], InferenceProtocol(window=(64, 64), stride=(48, 48)), (40, 50)
+    )
     torch.testing.assert_close(window, logits_of(model, pixels, (40, 50)), rtol=1e-5, atol=1e-6)
 
 
 def test_scales_and_mirrors_are_the_mean_of_probabilities(model, monkeypatch):
     monkeypatch.setattr("finetune.inference.scores._BAND", 2**12)
     image = pictures(1, 64, 90)[0].numpy()
-    protocol = Protocol(scales=(0.75, 1.0, 1.5), flip=True)
+    protocol = InferenceProtocol(scales=(0.75, 1.0, 1.5), flip=True)
     views = [torch.from_numpy(view.copy())[None] for view in protocol.resize(image)]
     assert [tuple(view.shape[1:3]) for view in views] == [(48, 68), (64, 90), (96, 135)]
     scores = scores_of(model, views, protocol, (64, 90))
@@ -155,7 +157,7 @@ def test_scales_and_mirrors_are_the_mean_of_probabilities(model, monkeypatch):
 
 def test_mirrored_windows_are_those_of_the_mirrored_picture(model):
     pixels = pictures(1, 75, 110)
-    protocol = Protocol(window=(48, 64), stride=(32, 40), flip=True)
+    protocol = InferenceProtocol(window=(48, 64), stride=(32, 40), flip=True)
     scores = scores_of(model, [pixels], protocol, (75, 110))
     one, other = (
         windows_by_hand(model, image, (48, 32), (64, 40)).softmax(1)
@@ -171,7 +173,7 @@ def test_huge_pictures_are_shown_in_windows(model, monkeypatch):
     pixels = pictures(1, 75, 110)
     # One step of 27 (of 32 at most) down, two of 23 (of 40 at most) across.
     expected = windows_by_hand(model, pixels, (48, 27), (64, 23))
-    found = scores_of(model, [pixels], Protocol(), (75, 110))
+    found = scores_of(model, [pixels], InferenceProtocol(), (75, 110))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -186,7 +188,12 @@ def test_small_images_are_padded(model):
 
 
 @pytest.mark.parametrize(
-    "protocol", [Protocol(), Protocol(window=(48, 64), stride=(32, 40)), Protocol(flip=True)]
+    "protocol",
+    [
+        InferenceProtocol(),
+        InferenceProtocol(window=(48, 64), stride=(32, 40)),
+        InferenceProtocol(flip=True),
+    ],
 )
 def test_the_mask_has_the_size_that_is_asked_for_and_knows_how_sure_it_is(
     model, protocol, monkeypatch
@@ -215,7 +222,7 @@ def test_the_binary_head_of_stock(model):
     with torch.no_grad():
         chance = binary(plain(pixels)).logits
     chance = F.interpolate(chance, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
-    for protocol in (Protocol(), Protocol(window=(48, 48), stride=(32, 32))):
+    for protocol in (InferenceProtocol(), InferenceProtocol(window=(48, 48), stride=(32, 32))):
         preprocessing = Preprocessing(protocol, **PLAIN)
         mask, confidence = predict_confident_masks(binary, [pixels], preprocessing, (64, 64))
         assert ((confidence >= 0.5) & (confidence <= 1)).all()
@@ -226,20 +233,20 @@ def test_the_binary_head_of_stock(model):
 
 
 def test_a_protocol_says_what_it_is():
-    text = Protocol(shortest_edge=512, longest_edge=2048, size_divisor=32).describe()
+    text = InferenceProtocol(shortest_edge=512, longest_edge=2048, size_divisor=32).describe()
     assert "512" in text
     assert "32" in text
-    sliding = Protocol(window=(1024, 1024), stride=(768, 768)).describe()
+    sliding = InferenceProtocol(window=(1024, 1024), stride=(768, 768)).describe()
     assert "1024 x 1024" in sliding
     assert "own size" in sliding
 
 
 STOCKS = [  # the protocols that stock's processor knows
-    Protocol(),
-    Protocol(fixed_size=(40, 56)),
-    Protocol(shortest_edge=64),
-    Protocol(shortest_edge=64, longest_edge=80),
-    Protocol(shortest_edge=71, longest_edge=97),
+    InferenceProtocol(),
+    InferenceProtocol(fixed_size=(40, 56)),
+    InferenceProtocol(shortest_edge=64),
+    InferenceProtocol(shortest_edge=64, longest_edge=80),
+    InferenceProtocol(shortest_edge=71, longest_edge=97),
 ]
 
 
@@ -263,17 +270,19 @@ def test_what_is_saved_for_stock_is_read_back(protocol):
     own = Preprocessing(protocol, (0.1, 0.2, 0.3, 0.4), (0.5, 0.6, 0.7, 0.8), 65535)
     assert Preprocessing.from_stock(own.to_stock()) == own
     more = Preprocessing(
-        Protocol(shortest_edge=64, longest_edge=80, size_divisor=32, scales=(0.5, 1.0), flip=True)
+        InferenceProtocol(
+            shortest_edge=64, longest_edge=80, size_divisor=32, scales=(0.5, 1.0), flip=True
+        )
     )
-    assert Preprocessing.from_stock(more.to_stock(), more.protocol.to_dict()) == more
+    assert Preprocessing.from_stock(more.to_stock(), more.protocol.model_dump(mode="json")) == more
 
 
 def test_a_changed_preprocessor_config_counts():
-    own = Preprocessing(Protocol(shortest_edge=64, size_divisor=32))
+    own = Preprocessing(InferenceProtocol(shortest_edge=64, size_divisor=32))
     changed = {**own.to_stock(), "size": {"shortest_edge": 96}}
     with pytest.warns(UserWarning, match="it counts"):
-        found = Preprocessing.from_stock(changed, own.protocol.to_dict())
-    assert found.protocol == Protocol(shortest_edge=96)
+        found = Preprocessing.from_stock(changed, own.protocol.model_dump(mode="json"))
+    assert found.protocol == InferenceProtocol(shortest_edge=96)
 
 
 @pytest.mark.parametrize(
@@ -294,7 +303,7 @@ def test_what_is_not_done_here_is_refused(change, named):
 
 def test_stock_folders_of_transformers_4_are_understood():
     old = {"do_resize": True, "size": 512, "image_mean": [0.485, 0.456, 0.406]}
-    assert Preprocessing.from_stock(old).protocol == Protocol(fixed_size=(512, 512))
+    assert Preprocessing.from_stock(old).protocol == InferenceProtocol(fixed_size=(512, 512))
 
 
 @pytest.mark.parametrize(
@@ -304,7 +313,7 @@ def test_channels_are_resized_one_by_one(channels, dtype):
     rng = np.random.default_rng(channels)
     image = rng.integers(0, 256, (90, 121, channels), dtype)
     for edge in (40, 64, 200):
-        resized = Protocol(shortest_edge=edge).resize(image)[0]
+        resized = InferenceProtocol(shortest_edge=edge).resize(image)[0]
         size = resized.shape[1::-1]
         for index in range(channels):
             plane = Image.fromarray(image[..., index]).resize(size, Image.Resampling.BILINEAR)
@@ -317,7 +326,7 @@ def test_sixteen_bit_are_resized_by_the_same_filter(channels):
     image = rng.integers(0, 65536, (90, 121, channels), np.uint16)
     image[:20] = 65535
     for edge in (40, 64, 200):
-        resized = Protocol(shortest_edge=edge).resize(image)[0]
+        resized = InferenceProtocol(shortest_edge=edge).resize(image)[0]
         assert resized.dtype == np.uint16
         size = resized.shape[1::-1]
         for index in range(channels):

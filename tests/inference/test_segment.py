@@ -12,19 +12,19 @@ from PIL import Image
 from tiny import COLORS, NAMES, save_tiny
 
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Protocol, Segmenter, segment
+from finetune.inference import InferenceProtocol, Preprocessing, Segmenter, segment
 from finetune.pictures.drawing import overlay
 from finetune.segformer import SegformerForSemanticSegmentation
 
 
-def save(folder, protocol=Protocol(), channels=3):  # noqa: B008 - frozen
+def save(folder, protocol=InferenceProtocol(), channels=3):  # noqa: B008 - frozen
     preprocessing = Preprocessing(protocol, (0.4,) * channels, (0.2,) * channels)
     return save_tiny(folder, preprocessing, num_channels=channels)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save(tmp_path_factory.mktemp("model") / "best", Protocol(shortest_edge=64))
+    return save(tmp_path_factory.mktemp("model") / "best", InferenceProtocol(shortest_edge=64))
 
 
 def picture(height=75, width=110, seed=0):
@@ -116,7 +116,7 @@ def test_the_protocol_can_be_changed(folder):
     assert (protocol.shortest_edge, protocol.window, protocol.stride) == (64, (40, 48), (30, 36))
     assert not np.array_equal(segmenter(pixels).mask, segment(folder, pixels).mask)
     for changes, named in [
-        ({"stride": (8, 8)}, "needs a window"),
+        ({"stride": (8, 8)}, "stride: needs window"),
         ({"window": (40, 40), "stride": (41, 8)}, "gaps"),
         ({"window": (20, 40)}, "29 pixels"),
     ]:
@@ -216,7 +216,7 @@ def test_sense_of_finetune_eval(folder, tmp_path):
         ({"scales": [0]}, "scales"),
         ({"window": [64, 64], "stride": [0, 0]}, "stride"),
         ({"window": [64, 64], "stride": [80, 64]}, "gaps"),
-        ({"stride": [64, 64]}, "needs a window"),
+        ({"stride": [64, 64]}, "stride: needs window"),
         ({"window": [4, 4]}, "29 pixels"),
         ({"zoom": 2}, "zoom"),
         ([1], r"\[1\]"),

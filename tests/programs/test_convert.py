@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from finetune import cli
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Protocol, Segmenter
+from finetune.inference import InferenceProtocol, Preprocessing, Segmenter
 from finetune.labels.presets import PRESETS
 from finetune.programs import convert as convert_module
 
@@ -253,7 +253,9 @@ def test_the_card_beside_a_file_or_of_a_hub_id_is_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("finetune.weights.cards.cached_file", lambda *_, **__: str(card))
     monkeypatch.setattr(convert_module, "load_config", lambda *_: model.config)
     monkeypatch.setattr(convert_module, "read_model", lambda *_: (model, []))
-    monkeypatch.setattr(convert_module, "load_preprocessing", lambda *_: Preprocessing(Protocol()))
+    monkeypatch.setattr(
+        convert_module, "load_preprocessing", lambda *_: Preprocessing(InferenceProtocol())
+    )
     assert convert("somebody/model", tmp_path / "hub").exit_code == 0
     header = yaml.safe_load((tmp_path / "hub/README.md").read_text().split("---")[1])
     assert (header["license"], header["base_model"]) == ("mit", "somebody/model")

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import datasets
+import jsonschema
 import numpy as np
 import pytest
 import yaml
@@ -18,7 +19,7 @@ from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
 from finetune.programs.init import draft, draft_from_table
 from finetune.programs.pack import pack
-from finetune.recipe import load_recipe
+from finetune.recipe import SCHEMA_FILE, load_recipe
 from finetune.train import fit
 
 NAMES, COLORS = PRESETS["camvid"]["names"], PRESETS["camvid"]["colors"]
@@ -604,7 +605,20 @@ def test_the_draft_holds_the_recipe_as_it_is_written(camvid, tmp_path):
     done = draft(tmp_path / "data", tmp_path / "mine.yaml", lambda layouts: layouts[0])
     assert done.recipe == load_recipe(tmp_path / "mine.yaml")
     assert done.recipe.name == "mine"
-    assert [path.name for path in sorted(tmp_path.iterdir())] == ["data", "mine.yaml"]
+    written = {path.name for path in tmp_path.iterdir()}
+    assert written == {"data", "mine.yaml", SCHEMA_FILE}
+
+
+def test_editors_find_the_schema_beside_the_recipe(camvid, tmp_path):
+    for stem, image, mask in camvid["train"]:
+        two_folders(tmp_path / "data", "train", stem, image, mask)
+    output, done = init(tmp_path / "data")
+    assert f"Beside the recipe: {SCHEMA_FILE}" in done.output
+    first = output.read_text(encoding="utf-8").splitlines()[0]
+    schema = output.parent / first.removeprefix("# yaml-language-server: $schema=")
+    assert schema.samefile(output.with_name(SCHEMA_FILE))
+    content = json.loads(schema.read_text(encoding="utf-8"))
+    jsonschema.validate(yaml.safe_load(output.read_text(encoding="utf-8")), content)
 
 
 def test_a_choice_of_what_is_not_there_is_a_mistake(camvid, tmp_path):

@@ -10,7 +10,7 @@ import transformers
 import yaml
 
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Protocol
+from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.publish import model_card, save_model_folder
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
@@ -34,12 +34,12 @@ def card():
         names=["road", "a|b"],
         results={"mean IoU": 0.51234},
         per_class_iou={"road": 0.9, "a|b": None},
-        protocol=Protocol(),
+        protocol=InferenceProtocol(),
         facts={"steps": 7},
     )
 
 
-def save(folder, protocol=Protocol()):  # noqa: B008 - frozen
+def save(folder, protocol=InferenceProtocol()):  # noqa: B008 - frozen
     save_model_folder(
         folder,
         model(),
@@ -70,9 +70,9 @@ def test_a_saved_folder_is_stock(tmp_path):
 @pytest.mark.parametrize(
     ("protocol", "shape"),
     [
-        (Protocol(), (90, 121)),
-        (Protocol(shortest_edge=64), (64, 86)),
-        (Protocol(shortest_edge=64, longest_edge=80), (60, 80)),
+        (InferenceProtocol(), (90, 121)),
+        (InferenceProtocol(shortest_edge=64), (64, 86)),
+        (InferenceProtocol(shortest_edge=64, longest_edge=80), (60, 80)),
     ],
 )
 def test_stock_reads_the_preprocessor(protocol, shape, tmp_path):
@@ -109,7 +109,9 @@ def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
 @pytest.mark.parametrize("channels", [1, 2, 4, 6])
 def test_stock_normalises_any_number_of_channels(channels, full, tmp_path):
     mean, std = np.linspace(0.1, 0.6, channels), np.linspace(0.2, 0.3, channels)
-    values = Preprocessing(Protocol(), tuple(mean.tolist()), tuple(std.tolist()), full).to_stock()
+    values = Preprocessing(
+        InferenceProtocol(), tuple(mean.tolist()), tuple(std.tolist()), full
+    ).to_stock()
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
     processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
     dtype = np.uint8 if full == 255 else np.uint16
@@ -128,7 +130,7 @@ def test_the_card_of_other_images_shows_arrays(channels, read):
             names=["a", "b"],
             results={},
             per_class_iou={},
-            protocol=Protocol(),
+            protocol=InferenceProtocol(),
             num_channels=channels,
             facts={},
         )

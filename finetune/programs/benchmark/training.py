@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 
 from finetune.errors import UserError
 from finetune.programs.benchmark.children import start
-from finetune.recipe import LossSection, Recipe, load_recipe
+from finetune.recipe import PLAIN_LOSS, Recipe, load_recipe
 from finetune.run.log import rows
 from finetune.trainers import Batch, tasks
 from finetune.trainers.segmentation import SegmentationTask
@@ -74,7 +74,7 @@ def check(recipe: str, overrides: Sequence[str], output: Path) -> None:
     for override in overrides:
         if override.partition("=")[0] in ("output", "resume", "train.steps"):
             raise UserError(f"{override}: `benchmark training` chooses this itself; leave it out")
-    if load_recipe(recipe, overrides).loss != LossSection():
+    if load_recipe(recipe, overrides).loss != PLAIN_LOSS:
         raise UserError("loss: stock's model has plain cross entropy only; leave `loss` out")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"--output {output}: not an empty folder; remove it or choose another")

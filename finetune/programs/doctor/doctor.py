@@ -121,9 +121,9 @@ def examine(
         recipe = load_recipe(target, overrides)
     else:
         recipe, guessed, seen = _recipe_of(folder, overrides, choose)
-    if recipe.data.source == "shapes":
+    if recipe.data.is_drawn:
         raise UserError("data.source=shapes: its pictures are drawn, there are no files to examine")
-    if recipe.data.streaming:
+    if recipe.data.is_streamed:
         raise UserError(
             "data.streaming: all samples are read, which takes them here. Take "
             "data.streaming=false, which copies the set."
@@ -151,7 +151,7 @@ def examine(
         crop=recipe.augment.crop if wants_crop else None,
         base_size=recipe.augment.base_size,
         smallest_side=smallest_side(SegformerConfig(**recipe.model.config_arguments())),
-        drawn=recipe.data.val_fraction is not None,
+        drawn=recipe.data.held_back is not None,
         distance=distance,
     )
     findings = judge(splits, expected)

@@ -338,7 +338,7 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
         "mean": list(how.image_mean),
         "std": list(how.image_std),
         "full": how.full,
-        "sizes": how.protocol.to_dict(),
+        "sizes": how.protocol.model_dump(mode="json"),
         "smallest_side": smallest_side(segmenter.model.config),
         "license": _license(segmenter.model),
     }

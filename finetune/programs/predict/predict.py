@@ -131,7 +131,7 @@ def predict(
     identity = {
         "weights": _fingerprint(segmenter),
         "preprocessing": {
-            "protocol": segmenter.preprocessing.protocol.to_dict(),
+            "protocol": segmenter.preprocessing.protocol.model_dump(mode="json"),
             "image_mean": segmenter.preprocessing.image_mean,
             "image_std": segmenter.preprocessing.image_std,
         },

@@ -303,12 +303,13 @@ def public(evidence: Evidence) -> Recipe | None:
     data, model = values["data"], values["model"]
     values["output"], values["resume"] = f"runs/{evidence.name}", "auto"
     del values["hub"]  # others push to their own repository
-    if evidence.data_set.id is None:
+    if evidence.data_set.id is None and "path" in data:
         data["path"] = shown_path(data["path"])
     if model["init"] != base_of(evidence)[0]:
         model["init"] = shown_path(model["init"])
     for key in ("images", "masks", "annotations", "split_list"):
-        data[key] = _shown_pattern(data[key])
+        if key in data:
+            data[key] = _shown_pattern(data[key])
     return Recipe(**values)
 
 

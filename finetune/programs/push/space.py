@@ -23,8 +23,8 @@ GRADIO = "6.31.0"
 """The version that the Space's page is tested with; constraints.txt has the same."""
 PYTHON = "3.11"
 REQUIREMENTS = (
-    *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "safetensors", "tifffile"),
-    *("torch", "transformers"),
+    *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "pydantic", "pyyaml"),
+    *("safetensors", "tifffile", "torch", "transformers"),
 )
 """The demo's imports besides Gradio, which a Space installs by its header."""
 

@@ -13,7 +13,7 @@ import pytest
 from browser import skip
 from tiny import save_tiny
 
-from finetune.inference import Preprocessing, Protocol
+from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.programs.export import export as program
 
 NAMES = ("background", "disc", "square", "triangle", "star", "ring")  # of the recipe `shapes`
@@ -21,8 +21,8 @@ COLORS = ((70, 70, 70), (230, 85, 75), (70, 140, 230), (245, 200, 60), (95, 185,
 MEAN, STD = (0.4, 0.45, 0.5), (0.2, 0.25, 0.3)
 
 
-def write_model(folder: Path, protocol: Protocol | None = None) -> Path:
-    preprocessing = Preprocessing(protocol or Protocol(), MEAN, STD)
+def write_model(folder: Path, protocol: InferenceProtocol | None = None) -> Path:
+    preprocessing = Preprocessing(protocol or InferenceProtocol(), MEAN, STD)
     return save_tiny(folder, preprocessing, names=NAMES, colors=COLORS)
 
 

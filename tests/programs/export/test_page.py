@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune import disk
 from finetune.errors import UserError
-from finetune.inference import Protocol, Segmenter, segment
+from finetune.inference import InferenceProtocol, Segmenter, segment
 from finetune.programs.export import export as program
 from finetune.programs.export import web
 from finetune.programs.export.web import RUNTIME, RUNTIME_VERSION, check_page, write_page
@@ -95,9 +95,9 @@ def test_resized_pictures_get_the_same_mask(
     monkeypatch.setattr(program, "to_onnx", lambda *_: content)
     runtime = node_modules / "onnxruntime-web" / "dist"
     protocols = {
-        "edge": Protocol(shortest_edge=96),
-        "limited": Protocol(shortest_edge=96, longest_edge=120, size_divisor=32),
-        "fixed": Protocol(fixed_size=(70, 150)),
+        "edge": InferenceProtocol(shortest_edge=96),
+        "limited": InferenceProtocol(shortest_edge=96, longest_edge=120, size_divisor=32),
+        "fixed": InferenceProtocol(fixed_size=(70, 150)),
     }
     port, profile = browser
     for name, protocol in protocols.items():
@@ -186,7 +186,7 @@ def test_windows_are_warned_of_once(exported, tmp_path, monkeypatch):
     content = (folder / "onnx" / "model.onnx").read_bytes()
     monkeypatch.setattr(program, "trace", lambda *_: None)
     monkeypatch.setattr(program, "to_onnx", lambda *_: content)
-    made = write_model(tmp_path / "model", Protocol(window=(64, 64), stride=(40, 40)))
+    made = write_model(tmp_path / "model", InferenceProtocol(window=(64, 64), stride=(40, 40)))
     with pytest.warns(UserWarning, match="once at full size") as said:
         program.export(str(made), options=program.Options(web=tmp_path / "page"))
     assert len([one for one in said if "once at full size" in str(one.message)]) == 1

@@ -14,7 +14,7 @@ from PIL import Image
 from transformers import pipeline
 
 from finetune.data.loader import Whole
-from finetune.inference import Preprocessing, Protocol, Segmenter
+from finetune.inference import InferenceProtocol, Preprocessing, Segmenter
 from finetune.inference.scores import score_bands
 from finetune.programs.export import export as program
 from finetune.programs.export.check import session
@@ -29,9 +29,9 @@ from .test_transformers_js import masks_in_node
 pytestmark = pytest.mark.slow  # every test needs an exported model
 
 PROTOCOLS = {
-    "own size": Protocol(),
-    "shorter edge 115": Protocol(shortest_edge=115),
-    "115, multiples of 32": Protocol(shortest_edge=115, size_divisor=32),
+    "own size": InferenceProtocol(),
+    "shorter edge 115": InferenceProtocol(shortest_edge=115),
+    "115, multiples of 32": InferenceProtocol(shortest_edge=115, size_divisor=32),
 }
 
 # Without this package: what a stranger does with the folder.

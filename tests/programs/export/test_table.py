@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from finetune import cli
 from finetune.errors import UserError
-from finetune.inference import Protocol, Segmenter, segment
+from finetune.inference import InferenceProtocol, Segmenter, segment
 from finetune.programs import evaluate as evaluation
 from finetune.programs.export import comparison as table
 from finetune.programs.export import export as program
@@ -99,9 +99,9 @@ def test_8_bit_is_calibrated_on_training_images_alone(quantised, recipe, monkeyp
 @pytest.mark.parametrize(
     "protocol",
     [
-        Protocol(shortest_edge=20),  # below the smallest side: padded
-        Protocol(window=(64, 64), stride=(40, 40)),
-        Protocol(flip=True, scales=(0.5, 1.0)),
+        InferenceProtocol(shortest_edge=20),  # below the smallest side: padded
+        InferenceProtocol(window=(64, 64), stride=(40, 40)),
+        InferenceProtocol(flip=True, scales=(0.5, 1.0)),
     ],
 )
 def test_8_bit_is_calibrated_on_what_evaluations_show(exported, recipe, monkeypatch, protocol):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.inference import Protocol, segment
+from finetune.inference import InferenceProtocol, segment
 from finetune.programs.export import export as program
 
 from .conftest import NAMES, write_model
@@ -70,7 +70,7 @@ def test_pictures_that_are_resized_get_most_of_it(
 ):
     """transformers.js resizes without antialias, which no file can tell it to do otherwise."""
     folder, _, _ = exported
-    made = write_model(tmp_path / "model", Protocol(shortest_edge=96))
+    made = write_model(tmp_path / "model", InferenceProtocol(shortest_edge=96))
     content = (folder / "onnx" / "model.onnx").read_bytes()  # of the same weights
     monkeypatch.setattr(program, "trace", lambda *_: None)
     monkeypatch.setattr(program, "to_onnx", lambda *_: content)

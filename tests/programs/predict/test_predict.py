@@ -220,7 +220,7 @@ def test_bad_files_are_named_and_the_rest_is_done(model, tmp_path):
         (["{photos}", "--write", "masks"], "--write masks"),
         (["{photos}", "--window", "wide"], "--window wide"),
         (["{photos}", "--window", "16"], "29 pixels"),
-        (["{photos}", "--stride", "16"], "needs a window"),
+        (["{photos}", "--stride", "16"], "stride: needs window"),
         (["{photos}", "--scales", "0,1"], "--scales"),
         (["{photos}", "--dtype", "int8"], "dtype int8"),
         (["{photos}", "--device", "cuda:7"], "cuda:7"),

@@ -17,13 +17,14 @@ from PIL import Image
 from tiny import save_tiny
 
 from finetune.errors import UserError
-from finetune.inference import Preprocessing, Protocol
+from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.pictures.drawing import panel
 from finetune.programs.push import push as program
 from finetune.programs.push.card import metadata
 from finetune.programs.push.evidence import best_and_worst, gather, look, public, shown_path
 from finetune.publish import hub_id
 from finetune.publish.facts import data_set_of
+from finetune.recipe import read_data
 from finetune.weights.cards import NVIDIA
 
 from .conftest import COLORS, NAMES
@@ -191,9 +192,11 @@ def changed(evidence, **sections):
     """Evidence with another recipe: section=keys."""
     recipe = evidence.recipe
     for section, keys in sections.items():
-        recipe = recipe.model_copy(
-            update={section: getattr(recipe, section).model_copy(update=keys)}
-        )
+        if "source" in keys:
+            new = read_data(keys)
+        else:
+            new = getattr(recipe, section).model_copy(update=keys)
+        recipe = recipe.model_copy(update={section: new})
     return replace(evidence, recipe=recipe, data_set=data_set_of(recipe.data))
 
 
@@ -295,7 +298,7 @@ def test_a_model_without_a_run_claims_nothing(tmp_path):
 def test_a_pipeline_is_told_of_where_it_works_only(names, channels, tmp_path):
     """Stock's and transformers.js' know neither a single logit nor other channels than RGB."""
     numbers = (0.5,) * channels
-    preprocessing = Preprocessing(Protocol(), image_mean=numbers, image_std=numbers)
+    preprocessing = Preprocessing(InferenceProtocol(), image_mean=numbers, image_std=numbers)
     model = save_tiny(tmp_path / "model", preprocessing, names=names, num_channels=channels)
     program.push(model, "me/x", onnx=lambda folder: None, dry_run=tmp_path / "out")
     text = (tmp_path / "out/README.md").read_text()

@@ -1,0 +1,281 @@
+"""The section `data`: a section class for each source, told apart by `source`.
+
+A new source is a class here, in `Data` and `SOURCE_CLASSES`, and an opener in
+`finetune/data/sources/opening.py`.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
+
+from pydantic import BeforeValidator, Field, TypeAdapter
+
+from finetune.recipe.section import PositiveInt, Section, Size
+
+Overlap = Annotated[
+    Literal["area", "order"],
+    Field(description="where objects overlap: area, the smallest wins; order, the last wins"),
+]
+ImageFolder = Annotated[str, Field(description="where the images are, below path")]
+
+
+class DataSection(Section):
+    """Where the images and masks come from: the keys that every source reads."""
+
+    is_drawn: ClassVar[bool] = False
+    """Whether the source draws its images: there are no files to check, to cache or to pack."""
+
+    source: str
+    train_split: str = Field("train", description="what to train on")
+    val_split: str = Field("val", description="what to evaluate on")
+    image_mean: list[float] = Field(
+        [0.485, 0.456, 0.406], description="mean per channel, of values in 0..1"
+    )
+    image_std: list[Annotated[float, Field(gt=0)]] = Field(
+        [0.229, 0.224, 0.225], description="standard deviation per channel, of values in 0..1"
+    )
+    workers: Annotated[int, Field(ge=0)] = Field(
+        2,
+        description="loader processes per training process; never changes what is loaded (of a "
+        "stream, the order)",
+    )
+    cache: Literal["auto", "disk", "none"] = Field(
+        "auto",
+        description="keep decoded files on disk ($FINETUNE_CACHE or ~/.cache/finetune/decoded): "
+        "auto, if they fit; disk, whatever they take; none; never changes what is loaded",
+    )
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether samples are read from front to back, and not by their number."""
+        return False
+
+    @property
+    def held_back(self) -> float | None:
+        """The share of `train_split` that is evaluated on, instead of `val_split`."""
+        return None
+
+    def _problems(self) -> Iterator[str]:
+        for key in ("image_mean", "image_std"):
+            values = getattr(self, key)
+            if values and (min(values) < 0 or max(values) > 1):
+                yield (
+                    f".{key}: {values} are not in 0..1; divide by 255, or by 65535 if the images "
+                    "have 16 bit"
+                )
+
+
+class ShapesData(DataSection):
+    """Procedural shapes."""
+
+    is_drawn = True
+
+    source: Literal["shapes"]
+    train_samples: PositiveInt = Field(4000, description="pictures to train on")
+    val_samples: PositiveInt = Field(200, description="pictures to evaluate on")
+    size: Size = Field((96, 96), description="height and width of the pictures")
+
+
+class StoredData(DataSection):
+    """A source that reads what somebody has stored."""
+
+    path: str = Field(
+        description="the data set's folder; hub: also an id, owner/name, or an address such as "
+        "s3://bucket/set"
+    )
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share of train_split to evaluate on, instead of val_split"
+    )
+    split_seed: int = Field(0, description="with val_fraction: another cut for each")
+    split_group: str | None = Field(
+        None,
+        description="with val_fraction: regular expression of what keeps samples together, in ids",
+    )
+
+    @property
+    def held_back(self) -> float | None:
+        """As the recipe says."""
+        return self.val_fraction
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.val_fraction is None:
+            for key, default in (("split_seed", 0), ("split_group", None)):
+                if getattr(self, key) != default:
+                    yield f".{key}: needs .val_fraction"
+        elif self.val_split == self.train_split:
+            yield (
+                f".val_split: {self.val_split!r} is what is trained on; with .val_fraction "
+                "give the part that is held back another name"
+            )
+
+
+class FileData(StoredData):
+    """A source that reads files below a folder."""
+
+    patterns: ClassVar[tuple[str, ...]] = ()
+    """The keys in which `{split}` leads to other files; without them the source knows by itself."""
+
+    split_list: str | None = Field(
+        None, description="text file of a split's ids, below path, such as {split}.txt"
+    )
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        if self.val_fraction is not None and self.split_list is not None:
+            yield ".val_fraction: the split is drawn, but .split_list names files; take one"
+        if not self._tells_splits_apart():
+            where = " and ".join(f".{key}" for key in self.patterns)
+            yield (
+                f".val_split: {self.val_split!r} would be the same images as "
+                f"{self.train_split!r}: there is no {{split}} in {where}, nor in .split_list. "
+                "Write {split} where the splits differ, or hold a share back by .val_fraction, "
+                "such as 0.2; if scores of the training images are what you want, set .val_split "
+                "to .train_split"
+            )
+
+    def _tells_splits_apart(self) -> bool:
+        """Whether a split's name leads to other files, where two names are given."""
+        if not self.patterns or self.val_fraction is not None or self.train_split == self.val_split:
+            return True
+        texts = [*(getattr(self, key) for key in self.patterns), self.split_list or ""]
+        return any("{split}" in text for text in texts)
+
+
+class FolderData(FileData):
+    """Two folders; also what a recipe means that names no source."""
+
+    patterns = ("images", "masks")
+
+    source: Literal["folder"] = "folder"
+    images: ImageFolder = "images/{split}"
+    masks: str = Field(
+        "masks/{split}",
+        description="where the masks are, below path; with {class}, one file a class",
+    )
+    image_suffix: str = Field("", description="what image names end in, e.g. _image")
+    mask_suffix: str = Field(
+        "", description="what mask names end in, e.g. _mask; with {class}, one file a class"
+    )
+
+
+class HubData(StoredData):
+    """The Hub, or Parquet and Arrow anywhere."""
+
+    source: Literal["hub"]
+    revision: str | None = Field(None, description="branch, tag or commit of the repository")
+    subset: str | None = Field(None, description="which one, if the repository has several")
+    image_column: str = Field("image", description="the column of images")
+    mask_column: str = Field("mask", description="the column of masks")
+    id_column: str | None = Field(None, description="the column of the samples' names")
+    streaming: bool = Field(
+        False, description="read Parquet files where they are, from front to back; keeps none"
+    )
+
+    @property
+    def is_streamed(self) -> bool:
+        """As the recipe says."""
+        return self.streaming
+
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        for key in ("val_fraction", "cache") if self.streaming else ():
+            value = getattr(self, key)
+            if value not in (None, "auto", "none"):
+                yield f".{key}: {value} needs all samples at hand; not with .streaming"
+
+
+class CocoData(FileData):
+    """COCO's JSON of objects."""
+
+    patterns = ("annotations",)
+
+    source: Literal["coco"]
+    images: ImageFolder = "images/{split}"
+    annotations: str = Field(
+        "annotations/{split}.json", description="the file of objects, below path"
+    )
+    overlap: Overlap = "area"
+
+
+class UltralyticsData(FileData):
+    """Ultralytics' data.yaml."""
+
+    source: Literal["ultralytics"]
+    overlap: Overlap = "area"
+
+
+class OfficialData(FileData):
+    """A known data set in the folders that it comes in."""
+
+    source: Literal["camvid", "ade20k", "cityscapes", "voc", "coco-stuff"]
+
+
+SOURCE_CLASSES: tuple[type[DataSection], ...] = (
+    ShapesData,
+    FolderData,
+    HubData,
+    CocoData,
+    UltralyticsData,
+    OfficialData,
+)
+SOURCES: dict[str, type[DataSection]] = {
+    source: section
+    for section in SOURCE_CLASSES
+    for source in get_args(section.model_fields["source"].annotation)
+}
+READ_BY: dict[str, tuple[str, ...]] = {
+    key: tuple(source for source, section in SOURCES.items() if key in section.model_fields)
+    for one in SOURCE_CLASSES
+    for key in one.model_fields
+}
+"""Key -> the sources that read it."""
+
+
+def _of_its_source(values: Any) -> Any:
+    """Names the source, and leaves out keys of other sources that stand at their default.
+
+    Earlier versions wrote all keys of all sources into the recipes of run and model folders, where
+    those of other sources could only be at their default. Such a recipe stays readable.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    values = {"source": "folder", **values}
+    source = str(values["source"])
+    if source not in SOURCES:
+        close = difflib.get_close_matches(source, SOURCES, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ValueError(f".source: {source!r} is none of {', '.join(SOURCES)}{hint}")
+    own = SOURCES[source].model_fields
+    if "path" in own and values.get("path") is None:
+        raise ValueError(f".path: missing; the source {source} needs the data set's folder")
+    return {
+        key: value
+        for key, value in values.items()
+        if key in own or key not in READ_BY or _plain(value) != default_of(key)
+    }
+
+
+def default_of(key: str) -> Any:
+    """The default of a key, which is the same in all sources that read it; None without one."""
+    field = SOURCES[READ_BY[key][0]].model_fields[key]
+    return None if field.is_required() else _plain(field.default)
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+Data = Annotated[
+    Annotated[
+        ShapesData | FolderData | HubData | CocoData | UltralyticsData | OfficialData,
+        Field(discriminator="source"),
+    ],
+    BeforeValidator(_of_its_source),
+]
+_ADAPTER: TypeAdapter[DataSection] = TypeAdapter(Data)
+
+
+def read_data(values: Mapping[str, Any]) -> DataSection:
+    """The section of a source, of keys that the package itself has found."""
+    return _ADAPTER.validate_python(values)

@@ -1,0 +1,113 @@
+"""Every key that a recipe can hold: for `finetune show --keys`, and the nearest one to a typo."""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from finetune.recipe.data import READ_BY, SOURCES
+from finetune.recipe.loss import CrossEntropySection, LossTerm
+from finetune.recipe.recipe import SECTIONS, Recipe
+from finetune.recipe.section import Section
+
+Row = tuple[str, str, str, str]
+_SOURCE = (
+    "procedural shapes, two folders, the Hub (or Parquet and Arrow anywhere), COCO's JSON, "
+    "Ultralytics' data.yaml, or an official layout"
+)
+
+
+def describe_keys() -> list[Row]:
+    """Dotted key, type, default and description of every value a recipe can hold.
+
+    Keys of `data` that not every source reads say which ones do; those of `loss` are a term's.
+    """
+    rows: list[Row] = []
+    for name in Recipe.model_fields:
+        if name == "data":
+            rows += _of_data()
+        elif name == "loss":
+            rows += _of_loss()
+        elif name in SECTIONS:
+            kind = Recipe.model_fields[name].annotation
+            assert isinstance(kind, type)
+            assert issubclass(kind, Section)
+            rows += _of_section(kind, f"{name}.")
+        else:
+            rows.append(_row(Recipe, name, ""))
+    return rows
+
+
+def explain_unknown(dotted: str, source: str) -> str:
+    """What to say of a key that the recipe, or its source of data, does not have."""
+    section, _, name = dotted.partition(".")
+    if section == "data" and name in READ_BY:
+        return f"read by source {' / '.join(sorted(READ_BY[name]))}, not {source}"
+    nearest = _nearest_key(dotted)
+    return "unknown key" + (f"; did you mean {nearest}?" if nearest else "")
+
+
+def _of_data() -> Iterator[Row]:
+    sources = " | ".join(SOURCES)
+    yield "data.source", sources, "folder", _SOURCE
+    for key, readers in READ_BY.items():
+        if key == "source":
+            continue
+        row = _row(SOURCES[readers[0]], key, "data.")
+        others = [source for source in SOURCES if source not in readers]
+        if others:
+            few = len(others) < len(readers)
+            who = f"every source but {', '.join(others)}" if few else ", ".join(readers)
+            row = (*row[:3], f"{who}: {row[3]}")
+        yield row
+
+
+def _of_loss() -> Iterator[Row]:
+    example = "[{cross_entropy: {focal_gamma: 2}}]"
+    yield "loss", "list", "[{cross_entropy: {}}]", f"the terms by name, as {example}"
+    yield from _of_section(CrossEntropySection, "loss.")  # which may stand there by themselves
+
+
+def _of_section(section: type[Section], prefix: str) -> Iterator[Row]:
+    for key in section.model_fields:
+        yield _row(section, key, prefix)
+
+
+def _row(section: type[Section], key: str, prefix: str) -> Row:
+    field, schema = section.model_fields[key], section.model_json_schema()["properties"][key]
+    default = "required" if field.is_required() else _value(field.default)
+    return f"{prefix}{key}", _type_name(schema), default, field.description or ""
+
+
+def _type_name(schema: Mapping[str, Any]) -> str:
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if "const" in schema:
+        return str(schema["const"])
+    if "anyOf" in schema:
+        return " | ".join(_type_name(option) for option in schema["anyOf"])
+    return str(schema.get("type", "any"))
+
+
+def _value(value: Any) -> str:
+    return yaml.dump(
+        list(value) if isinstance(value, tuple) else value, default_flow_style=True
+    ).split("\n")[0]
+
+
+def _nearest_key(dotted: str) -> str | None:
+    """The key beside it with the likest name, or one elsewhere with nearly the same name."""
+    keys = [key for key, *_ in describe_keys()]
+    keys += sorted({key.partition(".")[0] for key in keys} - set(keys))
+    section, _, name = dotted.rpartition(".")
+    beside = [key for key in keys if key.rpartition(".")[0] == section]
+    if re.fullmatch(r"loss\.\d+", section):
+        beside = [f"{section}.{name}" for name in LossTerm.model_fields]
+    close = difflib.get_close_matches(dotted, beside, 1, 0.5)
+    if close:
+        return close[0]
+    by_name = {key.rpartition(".")[2]: key for key in keys}
+    close = difflib.get_close_matches(name, by_name, 1, 0.7)
+    return by_name[close[0]] if close else None

@@ -1,0 +1,222 @@
+"""From a name and overrides to a resolved recipe: every value stands in it.
+
+    recipe = load_recipe("camvid", ["data.path=CamVid", "train.steps=2000"])
+
+`base:` names a recipe to start from; `key=value` overrides by dotted path.
+"""
+
+import difflib
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from finetune.errors import UserError
+from finetune.labels.presets import PRESETS
+from finetune.recipe.errors import error_lines
+from finetune.recipe.keys import explain_unknown
+from finetune.recipe.recipe import Recipe
+from finetune.recipe.text import parse_yaml, read_yaml
+
+
+def load_recipe(
+    name: str | os.PathLike[str], overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> Recipe:
+    """Finds, inherits, overrides and checks a recipe.
+
+    Args:
+        name: a path, or a bare name that is looked up in the working directory and then among the
+            shipped recipes, with or without `.yaml`.
+        overrides: "dotted.key=value" strings (values are YAML), or a mapping of such keys.
+
+    Returns:
+        The resolved recipe.
+
+    Raises:
+        UserError: names the file and the dotted key, and says what to do.
+    """
+    path = find_recipe(str(name))
+    return recipe_from_values(_read_with_bases(path, ()), path, overrides)
+
+
+def recipe_from_values(
+    values: Mapping[str, Any],
+    name: str | os.PathLike[str],
+    overrides: Iterable[str] | Mapping[str, Any] = (),
+) -> Recipe:
+    """Overrides and checks what a recipe's file holds, or would hold.
+
+    Args:
+        values: Its sections.
+        name: Its file, for messages and for the recipe's own name.
+        overrides: As those of `load_recipe`.
+
+    Raises:
+        UserError: As `load_recipe`.
+    """
+    path, values = Path(name), dict(values)
+    if not isinstance(overrides, Mapping):
+        overrides = dict(_parse_override(text) for text in overrides)
+    for key, value in overrides.items():
+        _set(values, key, value)
+    recipe = _resolve(_validate(values, path), path.stem)
+    _warn_of_unreachable(recipe)
+    return recipe
+
+
+def find_recipe(name: str) -> Path:
+    """The file of a recipe; see `load_recipe`."""
+    candidates = [name, f"{name}.yaml", f"{name}.yml"]
+    for folder in (Path(), shipped_folder()):
+        for candidate in candidates:
+            path = folder / candidate
+            if os.path.isfile(path) and path.suffix in (".yaml", ".yml"):
+                return path
+    known = [path.stem for path in shipped_recipes()]
+    close = difflib.get_close_matches(Path(name).stem, known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"no recipe {name!r} here or among the shipped ones ({', '.join(known)}).{hint}"
+    )
+
+
+def shipped_recipes() -> list[Path]:
+    """The recipes that come with the package, by name."""
+    return sorted(shipped_folder().glob("*.yaml"))
+
+
+def shipped_folder() -> Path:
+    """`recipes/` of the checkout, or of the installed wheel, which carries it in the package."""
+    inside = Path(str(resources.files("finetune"))) / "recipes"
+    return inside if inside.is_dir() else inside.parents[1] / "recipes"
+
+
+def recipe_from_yaml(path: Path) -> Recipe:
+    """A resolved recipe, as a run or a model folder keeps it."""
+    recipe = _validate(read_yaml(path), path)
+    _warn_of_unreachable(recipe)
+    return recipe
+
+
+def _read_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
+    if path.resolve() in above:
+        chain = " -> ".join(str(p.name) for p in (*above, path))
+        raise UserError(f"recipe {path}: base: goes in a circle ({chain})")
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"recipe {path}: base: must be the name of one recipe")
+    beside = [path.parent / candidate for candidate in (base, f"{base}.yaml")]
+    base_path = next((p for p in beside if p.is_file()), None) or find_recipe(base)
+    return _merge(_read_with_bases(base_path, (*above, path.resolve())), values)
+
+
+def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    """`top` over `base`: sections key by key, everything else (lists too) replaced."""
+    merged = dict(base)
+    for key, value in top.items():
+        if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "map":
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key or key.startswith("-"):
+        raise UserError(f"{text!r} is not an override: write key=value, such as train.steps=100")
+    try:
+        return key, parse_yaml(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"{key}: {value!r} is not valid YAML: {error}") from error
+
+
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        inner = values.get(section)
+        if isinstance(inner, list):
+            raise UserError(
+                f"{dotted}: {section} is a list in the recipe; give it whole, {section}=[...]"
+            )
+        values[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        values = values[section]
+    values[key] = value
+
+
+def _validate(values: Mapping[str, Any], path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate(_with_preset(values))
+    except ValidationError as error:
+        data = values.get("data")
+        source = data.get("source", "folder") if isinstance(data, Mapping) else ""
+        lines = error_lines(
+            error,
+            key_of=lambda where: _as_people_write(where, values),
+            unknown=lambda key: explain_unknown(key, source),
+        )
+    raise UserError(f"recipe {path}: " + "\n  ".join(["", *lines] if lines[1:] else lines))
+
+
+def _as_people_write(where: Sequence[str | int], values: Mapping[str, Any]) -> str:
+    """The dotted key of pydantic's location, in which the union's branch is named as well."""
+    parts = [*where]
+    if parts[:1] == ["data"]:
+        del parts[1:2]  # the source
+    if parts[:1] == ["loss"] and isinstance(values["loss"], Mapping):
+        del parts[1:3]  # the number and name of the one term
+    return ".".join(map(str, parts))
+
+
+def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    labels = values.get("labels")
+    if not isinstance(labels, Mapping):
+        return values
+    preset = labels.get("preset")
+    if not isinstance(preset, str) or preset not in PRESETS:
+        return values  # none, or a mistake that the validation names
+    return {**values, "labels": {**PRESETS[preset], **labels}}
+
+
+def _resolve(recipe: Recipe, stem: str) -> Recipe:
+    """Fills in what depends on other values, so that nothing is left to look up."""
+    name = recipe.name or stem
+    train = recipe.train
+    if train.warmup_steps >= train.steps:
+        shortened = train.steps // 10
+        warnings.warn(
+            f"train.warmup_steps={train.warmup_steps} does not fit into train.steps={train.steps}: "
+            f"shortened to {shortened}",
+            stacklevel=4,
+        )
+        train = train.model_copy(update={"warmup_steps": shortened})
+    if train.checkpoint_every is None:
+        train = train.model_copy(update={"checkpoint_every": train.eval_every})
+    labels = recipe.labels
+    if labels.ignore is None:
+        labels = labels.model_copy(update={"ignore": [] if labels.kind == "colors" else [255]})
+    return recipe.model_copy(
+        update={
+            "name": name,
+            "output": os.path.expanduser(recipe.output or Path("runs") / name),
+            "labels": labels,
+            "train": train,
+        }
+    )
+
+
+def _warn_of_unreachable(recipe: Recipe) -> None:
+    if unreachable := recipe.labels.build().unreachable:
+        warnings.warn(
+            f"labels.names: no value of a mask means {', '.join(map(repr, unreachable))}, so that "
+            "nothing of the kind can be learned. Give it a value in labels.map, or take it out",
+            stacklevel=4,
+        )

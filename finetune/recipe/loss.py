@@ -1,0 +1,78 @@
+"""The section `loss`: a list of named terms, whose weighted sum is trained on.
+
+A new loss is a section here, a key of `LossTerm`, and its numbers in `finetune/losses.py`.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, PlainSerializer, SerializationInfo, field_validator
+
+from finetune.recipe.section import Section
+
+
+class CrossEntropySection(Section):
+    """Cross entropy, and what changes how much a pixel counts in it."""
+
+    weight: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="factor of the term in the sum of terms"
+    )
+    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        {},
+        description="class: how much its pixels count; 1 where not named. `finetune doctor` "
+        "suggests some",
+    )
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.0, description="share of the target that is spread over all classes"
+    )
+    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+        0.0, description="exponent of the focal factor (1 - p)^gamma; 0: none"
+    )
+
+
+class LossTerm(Section):
+    """One term, told apart by its only key."""
+
+    cross_entropy: CrossEntropySection | None = Field(None, description="cross entropy of pixels")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _with_defaults(cls, keys: Any) -> Any:
+        return {} if keys is None else keys  # `- cross_entropy:` in YAML
+
+    @property
+    def name(self) -> str:
+        """Which loss it is."""
+        return next(iter(self.model_fields_set))
+
+    @property
+    def options(self) -> CrossEntropySection:
+        """The keys of that loss."""
+        found: CrossEntropySection = getattr(self, self.name)
+        return found
+
+    def _problems(self) -> Iterator[str]:
+        if len(self.model_fields_set) != 1:
+            yield f"a term has one name, one of {', '.join(LossTerm.model_fields)}"
+
+
+def _as_list(value: Any) -> Any:
+    """The short form, which is the keys of cross entropy alone, in the general one."""
+    return [{"cross_entropy": value}] if isinstance(value, Mapping) else value
+
+
+def _as_written(terms: tuple[LossTerm, ...], info: SerializationInfo) -> Any:
+    """The short form where it says all."""
+    if [term.name for term in terms] == ["cross_entropy"]:
+        return terms[0].options.model_dump(mode=info.mode)
+    return [{term.name: term.options.model_dump(mode=info.mode)} for term in terms]
+
+
+Loss = Annotated[
+    tuple[LossTerm, ...],
+    Field(min_length=1),
+    BeforeValidator(_as_list),
+    PlainSerializer(_as_written),
+]
+PLAIN_LOSS: tuple[LossTerm, ...] = (LossTerm(cross_entropy=CrossEntropySection()),)
+"""The default: cross entropy, in which all pixels count the same."""

@@ -1,0 +1,224 @@
+"""The sections that are no union: `model`, `labels`, `augment`, `train` and `hub`."""
+
+import re
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from finetune.labels.translation import Labels
+from finetune.recipe.section import Fraction, PositiveInt, Section, Size
+from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest_side
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):  # which would be taken for 0 or 1
+        raise ValueError("must be a number or text; YAML reads yes, no, on and off as true, false")
+    return value
+
+
+MaskValue = Annotated[int | str, BeforeValidator(_no_bool)]
+
+
+class ModelSection(Section):
+    """The model."""
+
+    variant: Literal["b0", "b1", "b2", "b3", "b4", "b5"] = Field(
+        "b0", description="size of SegFormer, from b0 (lightest) to b5 (best)"
+    )
+    init: str | None = Field(
+        None,
+        description="folder or Hub id of a SegFormer to start from (any head), or a file of "
+        "weights: .safetensors, or .pth of NVlabs or mmsegmentation; null: from scratch",
+    )
+    num_channels: Annotated[int, Field(ge=1, le=128)] = Field(
+        3, description="channels of the images; 3: RGB, 1: grey, 4: with alpha, any: TIFF"
+    )
+    depths: list[PositiveInt] | None = Field(None, description="blocks a stage, if not the size's")
+    hidden_sizes: list[PositiveInt] | None = Field(
+        None, description="channels a stage, if not the size's"
+    )
+    num_attention_heads: list[PositiveInt] = Field([1, 2, 5, 8], description="heads a stage")
+    decoder_hidden_size: PositiveInt | None = Field(
+        None, description="channels of the head, if not the size's"
+    )
+    drop_path_rate: Fraction = Field(0.1, description="stochastic depth of the last block")
+    classifier_dropout_prob: Fraction = Field(0.1, description="dropout before the classifier")
+
+    def config_arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `SegformerConfig`, less what the labels say."""
+        own = {
+            key: getattr(self, key)
+            for key in ("depths", "hidden_sizes", "decoder_hidden_size")
+            if getattr(self, key) is not None
+        }
+        return {
+            **VARIANTS[self.variant],
+            **own,
+            "num_attention_heads": self.num_attention_heads,
+            "num_channels": self.num_channels,
+            "drop_path_rate": self.drop_path_rate,
+            "classifier_dropout_prob": self.classifier_dropout_prob,
+        }
+
+    @property
+    def smallest_side(self) -> int:
+        """Of an image, in pixels."""
+        return smallest_side(SegformerConfig(**self.config_arguments()))
+
+    def _problems(self) -> Iterator[str]:
+        arguments = self.config_arguments()
+        sizes, heads = arguments["hidden_sizes"], self.num_attention_heads
+        if {len(sizes), len(heads), len(arguments["depths"])} != {4}:
+            yield (
+                "depths, hidden_sizes and num_attention_heads must have one number for each of the "
+                "4 stages"
+            )
+            return
+        for stage, (size, head) in enumerate(zip(sizes, heads, strict=True)):
+            if size % head:
+                yield (
+                    f".num_attention_heads[{stage}]: {head} heads do not divide "
+                    f".hidden_sizes[{stage}]={size}"
+                )
+
+
+class LabelsSection(Section):
+    """What the values in the masks mean: the only place where labels are translated."""
+
+    preset: (
+        Literal[
+            "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
+        ]
+        | None
+    ) = Field(
+        None, description="names, colours and rules of a known data set, as defaults for the rest"
+    )
+    names: list[str] = Field([], description="the classes' names, in the order of their ids")
+    colors: list[tuple[int, int, int]] | None = Field(
+        None, description="the classes' colours (R, G, B); null: chosen by the package"
+    )
+    kind: Literal["ids", "colors"] = Field(
+        "ids", description="what masks hold; a palette's ids or its colours are both there"
+    )
+    ignore: list[MaskValue] | None = Field(
+        None, description="mask values that do not count; null: 255 of ids, no colour"
+    )
+    map: dict[MaskValue, MaskValue | None] | None = Field(
+        None,
+        description='mask value, or "#RRGGBB" -> class id or name (null: ignored); null: the value '
+        "is the id, the colour that of the class",
+    )
+    background: str | None = Field(
+        None, description="class of pixels that no object covers (coco, polygons, one file a class)"
+    )
+    unknown: Literal["error", "ignore"] = Field(
+        "error", description="what becomes of mask values without a rule"
+    )
+    tolerance: Annotated[int, Field(ge=0, le=127)] = Field(
+        0, description="how far each channel of a colour may be off"
+    )
+    reduce_zero: bool = Field(
+        False, description="mask value 0 is ignored and value v is class v - 1 (ADE20K)"
+    )
+
+    def build(self) -> Labels:
+        """The translation itself; its errors name the keys of this section."""
+        rules = self.model_dump(exclude={"preset"})
+        return Labels.build(**rules)
+
+
+class AugmentSection(Section):
+    """What is done to a training image; the defaults are the published recipe's."""
+
+    crop: Size = Field((512, 512), description="height and width of a training crop")
+    base_size: Size | None = Field(
+        None, description="long and short edge at scale 1; null: the image's own size"
+    )
+    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+        (0.5, 2.0), description="range of the random scale"
+    )
+    cat_max_ratio: Fraction = Field(
+        0.75, description="largest share of one class in a crop (10 tries); 1: any"
+    )
+    flip: Fraction = Field(0.5, description="probability of a horizontal flip")
+    photometric: bool = Field(True, description="distort brightness, contrast, saturation and hue")
+
+    def _problems(self) -> Iterator[str]:
+        if self.scale[0] > self.scale[1]:
+            yield f".scale: {list(self.scale)} must be [smallest, largest]"
+
+
+class TrainSection(Section):
+    """The loop; the defaults are the published recipe's."""
+
+    steps: PositiveInt = Field(160_000, description="optimiser steps")
+    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        None,
+        description="stop after so long, the state saved; the same command goes on (it takes one "
+        "step at least; hub.repo's last push has up to 15 minutes more). null: no limit",
+    )
+    global_batch: PositiveInt = Field(16, description="images a step, over all processes")
+    micro_batch: PositiveInt | None = Field(
+        None, description="images a process takes at once; null: its whole share of global_batch"
+    )
+    lr: Annotated[float, Field(gt=0)] = Field(6e-5, description="peak learning rate (AdamW)")
+    head_lr_multiplier: Annotated[float, Field(gt=0)] = Field(
+        10.0, description="learning rate of the head, in multiples of lr"
+    )
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's")
+    schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="after warm-up")
+    power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the poly schedule")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(1500, description="of linear warm-up")
+    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="largest norm of the gradient; null: not clipped"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="mixed precision")
+    compile: bool = Field(
+        False, description="torch.compile the model in training: for GPUs, a CPU is faster without"
+    )
+    eval_every: PositiveInt = Field(2000, description="steps between evaluations")
+    checkpoint_every: PositiveInt | None = Field(
+        None, description="steps between checkpoints; null: eval_every"
+    )
+    keep_checkpoints: PositiveInt = Field(2, description="checkpoints to keep")
+    log_every: PositiveInt = Field(10, description="steps between lines of metrics.jsonl")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads a process; null: usable cores / local processes"
+    )
+
+    def _problems(self) -> Iterator[str]:
+        if self.micro_batch and self.global_batch % self.micro_batch:
+            yield (
+                f".global_batch: {self.global_batch} is not a multiple of "
+                f".micro_batch={self.micro_batch}"
+            )
+
+
+class HubSection(Section):
+    """Pushing the best model to the Hugging Face Hub while training goes on."""
+
+    repo: str | None = Field(
+        None,
+        description="owner/name on the Hub that is kept at the best model, from the first "
+        "evaluation on; null: nothing is pushed",
+    )
+    private: bool = Field(True, description="whether it is private, if it is made new")
+
+    def _problems(self) -> Iterator[str]:
+        if self.repo is None and not self.private:
+            yield ".private: needs .repo"
+        if self.repo is not None and not _is_repo(self.repo):
+            yield f".repo: {self.repo!r} is not owner/name, such as me/parrots"
+
+
+def _is_repo(name: str) -> bool:
+    """Whether a push would take it: known before a training of hours, not after it."""
+    from huggingface_hub.errors import HFValidationError  # heavy, and few recipes push
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII) is not None

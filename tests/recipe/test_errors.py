@@ -1,0 +1,83 @@
+"""What is wrong with a recipe is said with its key and a remedy."""
+
+import re
+
+import pytest
+
+from finetune.errors import UserError
+from finetune.recipe import load_recipe
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.stepz=3"], "train.stepz: unknown key; did you mean train.steps?"),
+        (["trian.steps=3"], "trian: unknown key; did you mean train?"),
+        (["steps=3"], "steps: unknown key; did you mean train.steps?"),
+        (["train.steps=abc"], "train.steps: .*integer.*'abc'"),
+        (["train.steps=0"], "train.steps: .*greater than or equal to 1"),
+        (["train.lr=.nan"], "train.lr: .*finite"),
+        (["model.variant=b6"], "model.variant: .*'b5'.*'b6'"),
+        (["model.num_attention_heads=[1,2,3,8]"], r"num_attention_heads\[2\]: 3 heads .*160"),
+        (["model.depths=[1,1]"], "model: .*4 stages"),
+        (["augment.crop=[28,64]"], "augment.crop: .*28.*29 pixels"),
+        (["augment.scale=[2,1]"], r"augment.scale: .*smallest, largest"),
+        (["train.global_batch=6", "train.micro_batch=4"], "train.global_batch: 6 .*micro_batch=4"),
+        (["data.images=x"], "data.images: read by source coco / folder, not shapes"),
+        (["data.source=folder"], "data.path: missing"),
+        (["data.cache=yes"], "data.cache: .*'auto', 'disk' or 'none'"),
+        (["labels.names=[a]"], "labels.names: .*background"),
+        (["labels.names=[a,b]", "labels.colors=null"], "preset: shapes"),
+        (["evaluation.stride=[8,8]"], "evaluation.stride: needs evaluation.window"),
+        (["evaluation.size_divisor=32"], "size_divisor: needs evaluation.shortest_edge"),
+        (["evaluation.window=[16,16]"], "evaluation.window: .*29 pixels"),
+        (["model.num_channels=4"], "model.num_channels: 4.*RGB"),
+        (["loss.class_weights={disk: 2}"], "'disk' is none of the classes.*Did you mean disc"),
+        (["loss.class_weights={disc: -1}"], "loss.class_weights.disc: .*greater than or equal to"),
+        (["loss.label_smoothing=1"], "loss.label_smoothing: .*less than 1"),
+        (["train.steps"], "'train.steps' is not an override"),
+        (["--recipe=x"], "is not an override"),
+        (["train.steps=[1"], "train.steps: .*not valid YAML"),
+        (["train=3"], "train: "),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_name_the_key_and_the_remedy(overrides, expected):
+    sizes = ["data.size=[96,96]", "data.train_samples=4000", "data.val_samples=200"]  # defaults
+    if overrides == ["data.source=folder"]:
+        overrides = [*overrides, *sizes]
+    with pytest.raises(UserError, match=expected):
+        load_recipe("shapes", overrides)
+
+
+def test_mean_and_deviation_have_one_number_a_channel(tmp_path):
+    path = tmp_path / "bands.yaml"
+    path.write_text("data: {path: x}\nlabels: {names: [a, b]}\n", encoding="utf-8")
+    channels = "model.num_channels=2"
+    with pytest.raises(UserError) as caught:
+        load_recipe(path, [channels])
+    for key, values in (("image_mean", "[0.5, 0.5]"), ("image_std", "[0.25, 0.25]")):
+        expected = rf"data.{key}: must have one number a channel, {channels} in all, not 3. Write"
+        assert re.search(expected, str(caught.value))
+        assert f"data.{key}={values}" in str(caught.value)
+    given = [channels, "data.image_mean=[0.1, 0]", "data.image_std=[0.2, 0.3]"]
+    assert load_recipe(path, given).model.num_channels == 2
+    with pytest.raises(UserError, match=r"image_mean: \[0.5, 1200.0\] are not in 0..1; divide by"):
+        load_recipe(path, [*given, "data.image_mean=[0.5, 1200]"])
+    with pytest.raises(UserError, match=r"model.num_channels: .*less than or equal to 128"):
+        load_recipe(path, ["model.num_channels=129"])
+
+
+def test_all_mistakes_at_once():
+    with pytest.raises(UserError) as caught:
+        load_recipe("shapes", ["augment.scale=[2,1]", "evaluation.stride=[8,8]", "seed=x"])
+    lines = str(caught.value).splitlines()
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "seed",
+        "augment.scale",
+        "evaluation.stride",
+    ]
+    with pytest.raises(UserError) as caught:  # and of those between sections
+        load_recipe("shapes", ["augment.crop=[8,8]", "model.num_channels=4"])
+    assert "augment.crop" in str(caught.value)
+    assert "model.num_channels" in str(caught.value)
