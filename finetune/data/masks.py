@@ -6,17 +6,16 @@ ids of an annotation file's categories. Two values are common to the forms that 
 of pixels: `NO_OBJECT` and `UNCOUNTED`.
 """
 
-import functools
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.labels.translation import NO_OBJECT, Labels
+from finetune.labels.rules import NO_OBJECT
+from finetune.labels.translation import Labels
 from finetune.pictures.reading import mask_size, read_colors, read_mask
 from finetune.pictures.references import FILES, Pictures
 
@@ -52,7 +51,7 @@ class MaskForm(Protocol):
 class _PictureMasks:
     """One picture an image."""
 
-    pictures: Pictures = field(default=FILES, kw_only=True)
+    pictures: Pictures = FILES
 
     _of_ids: ClassVar[bool]
 
@@ -84,63 +83,16 @@ class IdMasks(_PictureMasks):
 class ColorMasks(_PictureMasks):
     """One picture an image, whose colours stand for classes."""
 
-    colors: tuple[int, ...]
-    """Those of the table, 0xRRGGBB."""
-    tolerance: int = 0
-    """How far each channel may be off: JPEG damages colours. A pixel takes the nearest colour of
-    the table (in the largest difference of a channel; the first, of several)."""
-
     _of_ids = False
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
-        """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
-        return self.mended(read_colors(self.pictures.open(reference)))
-
-    def mended(self, packed: np.ndarray) -> np.ndarray:
-        """Colours of any shape, those within the tolerance as their neighbour; int32."""
-        if not self.tolerance:
-            return packed
-        table = _mending_table(self.colors, self.tolerance)
-        found = table.take(packed)
-        if not found.all():
-            new = np.unique(packed[found == 0])
-            table[new] = _nearest(new, np.asarray(self.colors, np.int32), self.tolerance) + 1
-            found = table.take(packed)
-        return found - 1
-
-
-@functools.lru_cache(maxsize=2)
-def _mending_table(colors: tuple[int, ...], tolerance: int) -> np.ndarray:
-    """What becomes of each colour, plus 1; 0 until the colour has been met.
-
-    The system gives memory only to the pages that are written to. Threads that meet a colour at
-    once write the same.
-    """
-    return np.zeros(2**24, np.int32)
-
-
-def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarray:
-    """Colours (N,), those within the tolerance as the nearest of `colors`, which are themselves."""
-    mended = values.copy()
-    table = _channels(colors)
-    for part in np.array_split(np.arange(len(values)), math.ceil(len(values) / 4096) or 1):
-        distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
-        nearest = distance.argmin(1)
-        near = distance[np.arange(len(part)), nearest] <= tolerance
-        mended[part[near]] = colors[nearest[near]]
-    return mended
-
-
-def _channels(packed: np.ndarray) -> np.ndarray:
-    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)
+        """The colours as int32 0xRRGGBB."""
+        return read_colors(self.pictures.open(reference))
 
 
 def picture_masks(labels: Labels, pictures: Pictures = FILES) -> IdMasks | ColorMasks:
     """How masks of one picture an image are read for some labels: as ids, or as colours."""
-    if labels.kind == "ids":
-        return IdMasks(pictures=pictures)
-    colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
-    return ColorMasks(colors, labels.tolerance, pictures=pictures)
+    return IdMasks(pictures) if labels.kind == "ids" else ColorMasks(pictures)
 
 
 @dataclass(frozen=True)

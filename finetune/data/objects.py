@@ -11,7 +11,7 @@ import numpy as np
 
 from finetune.data.masks import Size
 from finetune.errors import UserError
-from finetune.labels.translation import NO_OBJECT, UNCOUNTED
+from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 
 Overlap = Literal["area", "order"]
 """Which object a pixel belongs to that several cover: the smallest, or the last."""

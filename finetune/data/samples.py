@@ -8,11 +8,9 @@ no pixel; their items become Samples on access.
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import datasets
 import numpy as np
 
@@ -26,7 +24,6 @@ from finetune.pictures.references import FILES, Files, Pictures
 
 _NUM_DECODED = 16  # samples that `preflight` reads in full
 _NUM_THREADS = 8  # reading headers waits for the disk (or the network) more than for the processor
-_UNCOVERED = 254  # stands for bytes without a rule where it is neither a class nor the ignore id
 
 
 def as_samples(
@@ -176,7 +173,6 @@ class ReadSamples:
         self.form = form
         self.pictures = pictures
         self.num_channels = num_channels
-        self._table = _byte_table(labels)
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         """Reads the files of each row."""
@@ -218,7 +214,7 @@ class ReadSamples:
             UserError: One cannot be read, they differ in size, or a value has no meaning.
         """
         pixels, raw, where = self.read_raw(image, mask)
-        return pixels, self.encode(raw, where)
+        return pixels, self.labels.encode(raw, where)
 
     def read_raw(self, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, str]:
         """One image, the raw values of its mask, and what messages call that."""
@@ -229,25 +225,6 @@ class ReadSamples:
         where = self.form.name(mask) or name
         _check_same_size(name, size, where, raw.shape)
         return pixels, raw, where
-
-    def encode(self, mask: np.ndarray, where: str) -> np.ndarray:
-        """Class ids; of bytes by the table, in a quarter of the time."""
-        if mask.dtype == np.uint8 and self._table is not None:
-            encoded = cv2.LUT(mask, self._table)
-            if not (encoded == _UNCOVERED).any():
-                return encoded
-        return self.labels.encode(mask, where)  # which says what is wrong
-
-
-def _byte_table(labels: Labels) -> np.ndarray | None:
-    """What `labels` makes of the 256 bytes; None if no id is left for those without a rule."""
-    if labels.num_labels > _UNCOVERED:
-        return None
-    table = np.full(256, _UNCOVERED, np.uint8)
-    for value in range(256):
-        with suppress(UserError):
-            table[value] = labels.encode(np.full((1, 1), value, np.uint8), "")[0, 0]
-    return table
 
 
 def _check_same_size(image: str, image_size: Size, mask: str, mask_size: tuple[int, ...]) -> None:

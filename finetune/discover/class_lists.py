@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.errors import UserError
-from finetune.labels.translation import RGB
+from finetune.labels.colors import RGB
 
 _NO_CLASS = ("__ignore__", "_ignore_")
 _BACKGROUND = (

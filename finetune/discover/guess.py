@@ -16,6 +16,7 @@ from finetune.discover.mask_values import MaskValues, inspect
 from finetune.discover.recognise import Layout
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
+from finetune.labels.rules import NO_LABEL
 from finetune.labels.translation import Labels
 from finetune.pictures.references import MASK_SUFFIXES
 from finetune.recipe import DataSection
@@ -129,7 +130,7 @@ def _against(preset: str, values: MaskValues, classes: ClassList | None, lenient
     }:
         return f"{classes.file.name} lists other classes"
     rules = dict(Labels.build(**PRESETS[preset]).rules)
-    strangers = sorted(values.counts.keys() - rules.keys() - {255, 65535})
+    strangers = sorted(values.counts.keys() - rules.keys() - set(NO_LABEL))
     if strangers and not lenient:
         return f"masks hold {', '.join(map(str, strangers[:3]))}, which it does not have"
     if preset.startswith("cityscapes"):  # whose names of files say enough
@@ -152,7 +153,7 @@ def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
     assumed = [f"names of classes are those of {preset}, by the names of its folders"]
     own = Labels.build(**PRESETS[preset])
     known = {raw for raw, _ in own.rules}
-    if more := sorted(values.counts.keys() & {255, 65535} - known):
+    if more := sorted(values.counts.keys() & set(NO_LABEL) - known):
         ignored = {raw for raw, i in own.rules if i == own.ignore_index and raw >= 0}
         labels["ignore"] = sorted({*PRESETS[preset].get("ignore", ignored), *more})
         assumed.append(f"{more[0]} is no class and does not count")

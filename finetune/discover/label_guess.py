@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from finetune.discover.class_lists import ClassList, is_background
 from finetune.discover.mask_values import MAX_COLORS, MaskValues
 from finetune.errors import UserError
-from finetune.labels.translation import RGB
+from finetune.labels.colors import distances, pack, unpack
+from finetune.labels.rules import NO_LABEL
 
 RARE = 1e-4
 """Share of pixels below which a colour, one of thousands, is damage; as is one that a list of
@@ -18,7 +21,6 @@ DAMAGED = 1e-2
 TOLERANCE = 24
 MOSTLY = 0.75
 """Share of pixels from which on 0 is likelier the background than the first class of a list."""
-_NO_CLASS = (255, 65535)
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGu
         guess = _by_list(values, listed, found)
         if guess is not None:
             return guess
-    two_values = len(seen) == 2 and seen[0] == 0 and seen[1] in (1, *_NO_CLASS)
+    two_values = len(seen) == 2 and seen[0] == 0 and seen[1] in (1, *NO_LABEL)
     if two_values or values.bits:
         return _of_two_values(values, listed, found)
     return _unnamed(values, listed, found)
@@ -71,7 +73,7 @@ def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGu
 
 def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | None:
     """Names from a list; None if the masks hold what it does not."""
-    seen, counted = set(values.counts), set(values.counts) - set(_NO_CLASS)
+    seen, counted = set(values.counts), set(values.counts) - set(NO_LABEL)
     names, raw = list(listed.names), listed.values
     if raw is None:
         first = 0
@@ -95,7 +97,7 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
     assumed += [f"{name} in {listed.file.name} is no class" for name in listed.dropped]
     if raw != tuple(range(len(raw))):
         labels["map"] = {value: i for i, value in enumerate(raw)}
-    if ignored := sorted(seen & set(_NO_CLASS) - set(raw)):
+    if ignored := sorted(seen & set(NO_LABEL) - set(raw)):
         labels["ignore"] = ignored
         assumed.append(f"{ignored[0]} is no class and does not count")
     elif 255 in raw:
@@ -145,7 +147,7 @@ def _of_two_values(values: MaskValues, listed: ClassList | None, found: str) -> 
 def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
     """Each id is a class, but for those that often stand for "no label"."""
     seen, lines = sorted(values.counts), [found]
-    ignored = [value for value in seen if value in _NO_CLASS]
+    ignored = [value for value in seen if value in NO_LABEL]
     classes = [value for value in seen if value not in ignored]
     sparse = bool(classes) and classes[-1] >= 2 * len(classes) + 8
     assumed = []
@@ -217,7 +219,7 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     labels: dict[str, Any] = {"kind": "colors"}
     labels |= _strangers(values.counts, table, TOLERANCE, found, assumed)
     labels["names"] = [f"color_{value:06X}" for value in table]
-    labels["colors"] = [_channels(value) for value in table]
+    labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed), known=False)
 
 
@@ -262,7 +264,7 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
         UserError: It lacks one.
     """
     assert listed.colors is not None
-    table = [_packed(color) for color in listed.colors]
+    table = [pack(color) for color in listed.colors]
     found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
     found.append(f"classes and colours in {listed.file.name}")
     assumed: list[str] = []
@@ -288,14 +290,14 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
         if value not in black:
             raise UserError(
                 f"{listed.file}: has no class of the colour #{value:06X} "
-                f"({', '.join(map(str, _channels(value)))}), which {count / total:.2%} of the "
+                f"({', '.join(map(str, unpack(value)))}), which {count / total:.2%} of the "
                 "masks' pixels hold. Add it to the file, or correct a colour there."
             )
     rest = Counter({v: count for v, count in values.counts.items() if v not in black})
     reach = TOLERANCE if many else 0
     labels |= _strangers(rest, table, reach, found, assumed)
     labels["names"] = list(listed.names)
-    labels["colors"] = [_channels(value) for value in table]
+    labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed))
 
 
@@ -321,24 +323,9 @@ def _strangers(
     return labels
 
 
-def _packed(color: RGB) -> int:
-    return color[0] << 16 | color[1] << 8 | color[2]
-
-
-def _channels(value: int) -> list[int]:
-    return [value >> 16, value >> 8 & 255, value & 255]
-
-
 def _distance(value: int, table: Sequence[int]) -> int:
     """To the nearest colour of the table, in the channel that differs most."""
-    channels = _channels(value)
-    return min(
-        (
-            max(abs(a - b) for a, b in zip(channels, _channels(other), strict=True))
-            for other in table
-        ),
-        default=255,
-    )
+    return int(distances(np.array([value]), np.array(table, int)).min(initial=255))
 
 
 def _apart(frequent: Sequence[int]) -> list[int]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.labels.translation import RGB
+from finetune.labels.colors import RGB
 from finetune.pictures.opening import opened
 from finetune.pictures.reading import read_colors, read_mask
 from finetune.pictures.references import Picture

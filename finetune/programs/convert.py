@@ -22,8 +22,8 @@ from finetune.inference.models import (
     read_model,
 )
 from finetune.inference.preprocessing import Preprocessing
-from finetune.labels.presets import PRESETS, SYNONYMS
-from finetune.labels.translation import default_colors
+from finetune.labels.colors import default_colors
+from finetune.labels.presets import PRESETS, official_names
 from finetune.pictures.drawing import Color
 from finetune.pictures.protocol import Protocol
 from finetune.publish import conversion_card, save_model_folder
@@ -320,8 +320,7 @@ def _fields(card: Card) -> dict[str, Any]:
 def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerConfig) -> str:
     folder = shlex.quote(str(output))
     preset = _PRESET_OF.get(len(names))
-    official = [SYNONYMS.get(name, name) for name in names]
-    if kind == "segmentation" and preset and official == PRESETS[preset]["names"]:
+    if kind == "segmentation" and preset and official_names(names) == PRESETS[preset]["names"]:
         return f"finetune eval {folder} --recipe {preset} data.path={_DATA_OF[preset]}"
     if kind == "segmentation":
         return f"finetune predict {folder} PICTURE -o masks"

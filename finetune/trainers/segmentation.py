@@ -32,7 +32,7 @@ from finetune.inference import Segmenter
 from finetune.inference.models import load_config, load_model
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import score_bands
-from finetune.labels.presets import SYNONYMS
+from finetune.labels.presets import official_names
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow, panel
 from finetune.pictures.protocol import Protocol
@@ -473,7 +473,7 @@ def check_same_task(segmenter: Segmenter, recipe: Recipe, what: str) -> None:
         )
     # Spaces around a name do not go into a model.
     names, wanted = segmenter.names, [name.strip() for name in recipe.labels.names]
-    if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
+    if official_names(names) != official_names(wanted):
         raise UserError(
             f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
             f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"

@@ -11,14 +11,14 @@ import yaml
 from PIL import Image
 
 from finetune.data.faults import Fault
-from finetune.data.masks import ColorMasks
 from finetune.data.samples import preflight, upright_sizes, warn_of_shared_files
 from finetune.data.sources.coco import coco
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml, ultralytics
 from finetune.errors import UserError
-from finetune.labels.translation import NO_OBJECT, Labels
+from finetune.labels.rules import NO_OBJECT
+from finetune.labels.translation import Labels
 from finetune.pictures.reading import read_colors, read_mask
 from finetune.recipe import recipe_from_values
 
@@ -282,7 +282,7 @@ def test_ids_in_quotes_are_ids(tmp_path):
             {"colors": [(1, 1, 1), (2, 2, 2)], "map": {"#010101": None}, "kind": "colors"},
             "#010101 is the colour of 'a' .* ignores it",
         ),
-        ({"map": {"#0A0000": "a", "#0a0000": "b"}, "kind": "colors"}, "'#0a0000' stands twice"),
+        ({"map": {"#0A0000": "a", "#0a0000": "b"}, "kind": "colors"}, "'#0a0000' is listed twice"),
         ({"map": {True: 0, 2: 1}}, "True is not a whole number"),
         ({"map": {1: True, 2: 1}}, "mapped to class True"),
         ({"ignore": [True]}, "True is not a whole number"),
@@ -436,9 +436,15 @@ def test_mended_colors_are_the_nearest(tolerance):
         best = min(colors, key=distance)
         return best if distance(best) <= tolerance else value
 
-    form = ColorMasks(tuple(colors), tolerance)
+    rules = tuple((color, i) for i, color in enumerate(colors))
+    names = tuple(map(str, colors))
+    labels = Labels(names, ((0, 0, 0),) * 9, rules, True, "colors", tolerance)
+    known = dict(rules)
     for part in (pixels[:10], pixels, pixels):
-        assert form.mended(part).tolist() == [[mended(int(v)) for v in row] for row in part]
+        expected = [[mended(int(v)) for v in row] for row in part]
+        assert labels.mended(part).tolist() == expected
+        ids = [[known.get(v, 255) for v in row] for row in expected]
+        assert labels.encode(part, "m").tolist() == ids
 
 
 def test_values_on_the_borders_of_the_table():
