@@ -17,7 +17,7 @@ from finetune.errors import UserError
 from finetune.labels.rules import NO_OBJECT
 from finetune.labels.translation import Labels
 from finetune.pictures.reading import mask_size, read_colors, read_mask
-from finetune.pictures.references import FILES, Pictures
+from finetune.pictures.references import PATHS, Pictures
 
 Size = tuple[int, int]
 """Height and width."""
@@ -51,7 +51,7 @@ class MaskForm(Protocol):
 class _PictureMasks:
     """One picture an image."""
 
-    pictures: Pictures = FILES
+    pictures: Pictures = PATHS
 
     _of_ids: ClassVar[bool]
 
@@ -90,7 +90,7 @@ class ColorMasks(_PictureMasks):
         return read_colors(self.pictures.open(reference))
 
 
-def picture_masks(labels: Labels, pictures: Pictures = FILES) -> IdMasks | ColorMasks:
+def picture_masks(labels: Labels, pictures: Pictures = PATHS) -> IdMasks | ColorMasks:
     """How masks of one picture an image are read for some labels: as ids, or as colours."""
     return IdMasks(pictures) if labels.kind == "ids" else ColorMasks(pictures)
 

@@ -20,7 +20,7 @@ from finetune.data.objects import CocoObjects
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.reading import image_dtype, image_size, read_image
-from finetune.pictures.references import FILES, Files, Pictures
+from finetune.pictures.references import PATHS, PathPictures, Pictures
 
 _NUM_DECODED = 16  # samples that `preflight` reads in full
 _NUM_THREADS = 8  # reading headers waits for the disk (or the network) more than for the processor
@@ -56,7 +56,7 @@ def as_samples(
         raise UserError(
             f"data.path: a file name is not valid UTF-8 ({error.object!r}). Rename it."
         ) from error
-    return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or FILES))
+    return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or PATHS))
 
 
 def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Dataset:
@@ -96,7 +96,7 @@ def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None
     Costs a look at the size of every file. Two sets of the very same files are meant to be one,
     and pictures out of tables are left to the doctor.
     """
-    if not all(isinstance(reader_of(data).pictures, Files) for data in (train, val)):
+    if not all(isinstance(reader_of(data).pictures, PathPictures) for data in (train, val)):
         return
     known, asked = (list(data.with_format(None)["image"]) for data in (train, val))
     same = [] if set(known) == set(asked) else same_files(known, asked)
@@ -166,7 +166,7 @@ class ReadSamples:
         self,
         labels: Labels,
         form: MaskForm,
-        pictures: Pictures = FILES,
+        pictures: Pictures = PATHS,
         num_channels: int = 3,
     ) -> None:
         self.labels = labels

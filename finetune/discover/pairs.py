@@ -13,14 +13,13 @@ from finetune.discover.layout import Layout, SplitName, Tree, split_in, unused, 
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
 from finetune.pictures.opening import opened
-from finetune.pictures.references import MASK_SUFFIXES
+from finetune.pictures.references import LOSSY_SUFFIXES, MASK_SUFFIXES
 
 _NUM_LOOKED_AT = 8  # pairs of a layout
 _NUM_GLANCED_AT = 3  # files of a folder
 _NUM_NAMES = 8  # of a folder, by which others with the same are found
 _MATCHING = 0.9  # share of names that images and masks must have in common to be a pair
 _MANY_KINDS = 64  # names that begin as another one does: more are a sequence, not kinds of masks
-_LOSSY = (".jpg", ".jpeg", ".webp")
 _SEPARATORS = "_-."
 
 
@@ -100,7 +99,7 @@ def why_none(tree: Tree) -> str:
         for stem, file in stems.items():
             other = by_stem.setdefault((split, stem), file)
             suffixes = {other.suffix.lower(), file.suffix.lower()}
-            if other is not file and suffixes <= {*_LOSSY}:
+            if other is not file and suffixes <= set(LOSSY_SUFFIXES):
                 return (
                     f"{other} and {file} have the same name, but neither is a mask: JPEG and WebP "
                     "do not keep the values of pixels. Export masks as PNG. "
