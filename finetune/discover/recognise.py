@@ -1,14 +1,14 @@
 """Looks at a folder as a person would: where its images and masks are, and how both are split.
 
 By names alone, but for a few files of each folder: which of two holds the masks is seen, not said.
-`official` knows the folders of known data sets, `annotated` the files that describe objects,
+`official` knows the folders of known data sets, `annotations` the files that describe objects,
 `tables` what `datasets` wrote; `pairs` finds two folders, or endings of names, that belong
 together.
 """
 
 from pathlib import Path
 
-from finetune.discover.annotated import coco_files, ultralytics
+from finetune.discover.annotations import coco_files, ultralytics
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs, why_none

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from finetune.discover.class_lists import ClassList
-from finetune.discover.label_guess import guess_labels
 from finetune.discover.mask_values import NUM_MASKS, MaskValues, count_values, inspect, spread
+from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 
