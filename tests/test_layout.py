@@ -172,7 +172,7 @@ def test_the_sources_are_found_and_read():
     assert sum(len(others) for others in graph().values()) > 2 * len(SOURCES)
 
 
-def tests_of(module: str) -> Path:
+def where_tested(module: str) -> Path:
     """The test file of its name, or that of the longest entry of `TESTS_OF` above it."""
     *folders, name = module.split(".")
     own = TESTS.joinpath(*folders, f"test_{name}.py")
@@ -195,10 +195,10 @@ def reached(module_names: set[str]) -> set[str]:
 def test_every_module_has_tests_that_are_found():
     modules = [m for m, path in SOURCES.items() if not path.name.startswith("__")]
     assert len(modules) > 100
-    unknown = [m for m in modules if not tests_of(m).is_file()]
+    unknown = [m for m in modules if not where_tested(m).is_file()]
     assert not unknown, "name a test file like the module, or enter the module in TESTS_OF"
-    imported = {file: ours(imported_by(file, TESTS.parent)) for file in map(tests_of, modules)}
-    astray = {m: tests_of(m).name for m in modules if m not in reached(imported[tests_of(m)])}
+    imported = {file: ours(imported_by(file, TESTS.parent)) for file in map(where_tested, modules)}
+    astray = {m: where_tested(m).name for m in modules if m not in reached(imported[where_tested(m)])}
     assert not astray, "these tests do not import what they are said to test"
 
 

@@ -6,13 +6,11 @@ from pathlib import Path
 
 import datasets
 
-from finetune.data.faults import Fault, each, listed
+from finetune.data.faults import Faults, each, listed
 from finetune.errors import UserError
 
 
-def by_list(
-    data: datasets.Dataset, file: Path, faults: list[Fault] | None = None
-) -> datasets.Dataset:
+def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datasets.Dataset:
     """The samples that a text file names, an id a line; a file type at its end does not matter.
 
     Args:

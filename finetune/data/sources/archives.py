@@ -2,18 +2,14 @@
 
 from itertools import compress
 from pathlib import Path
-from typing import TypeAlias
 
 import datasets
 
-from finetune.data.faults import Fault, listed
+from finetune.data.faults import Faults, listed, without_partner
 from finetune.data.samples import as_samples
 from finetune.data.sources.folders import existing_folder, existing_root, image_folder
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
-
-Faults: TypeAlias = list[Fault] | None
-"""As `open_split` has them."""
 
 
 def camvid(
@@ -92,7 +88,7 @@ def voc(path: str | Path, split: str, labels: Labels, *, faults: Faults = None) 
     missing = [str(path) for path in (*images, *masks) if not path.is_file()]
     whole = [image.is_file() and mask.is_file() for image, mask in zip(images, masks, strict=True)]
     if faults is not None and any(whole):
-        faults += _without_partner(images, masks, f"named in {file}")
+        faults += without_partner(images, masks, f"named in {file}")
         images, masks = list(compress(images, whole)), list(compress(masks, whole))
         ids = list(compress(ids, whole))
     elif missing or not ids:
@@ -115,25 +111,3 @@ def coco_stuff(
         if (root / candidate.replace("{split}", folder)).is_dir():
             masks = candidate
     return image_folder(root, folder, labels, masks=masks, faults=faults)
-
-
-def _image_folder(root: Path, folder: str) -> Path:
-    """A folder of `data.yaml`; Roboflow writes ../train/images for what is beside the file."""
-    inside = root / folder.removeprefix("../")
-    return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
-
-
-def _without_partner(images: list[Path], masks: list[Path], what: str = "") -> list[Fault]:
-    faults = []
-    for image, mask in zip(images, masks, strict=True):
-        there = image.is_file(), mask.is_file()
-        kind = {
-            (True, False): "image-without-mask",
-            (False, True): "mask-without-image",
-            (False, False): "listed-but-missing",
-        }
-        if not all(there):
-            faults.append(
-                Fault(kind[there], (str(mask if there == (False, True) else image),), what)
-            )
-    return faults

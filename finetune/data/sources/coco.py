@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from finetune.data.faults import Fault, each, listed
+from finetune.data.faults import Fault, Faults, each, listed
 from finetune.data.objects import CocoObjects, Overlap, wrong_segmentation
 from finetune.data.samples import as_samples
 from finetune.data.sources.folders import existing_root
@@ -31,7 +31,7 @@ def coco(
     images: str = "{split}",
     annotations: str = "annotations/{split}.json",
     overlap: Overlap = "area",
-    faults: list[Fault] | None = None,
+    faults: Faults = None,
 ) -> datasets.Dataset:
     """The images of a COCO file; raw values are category ids, and `NO_OBJECT` where there is none.
 

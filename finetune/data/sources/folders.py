@@ -11,7 +11,7 @@ from pathlib import Path
 
 import datasets
 
-from finetune.data.faults import Fault, each, listed
+from finetune.data.faults import Fault, Faults, each, listed
 from finetune.data.masks import ClassFiles, MaskForm, picture_masks
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
@@ -33,7 +33,7 @@ def image_folder(
     masks: str = "masks/{split}",
     image_suffix: str = "",
     mask_suffix: str = "",
-    faults: list[Fault] | None = None,
+    faults: Faults = None,
 ) -> datasets.Dataset:
     """Pairs two folders, nested ones included, by relative path without the file type.
 
@@ -106,7 +106,7 @@ def _class_files(
     suffix: str,
     split: str,
     labels: Labels,
-    faults: list[Fault] | None,
+    faults: Faults,
 ) -> dict[str, dict[int, Path]]:
     """Key of an image -> class id -> its file.
 
@@ -149,9 +149,7 @@ def _class_files(
     return found
 
 
-def _check_class_folders(
-    root: Path, masks: str, labels: Labels, faults: list[Fault] | None
-) -> None:
+def _check_class_folders(root: Path, masks: str, labels: Labels, faults: Faults) -> None:
     """Refuses folders beside those of the classes, which may be misspelt ones."""
     above, _, below = masks.partition("{class}")
     parent = root / above
@@ -201,7 +199,7 @@ def files_by_key(
     suffixes: tuple[str, ...],
     name_suffix: str,
     skip: set[Path] | None = None,
-    faults: list[Fault] | None = None,
+    faults: Faults = None,
 ) -> dict[str, Path]:
     """Files below a folder by relative path without file type and `name_suffix`.
 

@@ -11,13 +11,10 @@ from typing import Any
 import datasets
 import yaml
 
-from finetune.data.faults import each, listed
+from finetune.data.faults import Faults, each, listed, without_partner
 from finetune.data.objects import Overlap, PolygonFiles
 from finetune.data.samples import as_samples
-from finetune.data.sources.archives import Faults, _image_folder, _without_partner
-from finetune.data.sources.folders import (
-    files_by_key,
-)
+from finetune.data.sources.folders import files_by_key
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.references import IMAGE_SUFFIXES
@@ -78,7 +75,7 @@ def ultralytics(
     missing = [str(mask) for mask in masks if not mask.is_file()]
     whole = [mask.is_file() for mask in masks]
     if faults is not None and any(whole):
-        faults += _without_partner(files, masks)
+        faults += without_partner(files, masks)
         files, masks = list(compress(files, whole)), list(compress(masks, whole))
         keys = list(compress(keys, whole))
     elif missing:
@@ -177,6 +174,12 @@ def _root_of(file: Path, content: Mapping[str, Any]) -> Path:
     root = Path(str(content.get("path") or "."))
     absolute = root if root.is_absolute() else file.parent / root
     return absolute if absolute.is_dir() else file.parent
+
+
+def _image_folder(root: Path, folder: str) -> Path:
+    """A folder of `data.yaml`; Roboflow writes ../train/images for what is beside the file."""
+    inside = root / folder.removeprefix("../")
+    return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
 
 
 def _beside_images(image: Path, folder: str, suffix: str) -> Path:
