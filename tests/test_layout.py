@@ -198,7 +198,9 @@ def test_every_module_has_tests_that_are_found():
     unknown = [m for m in modules if not where_tested(m).is_file()]
     assert not unknown, "name a test file like the module, or enter the module in TESTS_OF"
     imported = {file: ours(imported_by(file, TESTS.parent)) for file in map(where_tested, modules)}
-    astray = {m: where_tested(m).name for m in modules if m not in reached(imported[where_tested(m)])}
+    astray = {
+        m: where_tested(m).name for m in modules if m not in reached(imported[where_tested(m)])
+    }
     assert not astray, "these tests do not import what they are said to test"
 
 

@@ -1,6 +1,6 @@
 """Evidence that two folders, or two endings of names, hold images and their masks.
 
-Only names are compared, but for a glance at a few files of each folder.
+Names are compared, and a few files of each folder get a glance.
 """
 
 import itertools
@@ -17,9 +17,9 @@ from finetune.discover.mask_values import spread
 SEPARATORS = "_-."
 
 _NUM_GLANCED_AT = 3  # files of a folder
-_NUM_NAMES = 8  # names of a folder, by which others with the same names are found
-_FEWEST = 8  # within one folder, an ending must end one in so many names
-_MANY_KINDS = 64  # names that begin as another one does: more are a sequence, not kinds of masks
+_NUM_NAMES = 8  # names of a folder that are looked up in the others
+_FEWEST = 8  # within one folder, an ending must end one name of so many
+_MANY_KINDS = 64  # names with the same start; more are a sequence, not kinds of masks
 
 
 class Key(NamedTuple):
@@ -33,34 +33,34 @@ class Key(NamedTuple):
 
 @dataclass
 class Evidence:
-    """What speaks for a layout, of all its folders together."""
+    """The evidence for a layout, from all its folders."""
 
     splits: set[str] = field(default_factory=set)
     matched: int = 0
     expected: int = 0
-    """How many could match: images, or masks if those are fewer."""
+    """Names that could match: the number of images, or of masks if those are fewer."""
     all_masks: int = 0
     """Files in the folders of masks."""
     files: list[tuple[Path, Path]] = field(default_factory=list)
-    """Images and masks of the names that match."""
+    """Images and masks with matching names."""
 
 
 class _Folder:
-    """A folder's pictures, and what their names begin with."""
+    """A folder's pictures, by name and by the starts of names."""
 
     def __init__(self, relative: PurePosixPath, stems: dict[str, Path]) -> None:
         self.relative = relative
         self.stems = stems
         self.starts: dict[str, list[str]] = defaultdict(list)
         self.own_endings: set[tuple[str, str]] = set()
-        """Of pairs within the folder."""
+        """Endings of pairs within the folder."""
         for stem in stems:
             for start in _starts(stem):
                 self.starts[start].append(stem)
 
 
 def gather(tree: Tree, glances: Glances) -> dict[Key, Evidence]:
-    """The evidence for each layout that some names speak for."""
+    """The evidence for each layout that matching names suggest."""
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
     beside = _beside(tree)
     evidence: dict[Key, Evidence] = defaultdict(Evidence)
@@ -75,7 +75,7 @@ def gather(tree: Tree, glances: Glances) -> dict[Key, Evidence]:
 
 
 def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[_Folder, _Folder]]:
-    """Folders of images and others of masks that have names in common."""
+    """Folders of images and folders of masks with names in common."""
     holders: dict[str, list[_Folder]] = defaultdict(list)
     for folder in folders:
         for start in folder.starts:
@@ -89,7 +89,7 @@ def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[
             others = {folder: None for base, _ in _bases(name) for folder in holders.get(base, ())}
             hits.update(folder for folder in others if folder is not images)
         likely = [folder for folder, number in hits.items() if 2 * number >= len(names)]
-        # Of images, few names may have a mask, or the masks of few names lie in this folder.
+        # Few images may have a mask, or few of the masks may lie in one folder.
         likely = likely or [folder for folder, _ in hits.most_common(4)]
         for masks in _without_crossings(images, likely):
             if _may_hold(masks, glances, masks=True):
@@ -97,7 +97,7 @@ def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[
 
 
 def _without_crossings(images: _Folder, others: Sequence[_Folder]) -> Iterator[_Folder]:
-    """Leaves out Annotations/camel for JPEGImages/bear, where there is Annotations/bear."""
+    """Leaves out Annotations/camel for JPEGImages/bear if there is Annotations/bear."""
     own = set(images.relative.parts)
     strange = {
         folder: (
@@ -116,7 +116,7 @@ def _without_crossings(images: _Folder, others: Sequence[_Folder]) -> Iterator[_
 
 
 def _may_hold(folder: _Folder, glances: Glances, *, masks: bool) -> bool:
-    """Whether one of a few files is a mask, or one is none."""
+    """Whether one of a few files is a mask or, with masks=False, an image."""
     for file in spread(list(folder.stems.values()), _NUM_GLANCED_AT):
         if not masks and file.suffix.lower() in (".jpg", ".jpeg"):
             return True
@@ -126,7 +126,7 @@ def _may_hold(folder: _Folder, glances: Glances, *, masks: bool) -> bool:
 
 
 def _starts(stem: str) -> Iterator[str]:
-    """The name, and what stands before each of its separators."""
+    """The name, and its part before each separator."""
     yield stem
     for position, character in enumerate(stem):
         if position and character in SEPARATORS:
@@ -134,7 +134,7 @@ def _starts(stem: str) -> Iterator[str]:
 
 
 def _bases(stem: str) -> Iterator[tuple[str, str]]:
-    """What an image's name may have in common with its mask's, and its own ending."""
+    """The parts of an image's name that its mask may share, each with the image's own ending."""
     yield stem, ""
     cut = max(stem.rfind(separator) for separator in SEPARATORS)
     if cut > 0:
@@ -145,7 +145,7 @@ def _bases(stem: str) -> Iterator[tuple[str, str]]:
 
 
 def _beside(tree: Tree) -> dict[PurePosixPath, set[str]]:
-    """The names of the folders that hold pictures at any depth, by the folder they lie in."""
+    """Folder -> the names of its subfolders that hold pictures at any depth."""
     names: dict[PurePosixPath, set[str]] = defaultdict(set)
     for folder in tree.folders:
         for path in (folder, *folder.parents):
@@ -159,7 +159,7 @@ def _add_evidence(
     masks: _Folder,
     beside: dict[PurePosixPath, set[str]],
 ) -> None:
-    """Counts the names that match, for each pair of endings."""
+    """Counts the matching names for each pair of endings."""
     patterns = _patterns(images.relative, masks.relative, beside)
     if patterns is None:
         return
@@ -173,7 +173,7 @@ def _add_evidence(
                 ending = other[len(base) :]
                 if ending != own or not (own or same):
                     matches[own, ending].append((file, masks.stems[other]))
-    if not same:  # where each folder has its own masks, those of another only have their names
+    if not same:  # folders with masks of their own have nothing to do with each other's
         for both in images.own_endings & masks.own_endings:
             matches.pop(both, None)
     of_masks = Counter(
@@ -183,7 +183,7 @@ def _add_evidence(
         endings = [ending for first, ending in matches if first == own]
         taken = tuple(ending for ending in endings if ending) if same else ()
         of_images = sum(s.endswith(own) and not (taken and s.endswith(taken)) for s in images.stems)
-        # A number that ends few names is that of a frame.
+        # A number that ends few names is a frame's.
         share = 1 if own[1:].isdigit() else 1 / (3 if not same else _FEWEST)
         if own and (of_images < 2 or of_images < share * len(images.stems)):
             continue
@@ -207,9 +207,9 @@ def _endings(stem: str, endings: set[str]) -> Iterator[str]:
 def _split_names(
     images: PurePosixPath, masks: PurePosixPath, beside: dict[PurePosixPath, set[str]]
 ) -> tuple[SplitName, SplitName]:
-    """The splits in both paths.
+    """The split names in both paths.
 
-    A word in a folder that both share, such as train_station, is none if others lie beside it.
+    A word of a folder that both share, such as train_station, is not one if its siblings have none.
     """
     names = split_in(images), split_in(masks)
     place = names[0].position
@@ -223,9 +223,9 @@ def _split_names(
 def _patterns(
     images: PurePosixPath, masks: PurePosixPath, beside: dict[PurePosixPath, set[str]]
 ) -> tuple[str, str, str] | None:
-    """The split and the patterns of both folders, or of those above that have the same below.
+    """The split and the patterns of both folders, without the subfolders that both have.
 
-    None if they are of different splits.
+    None if their splits differ.
     """
     names = _split_names(images, masks, beside)
     if names[0].name != names[1].name:
@@ -251,7 +251,7 @@ def _patterns(
 
 
 def _above_all(tree: Tree, evidence: dict[Key, Evidence]) -> dict[Key, Evidence]:
-    """Joins folders that each hold images and masks, if nothing else lies below one above them."""
+    """Joins folders that each hold images and masks, if a folder above holds nothing else."""
     alike: dict[tuple[str, str], list[Key]] = defaultdict(list)
     for key in evidence:
         if key.images == key.masks and "{split}" not in key.images:

@@ -19,11 +19,10 @@ _MATCHING = 0.9  # share of names that images and masks must have in common
 
 
 def pairs(tree: Tree) -> list[Layout]:
-    """The layouts of a folder with one picture a mask, or one a class of it.
+    """The layouts of a folder with one mask per image, or one per image and class.
 
     Raises:
-        UserError: Folders are paired in a way that no recipe can say, or masks are of a kind that
-            is not read.
+        UserError: No recipe can describe the pairs, or the masks' file type keeps no ids.
     """
     glances = Glances()
     evidence = gather(tree, glances)
@@ -37,7 +36,7 @@ def pairs(tree: Tree) -> list[Layout]:
 
 
 def why_none(tree: Tree) -> str:
-    """A reason, with a space behind it, why there may be no pairs; "" if none is known."""
+    """A reason for the lack of pairs, with a space at its end; "" if none is known."""
     if tree.twins is not None:
         one, other = tree.twins
         return (
@@ -52,23 +51,23 @@ def why_none(tree: Tree) -> str:
             suffixes = {other.suffix.lower(), file.suffix.lower()}
             if other is not file and suffixes <= set(LOSSY_SUFFIXES):
                 return (
-                    f"{other} and {file} have the same name, but neither is a mask: JPEG and WebP "
-                    "do not keep the values of pixels. Export masks as PNG. "
+                    f"{other} and {file} have the same name, but neither can be a mask: JPEG "
+                    "and WebP change the values of pixels. Export masks as PNG. "
                 )
     return ""
 
 
 def _is_accepted(key: Key, found: Evidence, glances: Glances) -> bool:
-    """Whether enough names match, and by majority these are images and masks."""
+    """Whether enough names match, and most files look like images and masks."""
     if found.matched < _MATCHING * found.expected or 8 * found.matched < found.all_masks:
         return False
     if key.mask_suffix == "" and 3 * found.matched < found.all_masks:
-        return False  # the masks' names have endings of their own
+        return False  # most masks have an ending
     return _is_elected(found.files, glances)
 
 
 def _is_elected(files: Sequence[tuple[Path, Path]], glances: Glances) -> bool:
-    """Whether of most pairs one file is a mask, and the other is none."""
+    """Whether most pairs look like an image and a mask."""
     votes = []
     for image, mask in spread(files, _NUM_LOOKED_AT):
         seen = glances(mask).is_mask, glances(image).is_mask
@@ -81,10 +80,10 @@ def _is_elected(files: Sequence[tuple[Path, Path]], glances: Glances) -> bool:
 
 
 def _refuse_scattered(tree: Tree, accepted: dict[Key, Evidence]) -> None:
-    """Refuses pairs in folders of their own, such as v1/images and v1/masks, v2/images, ...
+    """Refuses several folders with pairs, such as v1/images and v1/masks, v2/images, ...
 
     Raises:
-        UserError: There are such.
+        UserError: There are several.
     """
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key in accepted:
@@ -102,8 +101,8 @@ def _refuse_scattered(tree: Tree, accepted: dict[Key, Evidence]) -> None:
             some = ", ".join(sorted(set(names))[:3])
             raise UserError(
                 f"{tree.root}: {len(set(names))} folders ({some}, ...) "
-                f"have images and masks of their own ({key.images}, {key.masks}), which no recipe "
-                f"can say. Give the folder of one, or move them together: images/{names[0]} and "
+                f"have images and masks of their own ({key.images}, {key.masks}). A recipe reads "
+                f"one of them: name its folder, or merge them: images/{names[0]} and "
                 f"masks/{names[0]}, and so on."
             )
 
@@ -114,7 +113,7 @@ def _grouped(
     evidence: dict[Key, Evidence],
     glances: Glances,
 ) -> Iterator[tuple[Layout, set[str], list[str]]]:
-    """Layouts with their splits and the folders that they read; those of one class each as one."""
+    """Layouts with their splits and folders. Layouts of one class each become one layout."""
     left = dict(accepted)
     for keys, pattern in _of_classes(tree, accepted, evidence):
         files = [pair for key in keys for pair in evidence[key].files]
@@ -122,11 +121,11 @@ def _grouped(
         if not all(glances(mask).is_binary for _, mask in some) or not _is_elected(files, glances):
             continue
         classes = tuple(sorted(keys.values()))
-        if len(classes) > 2:  # two may also be a mask and, say, its edges: that is a question
+        if len(classes) > 2:  # two may also be a mask and its edges: ask the user
             left = {key: found for key, found in left.items() if key not in keys}
         splits = set().union(*(evidence[key].splits for key in keys))
         layout = _layout(tree, pattern, splits)
-        found = f"one file a class: {', '.join(classes[:12])}"
+        found = f"one file per class: {', '.join(classes[:12])}"
         folders = _folders_of([*keys], splits)
         yield replace(layout, found=(*layout.found, found), classes=classes), splits, folders
     for key, own in left.items():
@@ -137,13 +136,13 @@ def _grouped(
 def _of_classes(
     tree: Tree, accepted: dict[Key, Evidence], evidence: dict[Key, Evidence]
 ) -> Iterator[tuple[dict[Key, str], Key]]:
-    """Layouts that differ in one word only, which may be a class, and that word of each."""
+    """Groups of layouts that differ in one word, which may be a class: {layout: word}, pattern."""
     by_ending: dict[Key, list[Key]] = defaultdict(list)
     for key, found in evidence.items():
         if key.mask_suffix and found.matched >= _MATCHING * found.expected:
             by_ending[key._replace(mask_suffix="")].append(key)
     for whole, keys in by_ending.items():
-        # Rare classes have too few files to be accepted alone.
+        # Rare classes have too few files to be accepted on their own.
         matched = sum(evidence[key].matched for key in keys)
         if len(keys) < 2 or 8 * matched < evidence[keys[0]].all_masks:
             continue
@@ -168,7 +167,7 @@ def _of_classes(
 
 
 def _siblings(tree: Tree, key: Key, place: int, accepted: dict[Key, Evidence]) -> set[str]:
-    """The folders beside one of masks."""
+    """The names of the folders beside one with masks."""
     split = min(accepted[key].splits)
     above = tree.root.joinpath(*key.masks.replace("{split}", split).split("/")[:place])
     return {f.name for f in above.iterdir() if f.is_dir() and not f.name.startswith(".")}
@@ -190,18 +189,18 @@ def _folders_of(keys: Iterable[Key], splits: Iterable[str]) -> list[str]:
 
 
 def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
-    """Refuses masks in files that do not keep ids.
+    """Refuses masks in files that change ids.
 
     Raises:
-        UserError: Most of them are such.
+        UserError: Most of the masks are in such files.
     """
     bad = [mask for _, mask in files if mask.suffix.lower() not in MASK_SUFFIXES]
     if 2 * len(bad) <= len(files):
         return
     with opened(bad[0]) as mask:
-        if mask.mode == "RGB":  # a mask of colours, of which those near a class's are its
+        if mask.mode == "RGB":  # colours: those near a class's colour count as its
             return
     raise UserError(
-        f"{bad[0]}: JPEG and WebP do not keep the values of pixels, so that ids in them are "
-        f"damaged. Export the masks as PNG ({', '.join(MASK_SUFFIXES)} are read)."
+        f"{bad[0]}: JPEG and WebP change the values of pixels, so ids in them are damaged. "
+        f"Export the masks as PNG ({', '.join(MASK_SUFFIXES)} are read)."
     )

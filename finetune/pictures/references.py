@@ -43,15 +43,12 @@ class PathPictures:
     """Pictures whose references are paths."""
 
     def open(self, reference: str) -> Picture:
-        """The file."""
         return Path(reference)
 
     def name(self, reference: str) -> str:
-        """The path."""
         return reference
 
     def files(self, reference: str) -> list[Path]:
-        """The file."""
         return [Path(reference)]
 
 

@@ -106,14 +106,14 @@ def test_categories_that_only_look_like_a_contradiction(tmp_path):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], r"4 of 4 annotations have no segmentation: 1, 2, 11, 12\. .*outline.*iscrowd"),
+        ([], r"4 of 4 annotations have no segmentation: 1, 2, 11, 12\. Outline.*iscrowd"),
         (None, "have no segmentation"),
         ([[1, 2, 3, 4]], "annotation 1 has a polygon that is not 3 or more pairs"),
         ([SQUARE, [*SQUARE, 7]], "annotation 1 has a polygon that is not 3 or more pairs"),
-        ([[*SQUARE, 1, float("nan")]], "annotation 1 has a polygon with coordinates"),
-        ([[*SQUARE, 1, True]], "annotation 1 has a polygon with coordinates"),
-        ([[*SQUARE, 1, "2"]], "annotation 1 has a polygon with coordinates"),
-        ([[*SQUARE, 1, 10**400]], "annotation 1 has a polygon with coordinates"),
+        ([[*SQUARE, 1, float("nan")]], "annotation 1 has a polygon whose coordinates"),
+        ([[*SQUARE, 1, True]], "annotation 1 has a polygon whose coordinates"),
+        ([[*SQUARE, 1, "2"]], "annotation 1 has a polygon whose coordinates"),
+        ([[*SQUARE, 1, 10**400]], "annotation 1 has a polygon whose coordinates"),
         ({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, "an RLE of 24 x 32 pixels"),
         ({"size": [HEIGHT, WIDTH], "counts": [5]}, "counts do not add up"),
         ({"size": [HEIGHT, WIDTH], "counts": "~~"}, "an RLE that cannot be read"),
@@ -254,7 +254,7 @@ def test_folders_as_roboflow_writes_them(tmp_path):
         ("names: {car: 0, dog: 1}", "the key 'car' in `names` is not an id"),
         ("names: {0: car, '0': dog}", "the key '0' in `names` is not an id of its own"),
         ("names: {no: car}", "the key False in `names` is not an id"),
-        ("names: 3", "must have `names`"),
+        ("names: 3", "`names` must be a list"),
     ],
 )
 def test_names_that_are_none(tmp_path, text, message):
@@ -362,7 +362,7 @@ def test_lists_that_share_names(tmp_path):
     made = recipe(data={**own, "split_list": "{split}.txt"})
     labels = made.labels.build()
     train, val = (open_split(made.data, labels, split) for split in ("train", "val"))
-    with pytest.warns(UserWarning, match="1 of 2 images to evaluate on are trained on"):
+    with pytest.warns(UserWarning, match="1 of 2 validation images are training images"):
         warn_of_shared_files(train, val)
 
 
