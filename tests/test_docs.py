@@ -4,10 +4,10 @@ import ast
 import importlib
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
-import tomllib
 import typer
 import yaml
 
