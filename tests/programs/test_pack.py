@@ -192,7 +192,7 @@ def test_a_pack_that_is_not_finished_is_no_set(source, tmp_path):
         pack.pack(camvid(source), output)
     recipe = load_recipe(output / "recipe.yaml")
     for opened in (open_split, stream_split):
-        with pytest.raises(UserError, match=r"a pack that was not finished"):
+        with pytest.raises(UserError, match=r"an unfinished pack"):
             opened(recipe.data, recipe.labels.build(), "train")
     bad.write_bytes(whole)
     pack.pack(camvid(source), output)
