@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "finetune"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "finetune"
 
 # From the ground up. A room may import what stands in floors below its own, and on its own floor
 # whatever leads to no circle. "" is finetune/__init__.py.
@@ -24,6 +25,60 @@ FLOORS = [
     ["train", "programs"],
     ["cli"],
 ]
+# Where the tests of a module or folder are, if not in tests/<its path>/test_<its name>.py. What a
+# folder's entry says goes for all of its modules that have neither an entry nor such a file.
+TESTS_OF = {
+    "cli": "test_cli.py",
+    "data.columns": "data/sources/test_hub.py",
+    "data.faults": "labels/test_rules.py",
+    "data.masks": "data/sources/test_folders.py",
+    "data.order": "data/test_loader.py",
+    "data.samples": "data/sources/test_folders.py",
+    "data.shards": "data/test_stream.py",
+    "data.sources.coco": "data/test_objects.py",
+    "data.sources.opening": "data/test_loader.py",
+    "data.sources.ultralytics": "data/test_objects.py",
+    "data.threads": "programs/test_pack.py",
+    "discover": "discover/test_recognise.py",
+    "discover.channels": "pictures/test_channels.py",
+    "discover.mask_values": "discover/test_value_labels.py",
+    "errors": "test_cli.py",
+    "inference": "inference/test_segment.py",
+    "inference.preprocessing": "inference/test_scores.py",
+    "labels": "labels/test_translation.py",
+    "machine": "run/test_processes.py",
+    "pictures.arrays": "inference/test_segment.py",
+    "pictures.opening": "inference/test_segment.py",
+    "pictures.resizing": "inference/test_scores.py",
+    "pictures.references": "pictures/test_reading.py",
+    "pictures.tiffs": "pictures/test_reading.py",
+    "programs.benchmark": "programs/test_benchmark.py",
+    "programs.demo": "programs/demo/test_mistakes.py",
+    "programs.doctor": "programs/doctor/test_doctor.py",
+    "programs.doctor.figures": "programs/doctor/test_counts.py",
+    "programs.evaluate": "test_cli.py",
+    "programs.export": "programs/export/test_export.py",
+    "programs.export.comparison": "programs/export/test_table.py",
+    "programs.export.quantise": "programs/export/test_table.py",
+    "programs.export.web": "programs/export/test_page.py",
+    "programs.predict": "programs/predict/test_predict.py",
+    "programs.push": "programs/push/test_push.py",
+    "programs.push.evidence": "programs/push/test_card.py",
+    "programs.push.link": "programs/push/test_upload.py",
+    "publish": "publish/test_folder.py",
+    "publish.facts": "programs/push/test_card.py",
+    "recipe": "recipe/test_recipe.py",
+    "run.environment": "run/test_log.py",
+    "run.folder": "test_train.py",
+    "run.pages": "run/test_report.py",
+    "run.screen": "run/test_log.py",
+    "run.signals": "run/test_processes.py",
+    "run.states": "test_train.py",
+    "segformer": "segformer/test_modeling.py",
+    "segformer.bands": "segformer/test_functional.py",
+    "trainers": "test_train.py",
+    "weights": "weights/test_reading.py",
+}
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Programs that run other programs, which is what they are for.
 STARTERS = {"programs.benchmark"}
@@ -49,8 +104,12 @@ def program_of(module: str) -> str:
 
 def imports(module: str, *, lazy: bool = True) -> set[str]:
     """The modules that `module` imports, in full; with lazy=False those of its top level only."""
-    tree = ast.parse(SOURCES[module].read_text())
-    parents = SOURCES[module].relative_to(PACKAGE.parent).parent.parts
+    return imported_by(SOURCES[module], PACKAGE.parent, lazy=lazy)
+
+
+def imported_by(path: Path, root: Path, *, lazy: bool = True) -> set[str]:
+    tree = ast.parse(path.read_text())
+    parents = path.relative_to(root).parent.parts
     found = set()
     for node in ast.walk(tree) if lazy else tree.body:
         if isinstance(node, ast.Import):
@@ -113,6 +172,47 @@ def test_the_sources_are_found_and_read():
     assert imports("segformer.modeling") >= {"torch", "finetune.segformer.functional"}
     assert ours(imports("")) == {"segformer"}
     assert sum(len(others) for others in graph().values()) > 2 * len(SOURCES)
+
+
+def where_tested(module: str) -> Path:
+    """The test file of its name, or that of the longest entry of `TESTS_OF` above it."""
+    *folders, name = module.split(".")
+    own = TESTS.joinpath(*folders, f"test_{name}.py")
+    parts = module.split(".")
+    above = [".".join(parts[:count]) for count in range(len(parts), 0, -1)]
+    entry = next((TESTS_OF[key] for key in above if key in TESTS_OF), None)
+    return own if entry is None or (own.is_file() and module not in TESTS_OF) else TESTS / entry
+
+
+def reached(module_names: set[str]) -> set[str]:
+    """These modules and all that they import, directly or not."""
+    found, left = set(), set(module_names)
+    while left:
+        module = left.pop()
+        found.add(module)
+        left |= graph().get(module, set()) - found
+    return found
+
+
+def test_every_module_has_tests_that_are_found():
+    modules = [m for m, path in SOURCES.items() if not path.name.startswith("__")]
+    assert len(modules) > 100
+    unknown = [m for m in modules if not where_tested(m).is_file()]
+    assert not unknown, "name a test file like the module, or enter the module in TESTS_OF"
+    imported = {file: ours(imported_by(file, TESTS.parent)) for file in map(where_tested, modules)}
+    astray = {
+        m: where_tested(m).name for m in modules if m not in reached(imported[where_tested(m)])
+    }
+    assert not astray, "these tests do not import what they are said to test"
+
+
+def test_the_table_of_tests_has_no_stale_entry():
+    folders = {".".join(m.split(".")[:n]) for m in SOURCES for n in range(1, m.count(".") + 1)}
+    for key, file in TESTS_OF.items():
+        assert key in SOURCES or key in folders, f"{key} is no module"
+        own = TESTS.joinpath(*key.split(".")[:-1], f"test_{key.split('.')[-1]}.py")
+        assert key in folders or not own.is_file(), f"{key} has {own.name}"
+        assert (TESTS / file).is_file(), key
 
 
 def test_every_room_has_one_floor():

@@ -1,4 +1,4 @@
-"""Verbs about data: what a folder holds, what is wrong with it, how it travels."""
+"""Verbs about data: write a recipe for it, find its faults, pack it for streaming."""
 
 import shlex
 import sys
@@ -19,29 +19,29 @@ if TYPE_CHECKING:
 @app.command()
 def init(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Where images and masks are.")
+        Path | None, typer.Argument(metavar="[DIR]", help="Folder of images and masks.")
     ] = None,
     source: Annotated[
         str | None,
         typer.Option(
             "--from",
-            help="Instead of a folder: hub:OWNER/NAME, also with @REVISION, or an address such as "
-            "hub:s3://bucket/set.",
+            help="Instead of a folder: hub:OWNER/NAME, hub:OWNER/NAME@REVISION, or an address such "
+            "as hub:s3://bucket/set.",
         ),
     ] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The recipe to write; must not exist.")
     ] = Path("recipe.yaml"),
     choice: Annotated[
-        int | None, typer.Option(help="Which one, of several that the folder may be.")
+        int | None, typer.Option(help="Number of the layout, if several fit the folder.")
     ] = None,
 ) -> None:
     """Write a recipe for a folder of images and masks that trains as it stands.
 
     Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC,
-    COCO-Stuff and CamVid, two folders or endings with the same names, one file a class too, and
-    Parquet or Arrow that `datasets` wrote. Says what it saw and assumed; both are comments in the
-    recipe. What lies elsewhere is known by its columns and its first rows alone.
+    COCO-Stuff and CamVid, two folders or name endings with the same names, one file per class, and
+    Parquet or Arrow that `datasets` wrote. Prints what it saw and assumed; both are comments in the
+    recipe. Of a data set elsewhere it reads the columns and the first rows only.
 
     Example: finetune init my_data -o my_recipe.yaml
 
@@ -58,7 +58,7 @@ def init(
         )
         done = draft_from_table(path, output, revision=revision or None)
     else:
-        raise UserError("name a folder, or --from hub:OWNER/NAME, and not both")
+        raise UserError("name either a folder or --from hub:OWNER/NAME")
     for title, found in (("Seen", done.found), ("Assumed", done.assumed)):
         print(f"{title}:")
         for line in found:
@@ -86,11 +86,11 @@ def doctor(
         ),
     ] = None,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print what doctor.json holds, nothing else.")
+        bool, typer.Option("--json", help="Print the content of doctor.json, nothing else.")
     ] = False,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that read. Default: one a core, at most 8."),
+        typer.Option(min=1, help="Reading threads. Default: one per core, at most 8."),
     ] = None,
     distance: Annotated[
         int,
@@ -101,24 +101,26 @@ def doctor(
         ),
     ] = 8,
     choice: Annotated[
-        int | None, typer.Option(help="Which one, of several that a folder may be.")
+        int | None, typer.Option(help="Number of the layout, if several fit a folder.")
     ] = None,
 ) -> None:
-    """Read a whole data set and say what is wrong with it, by file, before training does.
+    """Read a whole data set and list its faults, file by file, before a training meets them.
 
-    Finds files that are damaged, empty, of unequal size or without a partner; mask values that no
-    rule covers, or that look like slips; classes never seen, or seen in validation only; images
-    that stand in two splits, exactly or nearly, or twice with different masks. Counts classes,
-    ignored pixels and sizes, and suggests class weights, mean and standard deviation.
+    Finds files that are damaged, empty, of unequal size or without a partner; mask values without a
+    rule, or that look like slips; classes that never occur, or in validation only; images that are
+    in two splits, exactly or nearly, or have two different masks. Counts classes, ignored pixels
+    and sizes, and suggests class weights, mean and standard deviation.
 
     Example: finetune doctor camvid data.path=CamVid -o out
 
     Example: finetune doctor my_data
 
-    A folder without a recipe is understood as `finetune init` does; key=value corrects that.
+    For a folder without a recipe, the layout and labels of `finetune init` are used; key=value
+    changes them.
 
-    Exit status: 0 clean, 2 with problems (doctor.json and doctor.html are written either way) or
-    after a mistake that the message names, 130 stopped by Ctrl-C. Warnings alone are clean.
+    Exit status: 0 without problems (warnings do not count), 2 with problems (doctor.json and
+    doctor.html are written either way) or after a mistake that the message names, 130 stopped by
+    Ctrl-C.
     """
     from finetune.programs.doctor import screen
     from finetune.programs.doctor.doctor import examine
@@ -133,7 +135,7 @@ def doctor(
             show_progress=not as_json,
         )
     except KeyboardInterrupt:
-        print("\nstopped; nothing is written", file=sys.stderr)
+        print("\nstopped; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
     files = done.write(output or Path("runs") / f"doctor-{done.name}")
     if as_json:
@@ -149,13 +151,13 @@ def pack(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads; default: one a usable core.")
+        int | None, typer.Option(min=1, help="Threads. Default: one per usable core.")
     ] = None,
 ) -> None:
-    """Write a recipe's data as sharded Parquet: to stream it, from a disk or a bucket.
+    """Write a recipe's data as sharded Parquet, to stream it from a disk or a bucket.
 
-    Masks become PNG of class ids, images stay the bytes that they are. OUT/recipe.yaml trains on
-    it. A call that was stopped goes on where it was.
+    Masks become PNGs of class ids; images keep their bytes. OUT/recipe.yaml trains on the result. A
+    stopped call resumes where it was.
 
     Example: finetune pack ade20k packed data.path=ADEChallengeData2016
     """
@@ -173,15 +175,15 @@ def pack(
 
 
 def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None) -> "Layout":
-    """The only layout, or one of several: by number, by asking on a terminal, or a mistake."""
+    """The only layout, the one of a number, or the answer on a terminal; else a UserError."""
     if len(layouts) == 1 and choice in (None, 1):
         return layouts[0]
     lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
     options = "\n".join(lines)
     number = choice
     if number is None and sys.stdin.isatty():
-        print(f"{folder} may be one of these:\n{options}", file=sys.stderr)
+        print(f"Several layouts fit {folder}:\n{options}", file=sys.stderr)
         number = typer.prompt("Which one", type=int, err=True)
     if number is None or not 1 <= number <= len(layouts):
-        raise UserError(f"{folder} may be one of these; say which with --choice:\n{options}")
+        raise UserError(f"several layouts fit {folder}; choose one with --choice:\n{options}")
     return layouts[number - 1]

@@ -1,1 +1,1 @@
-"""Where samples come from: label translation, sources and the loader."""
+"""Data: sources, splits, samples, their order, streams, cache and the loader."""

@@ -315,7 +315,7 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
     folder.mkdir(parents=True, exist_ok=True)
     reader, rows = reader_of(samples), samples.with_format(None)
     images, masks = list(rows["image"]), list(rows["mask"])
-    mask_dtype = np.dtype(np.uint8 if reader.labels.num_labels <= 255 else np.uint16)
+    mask_dtype = reader.labels.dtype
     files = [_files(reader, *pair) for pair in zip(images, masks, strict=True)]
     key = _key(images, masks, files, reader)
     path = folder / f"{key.hex()[:32]}{_SUFFIX}"
@@ -357,7 +357,7 @@ def _key(
     """What a set is: its files, what its mask values mean, and who decodes."""
     labels = reader.labels
     versions = (_FORMAT, PIL.__version__, cv2.__version__)
-    meaning = (labels.num_labels, labels.rules, labels.ignores_unknown)
+    meaning = (labels.num_labels, labels.rules, labels.ignores_unknown, labels.tolerance)
     forms = (reader.form, reader.pictures, reader.num_channels)
     digest = hashlib.sha256(repr((versions, meaning, forms)).encode())
     for image, mask, (image_files, mask_files) in zip(images, masks, files, strict=True):

@@ -1,6 +1,6 @@
 """Pictures in the columns of tables, encoded: how `datasets` keeps them in Arrow and Parquet.
 
-An image feature is stored as a struct of `bytes` and `path`, of which one may be missing
+An image feature is stored as a struct of `bytes` and `path`, one of which may be missing
 (https://huggingface.co/docs/datasets/about_dataset_features#image-feature); others write bytes.
 """
 
@@ -22,18 +22,18 @@ from finetune.pictures.references import Encoded, Picture
 
 @dataclass(frozen=True)
 class Columns:
-    """Which column of a table holds what."""
+    """The columns of a table that hold images, masks and ids."""
 
     image: str = "image"
     mask: str = "mask"
     id: str | None = None
-    """Names of the samples; None: those of the image files if all are there and differ."""
+    """Names of the samples. None: the names of the image files, if all exist and differ."""
 
     def check(self, features: datasets.Features, where: str) -> None:
-        """Looks whether the columns are there and hold what they must.
+        """Checks that the columns exist and hold pictures and names.
 
         Raises:
-            UserError: One is missing or of another kind; lists those that there are.
+            UserError: One is missing or of another kind; lists the columns of the table.
         """
         pictures = [name for name in features if is_picture(features[name])]
         for key, name in (("image_column", self.image), ("mask_column", self.mask)):
@@ -58,24 +58,26 @@ MASK_NAMES = (
 
 
 def guess_columns(features: datasets.Features, where: str) -> Columns:
-    """Which columns of pictures are the image and the mask, by their names.
+    """Finds the columns of images and masks by their names.
 
     Raises:
-        UserError: The names do not say so; lists them.
+        UserError: The names do not tell; lists them.
     """
     pictures = [name for name in features if is_picture(features[name])]
     images, masks = (
         [name for known in names for name in pictures if name.lower() == known]
         for names in (IMAGE_NAMES, MASK_NAMES)
     )
-    if len(pictures) == 2 and len(images) + len(masks) == 1:  # the other one is the other one
+    if (
+        len(pictures) == 2 and len(images) + len(masks) == 1
+    ):  # the second picture is the missing one
         other = next(name for name in pictures if name not in (*images, *masks))
         images, masks = images or [other], masks or [other]
     if not images or not masks:
         raise UserError(
-            f"{where}: which columns hold the image and the mask is not clear; columns of pictures "
-            f"are {', '.join(pictures) or 'none'} (of {', '.join(features)}). Start from a recipe "
-            "with data.source=hub, data.image_column and data.mask_column."
+            f"{where}: the names of columns do not tell the image from the mask; columns of "
+            f"pictures are {', '.join(pictures) or 'none'} (of {', '.join(features)}). Write a "
+            "recipe with data.source=hub, data.image_column and data.mask_column."
         )
     return Columns(images[0], masks[0])
 
@@ -84,7 +86,7 @@ _NAMES = ("string", "large_string", "int64", "int32", "uint64", "uint32")
 
 
 def is_picture(feature: Any) -> bool:
-    """Whether a column's values may be encoded pictures."""
+    """Whether a column may hold encoded pictures."""
     if isinstance(feature, Mapping):
         return "bytes" in feature
     return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in (
@@ -97,7 +99,7 @@ def picture_of(value: Any, name: str) -> Picture:
     """A value of a column of pictures.
 
     Raises:
-        UserError: It is empty, or names a file that is not there.
+        UserError: It is empty, or names a missing file.
     """
     data = value.get("bytes") if isinstance(value, Mapping) else value
     if data is not None:
@@ -105,31 +107,28 @@ def picture_of(value: Any, name: str) -> Picture:
     path = value.get("path") if isinstance(value, Mapping) else None
     if path is None or not Path(path).is_file():
         missing = f", only the name {path}" if path else ""
-        raise UserError(f"{name}: there are no bytes{missing}. Mend the row, or leave it out.")
+        raise UserError(f"{name}: there are no bytes{missing}. Correct the row, or remove it.")
     return Path(path)
 
 
 @dataclass(frozen=True, repr=False)
 class TablePictures:
-    """A column of a `datasets.Dataset`; references are the numbers of rows."""
+    """A column of a `datasets.Dataset`; references are row numbers."""
 
     table: datasets.Dataset
     column: str
     where: str
-    """What messages call the table."""
+    """The table's name in messages."""
 
     def open(self, reference: str) -> Picture:
-        """The picture of a row."""
         value = self.table.data.column(self.column)[int(reference)].as_py()
         return picture_of(value, self.name(reference))
 
     def name(self, reference: str) -> str:
-        """Table, row and column."""
         return f"{self.where}, row {reference}, {self.column}"
 
     def files(self, reference: str) -> list[Path]:
-        """None: Arrow files of `datasets` are never changed, but written anew elsewhere."""
-        return []
+        return []  # `datasets` never changes an Arrow file; it writes a new one elsewhere
 
     def __repr__(self) -> str:
         """Tells tables apart, for the cache of decoded pictures: by file, size and time."""
@@ -147,11 +146,11 @@ def table_samples(
     Args:
         table: What `datasets` loaded, without a row selection.
         labels: What mask values mean.
-        columns: Which columns.
-        where: What messages call the table.
+        columns: The columns to read.
+        where: The table's name in messages.
 
     Raises:
-        UserError: A column is not what it must be, or ids are not unique.
+        UserError: A column is missing or of another kind, or ids are not unique.
     """
     columns.check(table.features, where)
     rows = [str(i) for i in range(len(table))]
@@ -166,8 +165,8 @@ def _ids(table: datasets.Dataset, columns: Columns, where: str) -> list[str]:
         ids = [str(value) for value in table.data.column(columns.id).to_pylist()]
         if repeated := [name for name, count in Counter(ids).items() if count > 1]:
             raise UserError(
-                f"data.id_column: {columns.id!r} of {where} holds {repeated[0]!r} more than once, "
-                "so that it names no sample. Take another column, or none."
+                f"data.id_column: {columns.id!r} of {where} holds {repeated[0]!r} more than once. "
+                "Ids must be unique: choose another column, or none."
             )
         return ids
     if isinstance(table.features[columns.image], datasets.Image):

@@ -1,4 +1,4 @@
-"""The same picture twice, which makes scores on held-back images worthless: exactly, or nearly."""
+"""Exact and near duplicates of pictures, which make scores on held-back images worthless."""
 
 import hashlib
 import os
@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 HASH_BITS = 64
-_SAMPLE = 4096  # bytes of a file that are compared before all of it
+_SAMPLE = 4096  # bytes of a file compared before the whole
 _BLOCK = 4096  # hashes at once: 64 MB of distances
 
 
 def digest(array: np.ndarray) -> bytes:
-    """16 bytes that differ if shape, type or values do."""
+    """16 bytes that differ if shape, type or values differ."""
     head = f"{array.shape}{array.dtype}".encode()
     return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16, key=head).digest()
 
@@ -22,16 +22,16 @@ def digest(array: np.ndarray) -> bytes:
 def perceptual_hash(image: np.ndarray) -> bytes:
     """The 64 bits of `imagehash.phash` of uint8 (H, W, 3), as 8 bytes.
 
-    Signs of the low frequencies of the grey image: they outlive a change of size, of brightness
-    or of compression (https://www.hackerfactor.com/blog/index.php?/archives/432-.html).
+    Signs of the low frequencies of the grey image. They survive changes of size, brightness and
+    compression (https://www.hackerfactor.com/blog/index.php?/archives/432-.html).
     """
-    import imagehash  # here: loaders import this module, and never hash
+    import imagehash  # here, because loaders import this module and never hash
 
     return np.packbits(imagehash.phash(Image.fromarray(image)).hash).tobytes()
 
 
 def groups(keys: Iterable[Hashable | None]) -> list[list[int]]:
-    """Places of equal keys, of those that stand in several; None equals nothing."""
+    """The places of each key that occurs more than once; None equals nothing."""
     places: dict[Hashable, list[int]] = defaultdict(list)
     for place, key in enumerate(keys):
         if key is not None:
@@ -42,7 +42,7 @@ def groups(keys: Iterable[Hashable | None]) -> list[list[int]]:
 def nearest(
     train: Sequence[bytes], val: Sequence[bytes], distance: int
 ) -> list[tuple[int, int, int, int]]:
-    """Of each hash of the second list the nearest of the first, if it is near enough.
+    """For each hash of the second list, the nearest one of the first, if it is near enough.
 
     Args:
         train: Perceptual hashes.
@@ -50,8 +50,8 @@ def nearest(
         distance: Largest number of bits in which two may differ.
 
     Returns:
-        Place in `val`, place in `train` (the first, of several), how many bits differ, and how
-        many of `train` are near enough.
+        Place in `val`, place in `train` (the first of several), number of differing bits, and
+        number of hashes in `train` that are near enough.
     """
     if not train or not val:
         return []
@@ -82,8 +82,8 @@ def _signs(hashes: Sequence[bytes]) -> np.ndarray:
 def same_files(train: Sequence[str], val: Sequence[str]) -> list[tuple[str, str]]:
     """Files of both lists with the same bytes: (first of train, one of val), in val's order.
 
-    Sizes are compared first, then some bytes from the middle; few files are read whole. A file
-    that cannot be read equals none.
+    Sizes are compared first, then some bytes from the middle; few files are read whole. Files that
+    cannot be read equal no other.
     """
     paths = [*train, *val]
     candidates = list(range(len(paths)))
@@ -111,7 +111,7 @@ def _readable(ask: Callable[[str], Hashable]) -> Callable[[str], Hashable | None
 
 @_readable
 def _size(path: str) -> Hashable:
-    return os.stat(path).st_size or None  # empty files are another mistake
+    return os.stat(path).st_size or None  # empty files are another fault
 
 
 @_readable

@@ -1,33 +1,52 @@
-"""What is wrong with single files of a data set, collected; a training would stop at the first.
+"""Faults of single files of a data set, collected where a training would stop at the first.
 
-Whatever opens a data set takes a list of them, or None. With None the first mistake is raised; with
-a list each is entered with its files, and what is left without them is opened.
+Functions that open a data set take a list of faults, or None. With None the first fault is raised.
+With a list each fault is entered with its files, and the data set opens without these files.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
 
-_NUM_NAMED = 5  # names that a message holds before it only counts
+_NUM_NAMED = 5  # names in a message; the rest is counted
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One mistake in one place."""
+    """One fault in one place."""
 
     kind: str
-    """What is wrong, in words that stay the same, such as "image-without-mask"."""
+    """What is wrong, as a fixed word, such as "image-without-mask"."""
     files: tuple[str, ...]
-    """Who is concerned, by the names that messages use."""
+    """The files concerned, by their names in messages."""
     what: str = ""
-    """More about this place, if there is more to say."""
+    """Details of this place, if any."""
+
+
+Faults: TypeAlias = list[Fault] | None
 
 
 def each(kind: str, names: Iterable[object], what: str = "") -> list[Fault]:
-    """One fault a name, in their order."""
+    """One fault per name, in their order."""
     return [Fault(kind, (str(name),), what) for name in names]
 
 
 def listed(names: list[str]) -> str:
-    """The first few names, and how many more there are."""
+    """The first few names, and the number of the others."""
     more = f" and {len(names) - _NUM_NAMED} more" if len(names) > _NUM_NAMED else ""
     return ", ".join(names[:_NUM_NAMED]) + more
+
+
+def without_partner(
+    images: Sequence[Path], masks: Sequence[Path], what: str = ""
+) -> Iterator[Fault]:
+    """A fault for each pair of which one file, or both, do not exist."""
+    for image, mask in zip(images, masks, strict=True):
+        match image.is_file(), mask.is_file():
+            case True, False:
+                yield Fault("image-without-mask", (str(image),), what)
+            case False, True:
+                yield Fault("mask-without-image", (str(mask),), what)
+            case False, False:
+                yield Fault("listed-but-missing", (str(image),), what)

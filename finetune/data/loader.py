@@ -1,11 +1,11 @@
 """Samples to batches: serves a split to one process of several.
 
-What happens to a sample is a function of the recipe's seed and the sample's position in the global
-sequence alone; the sequence is a function of the seed and the epoch. So neither the number of
-workers, nor that of processes, nor a resume changes what is trained on (what is streamed comes in
-an order of its own, see `finetune.data.stream`). Batches are bytes: `pixel_values` uint8
-(B, H, W, C) and `labels` (B, H, W), uint8 or, beyond 255 classes, int64. Only images of 16 bit are
-int32: torch knows uint16 by name, and can do next to nothing with it.
+The augmentation of a sample is a function of the recipe's seed and the sample's position in the
+global sequence; the sequence is a function of the seed and the epoch. So workers, processes and
+resumes do not change the training data. (Streams have an order of their own, see
+`finetune.data.stream`.) Batches are bytes: `pixel_values` uint8 (B, H, W, C) and `labels`
+(B, H, W), uint8 or, beyond 255 classes, int64. Images of 16 bit are int32, because torch can do
+next to nothing with uint16.
 """
 
 import functools
@@ -34,33 +34,33 @@ from finetune.errors import UserError
 from finetune.machine import keep_freed_memory
 from finetune.recipe import InferenceProtocol
 
-# What loaders read, by index.
+# Data sets that loaders read by index.
 Samples: TypeAlias = datasets.Dataset | CachedSamples
 
-# Images (one, or one a scale), mask, id.
+# Images (one, or one per scale), mask, id.
 _Arrays: TypeAlias = tuple[list[np.ndarray], np.ndarray, str]
 
 
 class Batch(TypedDict):
-    """What a loader yields."""
+    """A batch as a loader yields it."""
 
     pixel_values: Tensor
     other_scales: list[Tensor]
-    """In an evaluation at several scales, `pixel_values` of those after the first."""
+    """`pixel_values` of the scales after the first, in an evaluation at several scales."""
     labels: Tensor
     ids: list[str]
 
 
 @dataclass(frozen=True)
 class Augmented:
-    """A sample at a position of the global sequence as it is trained on."""
+    """Augments a sample for its position in the global sequence."""
 
     transform: TrainTransform
     seed: int
 
     def __call__(self, sample: dict[str, Any], position: int) -> _Arrays:
         """The crop that the seed and the position draw."""
-        # One number that no other (seed, position) gives; numpy and Python hash it into streams.
+        # Unique for (seed, position); numpy and Python hash it into streams.
         seed = self.seed << 64 | position
         image, mask = self.transform(sample["image"], sample["mask"], seed)
         return [image], mask, sample["id"]
@@ -68,12 +68,12 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Whole:
-    """A sample as it is evaluated: the image resized by the protocol, the mask at its own size."""
+    """Prepares a sample for evaluation: resizes the image by the protocol, keeps the mask."""
 
     protocol: InferenceProtocol
 
     def __call__(self, sample: dict[str, Any]) -> _Arrays:
-        """The image, resized once a scale, the mask and the id."""
+        """The image in each scale, the mask and the id."""
         return self.protocol.resize(sample["image"]), sample["mask"], sample["id"]
 
 
@@ -110,7 +110,7 @@ class TrainStream(IterableDataset[Any]):
 
     def __iter__(self) -> "Iterator[list[Batch] | UserError]":
         size = self.order.micro_batch
-        opened: tuple[Lane, int] | None = None  # where the source stands
+        opened: tuple[Lane, int] | None = None  # the place of the source
         source: Iterator[dict[str, Any]] = iter(())
         for position, lane, start in self.order.turns(_worker()):
             if opened != (lane, start):
@@ -122,7 +122,7 @@ class TrainStream(IterableDataset[Any]):
 
 
 class EvalStream(IterableDataset[Any]):
-    """The whole batches of one worker: a share of those that are cut by index."""
+    """The whole batches of one worker, a share of the batches that are cut by index."""
 
     def __init__(
         self, samples: Streamed, whole: Whole, *, batch_size: int, share: tuple[int, int, int]
@@ -156,14 +156,14 @@ def train_loader(
 ) -> Generator[Batch, None, None]:
     """The micro-batches of one process, in order; a bad file is a UserError that names it.
 
-    Close it when done: workers end with it.
+    Close the generator when done: its workers end with it.
 
     Args:
         samples: The split.
-        transform: What is done to each sample.
-        order: Of samples that are streamed a `StreamOrder`, for as many workers.
+        transform: The augmentation of each sample.
+        order: For a stream a `StreamOrder` of as many workers.
         workers: Loader processes.
-        pin_memory: Whether a GPU is to copy the batches.
+        pin_memory: Whether a GPU will copy the batches.
     """
     augmented = Augmented(transform, order.seed)
     if isinstance(samples, Streamed):
@@ -192,9 +192,9 @@ def eval_loader(
 ) -> Generator[Batch, None, None]:
     """Every image of a split once, over all processes.
 
-    Batches are cut by index and only then shared, so that each forward pass has the same
-    composition on any number of processes: the same bits come out. Images of different sizes in
-    one batch are served one size after the other.
+    Batches are cut by index and then shared, so that each forward pass has the same images on any
+    number of processes, and gives the same bits. If a batch has images of several sizes, each size
+    is served as a batch.
     """
     whole = Whole(protocol)
     if isinstance(samples, Streamed):
@@ -224,10 +224,10 @@ def batches_of(
     one_size: bool,
     persistent_workers: bool = False,
 ) -> DataLoader[Any]:
-    """A loader of lists of batches, one list for each list of addresses that `order` gives.
+    """A loader of lists of batches, one list for each list of addresses in `order`.
 
-    With `one_size` all samples have one, and lists one batch. A bad file is a UserError in place of
-    a list. By default workers end with the first pass.
+    With `one_size` all samples have the same size, and each list one batch. A bad file is a
+    UserError in place of a list. By default workers end with the first pass.
     """
     return _loader(
         _Batches(dataset, one_size),
@@ -241,10 +241,10 @@ def batches_of(
 def _loader(
     batches: Dataset[Any], workers: int, pin_memory: bool, **options: Any
 ) -> DataLoader[Any]:
-    """A loader of what gives whole batches."""
+    """A loader over a data set of whole batches."""
     cv2.setNumThreads(0)  # one process, one thread: workers must not fight with the model
     leaving = multiprocessing.RawValue("b", 0)
-    # What runs first when this process ends; next, multiprocessing terminates and joins workers.
+    # Runs first when this process ends; then multiprocessing terminates and joins the workers.
     multiprocessing.util.Finalize(None, setattr, (leaving, "value", 1), exitpriority=0)
     if "batch_sampler" not in options:
         options["batch_size"] = None
@@ -279,15 +279,15 @@ class _Batches(Dataset[Any]):
         self.one_size = one_size
 
     def __getitems__(self, addresses: list[Any]) -> list[Batch] | UserError:
-        """What torch calls for a batch."""
+        """Called by torch for a batch."""
         samples = (self.dataset[address] for address in addresses)
         return _batches(samples, len(addresses), one_size=self.one_size)
 
 
 def _batches(samples: Iterable[_Arrays], count: int, *, one_size: bool) -> list[Batch] | UserError:
-    """What has one size together, in the order of first appearance.
+    """Batches of one size each, in the order in which the sizes appear.
 
-    A UserError is handed over as a value: the loader would wrap it into a worker's traceback.
+    A UserError is returned as a value, because the loader would wrap it into a worker's traceback.
     """
     try:
         if one_size:
@@ -303,8 +303,8 @@ def _batches(samples: Iterable[_Arrays], count: int, *, one_size: bool) -> list[
 def _batch(samples: Iterable[_Arrays], count: int) -> Batch:
     """Puts samples of one size into a batch, one by one.
 
-    That is, while the processor's cache still holds each, if they are made on the way: a fourth of
-    the time of stacking them at the end.
+    Each is copied while the processor's cache still holds it: a fourth of the time of stacking all
+    at the end.
     """
     batch: Batch | None = None
     for turn, (images, mask, name) in enumerate(samples):
@@ -330,7 +330,7 @@ def _batch(samples: Iterable[_Arrays], count: int) -> Batch:
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """New memory; in a worker, as `default_collate` does, that which the training sees as well."""
+    """New memory; in a worker it is shared with the training, as in `default_collate`."""
     if torch.utils.data.get_worker_info() is None:
         return torch.empty(shape, dtype=dtype)
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
@@ -338,15 +338,14 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _worker() -> int:
-    """The number of this loader process, of those of one training process."""
+    """The number of this worker among those of its training process."""
     info = torch.utils.data.get_worker_info()
     return 0 if info is None else info.id
 
 
 def _start_worker(leaving: Any, worker: int) -> None:
-    # A terminal and some schedulers signal the whole group: what is to be done about it is the
-    # training process's business, which ends its workers by an event; and, if it fails before it
-    # comes to that, by SIGTERM.
+    # A terminal and some schedulers signal the whole group. The training process decides what to
+    # do: it ends its workers by an event or, if it fails before, by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if leaving.value else None)
     cv2.setNumThreads(0)

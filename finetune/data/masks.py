@@ -1,24 +1,22 @@
 """The forms in which data sets keep masks, each read as raw values that `Labels` translates.
 
-A sample names its mask by a reference, a string in its row: the path of a file, or whatever else
-its form needs. Raw values are what the form itself counts in: stored ids, colours as 0xRRGGBB, the
-ids of an annotation file's categories. Two values are common to the forms that mark objects instead
-of pixels: `NO_OBJECT` and `UNCOUNTED`.
+A sample names its mask by a reference, a string in its row: the path of a file, or whatever its
+form needs. Raw values are stored ids, colours as 0xRRGGBB or the category ids of an annotation
+file. Forms that mark objects instead of pixels also use `NO_OBJECT` and `UNCOUNTED`.
 """
 
-import functools
 import json
-import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.labels.translation import NO_OBJECT, Labels
+from finetune.labels.rules import NO_OBJECT
+from finetune.labels.translation import Labels
 from finetune.pictures.reading import mask_size, read_colors, read_mask
-from finetune.pictures.references import FILES, Pictures
+from finetune.pictures.references import PATHS, Pictures
 
 Size = tuple[int, int]
 """Height and width."""
@@ -28,20 +26,20 @@ class MaskForm(Protocol):
     """How to read a mask, given its reference. Picklable."""
 
     def name(self, reference: Any) -> str:
-        """What messages call the mask; "" if it has no name of its own, or several."""
+        """The mask's name in messages; "" if it has no name of its own, or several."""
 
     def files(self, reference: Any) -> list[Path]:
-        """The files that hold the mask; if one changes, so does the mask."""
+        """The files that hold the mask."""
 
     def size(self, reference: Any) -> Size | None:
-        """The mask's size, without reading its pixels; None if it takes that of its image."""
+        """The mask's size, from its header; None if the mask takes its image's size."""
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
         """Raw values, integer or bool (H, W).
 
         Args:
             reference: Names the mask.
-            size: Of the image.
+            size: The image's.
 
         Raises:
             UserError: The mask cannot be read; names the file.
@@ -50,129 +48,76 @@ class MaskForm(Protocol):
 
 @dataclass(frozen=True)
 class _PictureMasks:
-    """One picture an image."""
+    """One picture per image."""
 
-    pictures: Pictures = field(default=FILES, kw_only=True)
+    pictures: Pictures = PATHS
 
     _of_ids: ClassVar[bool]
 
     def name(self, reference: Any) -> str:
-        """The picture's."""
         return self.pictures.name(reference)
 
     def files(self, reference: Any) -> list[Path]:
-        """The picture's."""
         return self.pictures.files(reference)
 
     def size(self, reference: Any) -> Size | None:
-        """The picture's."""
         return mask_size(self.pictures.open(reference), of_ids=self._of_ids)
 
 
 @dataclass(frozen=True)
 class IdMasks(_PictureMasks):
-    """One picture an image, whose pixels hold ids: grey, palette or 16 bit."""
+    """One picture per image, whose pixels hold ids: grey, palette or 16 bit."""
 
     _of_ids = True
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
-        """The ids as stored; of a palette its indices."""
+        """The ids as stored; for a palette, its indices."""
         return read_mask(self.pictures.open(reference))
 
 
 @dataclass(frozen=True)
 class ColorMasks(_PictureMasks):
-    """One picture an image, whose colours stand for classes."""
-
-    colors: tuple[int, ...]
-    """Those of the table, 0xRRGGBB."""
-    tolerance: int = 0
-    """How far each channel may be off: JPEG damages colours. A pixel takes the nearest colour of
-    the table (in the largest difference of a channel; the first, of several)."""
+    """One picture per image, whose colours stand for classes."""
 
     _of_ids = False
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
-        """The colours as int32 0xRRGGBB; those within the tolerance as their neighbour."""
-        return self.mended(read_colors(self.pictures.open(reference)))
-
-    def mended(self, packed: np.ndarray) -> np.ndarray:
-        """Colours of any shape, those within the tolerance as their neighbour; int32."""
-        if not self.tolerance:
-            return packed
-        table = _mending_table(self.colors, self.tolerance)
-        found = table.take(packed)
-        if not found.all():
-            new = np.unique(packed[found == 0])
-            table[new] = _nearest(new, np.asarray(self.colors, np.int32), self.tolerance) + 1
-            found = table.take(packed)
-        return found - 1
+        """The colours as int32 0xRRGGBB."""
+        return read_colors(self.pictures.open(reference))
 
 
-@functools.lru_cache(maxsize=2)
-def _mending_table(colors: tuple[int, ...], tolerance: int) -> np.ndarray:
-    """What becomes of each colour, plus 1; 0 until the colour has been met.
-
-    The system gives memory only to the pages that are written to. Threads that meet a colour at
-    once write the same.
-    """
-    return np.zeros(2**24, np.int32)
-
-
-def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarray:
-    """Colours (N,), those within the tolerance as the nearest of `colors`, which are themselves."""
-    mended = values.copy()
-    table = _channels(colors)
-    for part in np.array_split(np.arange(len(values)), math.ceil(len(values) / 4096) or 1):
-        distance = np.abs(_channels(values[part])[:, None] - table).max(-1)
-        nearest = distance.argmin(1)
-        near = distance[np.arange(len(part)), nearest] <= tolerance
-        mended[part[near]] = colors[nearest[near]]
-    return mended
-
-
-def _channels(packed: np.ndarray) -> np.ndarray:
-    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)
-
-
-def picture_masks(labels: Labels, pictures: Pictures = FILES) -> IdMasks | ColorMasks:
-    """How masks of one picture an image are read for some labels: as ids, or as colours."""
-    if labels.kind == "ids":
-        return IdMasks(pictures=pictures)
-    colors = tuple(raw for raw, _ in labels.rules if raw >= 0)
-    return ColorMasks(colors, labels.tolerance, pictures=pictures)
+def picture_masks(labels: Labels, pictures: Pictures = PATHS) -> IdMasks | ColorMasks:
+    """The form of masks in one picture per image: ids or colours, as the labels say."""
+    return IdMasks(pictures) if labels.kind == "ids" else ColorMasks(pictures)
 
 
 @dataclass(frozen=True)
 class ClassFiles:
-    """One file a class and image, not zero where the class is; the reference is {raw: path}.
+    """One file per class and image, nonzero where the class is; the reference is {raw: path}.
 
-    Where several claim a pixel, the one that stands last has it.
+    Where files overlap, the last one wins.
     """
 
     def name(self, reference: str) -> str:
-        """The file, if there is one only."""
         files = self.files(reference)
         return str(files[0]) if len(files) == 1 else ""
 
     def files(self, reference: str) -> list[Path]:
-        """One a class that is in the image."""
         return [Path(path) for path in json.loads(reference).values()]
 
     def size(self, reference: str) -> Size | None:
-        """That of the first file."""
         files = self.files(reference)
         return mask_size(files[0], of_ids=True) if files else None
 
     def read(self, reference: str, size: Size) -> np.ndarray:
-        """Raw values as the reference gives them, `NO_OBJECT` elsewhere; int32."""
+        """The raw values of the reference, `NO_OBJECT` elsewhere; int32."""
         raw = np.full(size, NO_OBJECT, np.int32)
         for value, path in json.loads(reference).items():
             mask = read_mask(Path(path))
             if mask.shape != size:
                 raise UserError(
                     f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels (width x height), but its "
-                    f"image is {size[1]} x {size[0]}. All files of an image must have its size.",
+                    f"image is {size[1]} x {size[0]}. Save all files of an image in its size.",
                     kind="size-mismatch",
                 )
             raw[mask != 0] = int(value)

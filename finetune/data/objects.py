@@ -1,4 +1,4 @@
-"""Masks that are kept as objects: polygons in text files, polygons and RLE in COCO's JSON."""
+"""Masks kept as objects: polygons in text files, polygons and RLE in COCO's JSON."""
 
 import json
 import math
@@ -11,36 +11,32 @@ import numpy as np
 
 from finetune.data.masks import Size
 from finetune.errors import UserError
-from finetune.labels.translation import NO_OBJECT, UNCOUNTED
+from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 
 Overlap = Literal["area", "order"]
-"""Which object a pixel belongs to that several cover: the smallest, or the last."""
+"""Where objects overlap: `area`, the smallest wins; `order`, the last wins."""
 
 
 @dataclass(frozen=True)
 class PolygonFiles:
-    """One text file an image, as Ultralytics writes it: `class x1 y1 x2 y2 ...`, an object a line.
+    """One text file per image, as Ultralytics writes it: lines of `class x1 y1 x2 y2 ...`.
 
     Coordinates are shares of the image's width and height. An image without a file, or with an
     empty one, has no objects.
     """
 
     overlap: Overlap = "area"
-    """Who has a pixel that several objects cover."""
     num_classes: int | None = None
-    """How many the set has names for; beyond is a mistake, not what `Labels` has there."""
+    """Number of the data set's names. A class beyond it is an error, whatever `Labels` says."""
 
     def name(self, reference: str) -> str:
-        """The file, if it exists."""
         return reference if Path(reference).is_file() else ""
 
     def files(self, reference: str) -> list[Path]:
-        """The file, if it exists."""
         path = Path(reference)
         return [path] if path.is_file() else []
 
     def size(self, reference: str) -> Size | None:
-        """None: it has none of its own."""
         return None
 
     def read(self, reference: str, size: Size) -> np.ndarray:
@@ -56,7 +52,7 @@ class PolygonFiles:
                 raise UserError(
                     f"{where}: the class is {value}, but `names` in data.yaml has "
                     f"{self.num_classes} (0 to {self.num_classes - 1}). Classes count from 0: "
-                    "correct the line, or the names."
+                    "correct the line or the names."
                 )
             scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
             objects.append((value, _of_polygons([scaled], size), where))
@@ -85,8 +81,8 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
         raise UserError(f"{where}: the class is {value}; classes count from 0.")
     if len(points) == 4:
         raise UserError(
-            f"{where}: holds a box (class, centre, size), which says nothing about pixels. "
-            "Segmentation needs polygons: class x1 y1 x2 y2 x3 y3 ..."
+            f"{where}: holds a box (class, centre, size). Segmentation needs the outline: "
+            "class x1 y1 x2 y2 x3 y3 ..."
         )
     if len(points) < 6 or len(points) % 2:
         raise UserError(
@@ -104,33 +100,29 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
 class CocoObjects:
     """Objects of a COCO file; the reference is {"size": [h, w], "objects": [...], "where": text}.
 
-    Each object is [category id, is it a crowd, its segmentation, the annotation's id]; what it has
-    for a segmentation are polygons, or RLE in either form.
+    Each object is [category id, is it a crowd, its segmentation, the annotation's id]; the
+    segmentation is polygons, or RLE in either form.
     """
 
     overlap: Overlap = "area"
-    """Who has a pixel that several objects cover."""
 
     def name(self, reference: str) -> str:
-        """None: the file has the masks of all images."""
-        return ""
+        return ""  # the file has the masks of all images
 
     def files(self, reference: str) -> list[Path]:
-        """None: the reference holds the objects themselves."""
-        return []
+        return []  # the reference holds the objects themselves
 
     def size(self, reference: str) -> Size | None:
-        """As the annotation file has it."""
         height, width = json.loads(reference)["size"]
         return height, width
 
     def refuse_size(self, reference: str, size: Size) -> NoReturn:
-        """Says, with the annotation file's name, that the image is of another size."""
+        """Raises a UserError: the annotation file says another size than the image has."""
         content = json.loads(reference)
         height, width = content["size"]
         raise UserError(
             f"{content['where']}: the file says {width} x {height} pixels (width x height), but "
-            f"the image has {size[1]} x {size[0]}, turned upright if its EXIF data says so. "
+            f"the image has {size[1]} x {size[0]}, turned by its EXIF data, if any. "
             "Annotate the image as it is, or correct its size in the file.",
             kind="size-mismatch",
         )
@@ -154,11 +146,11 @@ class CocoObjects:
 
 
 def wrong_segmentation(segmentation: Any, size: Size) -> str:
-    """What is wrong with a segmentation of COCO's, "" if nothing is; no pixel is decoded.
+    """The fault of a COCO segmentation, "" if it has none; no pixel is decoded.
 
     Args:
         segmentation: Polygons, or RLE in either form.
-        size: Of the image.
+        size: The image's.
     """
     if isinstance(segmentation, Mapping):
         try:
@@ -179,7 +171,7 @@ def wrong_segmentation(segmentation: Any, size: Size) -> str:
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "has a polygon that is not 3 or more pairs of x and y"
-        # Of NaN both comparisons are false, or it is hidden from them and makes the sum NaN.
+        # A NaN makes both comparisons false, or hides from them and makes the sum NaN.
         is_sound = (
             set(map(type, polygon)) <= {int, float}
             and max(polygon) < 1e6
@@ -187,13 +179,13 @@ def wrong_segmentation(segmentation: Any, size: Size) -> str:
             and not math.isnan(sum(polygon))
         )
         if not is_sound:
-            return "has a polygon with coordinates that are no numbers, or beyond any image"
+            return "has a polygon whose coordinates are not numbers, or lie beyond any image"
     return ""
 
 
 def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
     """COCO's polygons, or RLE in either form, as compressed RLE."""
-    from pycocotools import mask as coco  # compiled; only sets of objects need it
+    from pycocotools import mask as coco  # compiled; only data sets of objects need it
 
     if what := wrong_segmentation(segmentation, size):
         raise UserError(f"{where} {what}.")
@@ -211,10 +203,11 @@ def _counts(rle: Mapping[str, Any]) -> list[int]:
 
 
 def _runs(text: str) -> list[int]:
-    """The counts of compressed RLE, which the library would take without looking at their sum.
+    """The counts of compressed RLE. pycocotools decodes them without checking their sum.
 
-    Five bits a character from "0" on, the lowest first; the sixth says that more follow, the fifth
-    of the last one is the sign. From the fourth count on, differences to the last but one.
+    A character holds five bits, counted from "0", the lowest first. The sixth bit says that more
+    follow; the fifth bit of the last character is the sign. From the fourth count on, a number is
+    the difference to the last count but one.
     """
     counts: list[int] = []
     value = shift = 0
@@ -235,7 +228,7 @@ def _runs(text: str) -> list[int]:
 
 
 def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
-    """Polygons of one object, in pixels, as compressed RLE; COCO's own rule for their edges."""
+    """Polygons of one object, in pixels, as compressed RLE, by COCO's rule for edges."""
     from pycocotools import mask as coco
 
     return coco.merge(coco.frPyObjects(polygons, *size))
@@ -244,7 +237,7 @@ def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
 def _painted(
     objects: Sequence[tuple[int, dict[str, Any], str]], size: Size, overlap: Overlap
 ) -> np.ndarray:
-    """Raw values of (value, compressed RLE, where); one is decoded at a time, of hundreds."""
+    """Raw values from (value, compressed RLE, where), decoded one at a time to save memory."""
     from pycocotools import mask as coco
 
     raw = np.full(size, NO_OBJECT, np.int32)

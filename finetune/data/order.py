@@ -1,4 +1,4 @@
-"""The order of samples: which one stands at which place of the global sequence."""
+"""The order of samples: the sample at each place of the global sequence."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ import numpy as np
 from torch.utils.data import Sampler
 
 _SHIFT = 2**32
-"""Tells the draw of the cut from those of blocks."""
+"""Keeps the draw of the cut apart from those of blocks."""
 
 
 class GlobalOrder(Sampler[list[tuple[int, int]]]):
     """The micro-batches of one process, as lists of (position, index).
 
-    Positions count samples over the whole training, across epochs, which follow each other without
-    a gap: step s takes positions s G to (s + 1) G - 1, whatever the number of processes.
+    Positions count samples over the whole training. Epochs follow each other without a gap: step s
+    takes positions s G to (s + 1) G - 1, on any number of processes.
 
     Args:
         num_samples: size of the training set.
-        seed: of the order.
-        micro_batch: samples a process takes at once.
-        accumulation: micro-batches of a process a step.
-        rank: of this process.
+        seed: seed of the order.
+        micro_batch: samples that a process takes at once.
+        accumulation: micro-batches per process and step.
+        rank: rank of this process.
         world_size: number of processes.
-        first_step: where to begin.
-        last_step: where to end, exclusive.
+        first_step: first step.
+        last_step: last step, exclusive.
     """
 
     def __init__(
@@ -81,18 +81,18 @@ class Lane:
 
 @dataclass(frozen=True)
 class StreamOrder:
-    """What each loader worker of each process reads, as a function of the step alone.
+    """The lane that each loader worker of each process reads, a function of the step alone.
 
     Args:
-        num_samples: Of the split.
-        seed: Of the order of files, and within blocks.
-        micro_batch: Samples a process takes at once.
-        accumulation: Micro-batches of a process a step.
-        rank: Of this process.
+        num_samples: Size of the split.
+        seed: Seed of the order of files, and within blocks.
+        micro_batch: Samples that a process takes at once.
+        accumulation: Micro-batches per process and step.
+        rank: Rank of this process.
         world_size: Number of processes.
-        workers: Loader processes of each; 0 reads in the process itself.
-        first_step: Where to begin.
-        last_step: Where to end, exclusive.
+        workers: Loader workers per process; 0 reads in the process itself.
+        first_step: First step.
+        last_step: Last step, exclusive.
     """
 
     num_samples: int
@@ -107,16 +107,16 @@ class StreamOrder:
 
     @property
     def global_batch(self) -> int:
-        """Samples of a step."""
+        """Samples per step."""
         return self.micro_batch * self.accumulation * self.world_size
 
     @property
     def steps_per_epoch(self) -> int:
-        """Whole global batches, one or more."""
+        """Whole global batches per epoch, one or more."""
         return self.num_samples // self.global_batch
 
     def turns(self, worker: int) -> Iterator[tuple[int, Lane, int]]:
-        """Of one worker: position of a micro-batch's first sample, its lane, its start therein.
+        """The micro-batches of a worker: position of the first sample, lane, start in the lane.
 
         The loader takes micro-batches from its workers in turn, beginning with the first.
         """
@@ -134,8 +134,8 @@ class StreamOrder:
         turns = [len(range(i, per_epoch, workers)) for i in range(number + 1)]
         first = (self.rank * per_epoch + sum(turns[:-1])) * self.micro_batch
         last = first + turns[-1] * self.micro_batch
-        # The sequence is a ring, which is cut elsewhere in each epoch: so each sample is left out
-        # as often as any other, also where there is one file only.
+        # The sequence is a ring that is cut elsewhere in each epoch, so that every sample is left
+        # out equally often, even if there is one file only.
         shift = 0
         if self.num_samples % self.global_batch:
             rng = np.random.default_rng([self.seed, epoch, _SHIFT])

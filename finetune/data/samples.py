@@ -1,18 +1,16 @@
 """Rows to Samples: what every source has in common.
 
 A row names an image, its mask and the sample: {"image": reference, "mask": reference, "id": name}.
-References are strings: paths, or what else `Pictures` and `MaskForm` understand. Making rows reads
-no pixel; their items become Samples on access.
+References are strings: paths, or whatever `Pictures` and `MaskForm` understand. Rows are made
+without reading a pixel; they become Samples on access.
 """
 
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import cv2
 import datasets
 import numpy as np
 
@@ -22,11 +20,10 @@ from finetune.data.objects import CocoObjects
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.reading import image_dtype, image_size, read_image
-from finetune.pictures.references import FILES, Files, Pictures
+from finetune.pictures.references import PATHS, PathPictures, Pictures
 
 _NUM_DECODED = 16  # samples that `preflight` reads in full
 _NUM_THREADS = 8  # reading headers waits for the disk (or the network) more than for the processor
-_UNCOVERED = 254  # stands for bytes without a rule where it is neither a class nor the ignore id
 
 
 def as_samples(
@@ -39,15 +36,15 @@ def as_samples(
 ) -> datasets.Dataset:
     """A data set whose items are Samples: image uint8 (H, W, 3), mask class ids (H, W), id str.
 
-    `with_channels` makes it one of other images.
+    `with_channels` changes the channels of the images.
 
     Args:
-        images: Files, or what `pictures` calls them.
-        masks: Their masks, as `form` calls them.
+        images: Files, or references that `pictures` understands.
+        masks: Their masks, as references that `form` understands.
         ids: Their names.
         labels: What raw values mean.
-        form: How masks are kept; None: as files of ids.
-        pictures: How images are kept; None: as files.
+        form: How masks are kept. None means files of ids.
+        pictures: How images are kept. None means files.
 
     Raises:
         UserError: A file name is not valid UTF-8.
@@ -59,15 +56,15 @@ def as_samples(
         raise UserError(
             f"data.path: a file name is not valid UTF-8 ({error.object!r}). Rename it."
         ) from error
-    return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or FILES))
+    return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or PATHS))
 
 
 def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Dataset:
-    """The same rows, whose images are read as (H, W, num_channels), see `read_image`.
+    """The same rows, with images read as (H, W, num_channels), see `read_image`.
 
     Args:
         dataset: From `as_samples`.
-        num_channels: Of the images.
+        num_channels: Channels of the images.
     """
     own = reader_of(dataset)
     reader = ReadSamples(own.labels, own.form, own.pictures, num_channels)
@@ -75,13 +72,13 @@ def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Data
 
 
 def preflight(dataset: datasets.Dataset) -> None:
-    """Looks for bad samples before training: every file's header, and a few in full.
+    """Looks for bad samples before training: in every file's header, and in a few whole files.
 
     Args:
         dataset: From `as_samples`.
 
     Raises:
-        UserError: The first thing wrong, in the order of the rows.
+        UserError: The first fault, in the order of the rows.
     """
     first, reader = dataset.with_format(None)[0]["image"], reader_of(dataset)
     if reader.pictures.files(first):  # in a table even a header costs the whole row
@@ -94,12 +91,12 @@ def preflight(dataset: datasets.Dataset) -> None:
 
 
 def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None:
-    """Warns once if image files of both sets hold the same bytes, under whatever names.
+    """Warns once if the splits share image files with the same bytes, under whatever names.
 
-    Costs a look at the size of every file. Two sets of the very same files are meant to be one,
-    and pictures out of tables are left to the doctor.
+    The cost is the size of every file. Two splits of exactly the same files are meant to be one.
+    Pictures out of tables are left to the doctor.
     """
-    if not all(isinstance(reader_of(data).pictures, Files) for data in (train, val)):
+    if not all(isinstance(reader_of(data).pictures, PathPictures) for data in (train, val)):
         return
     known, asked = (list(data.with_format(None)["image"]) for data in (train, val))
     same = [] if set(known) == set(asked) else same_files(known, asked)
@@ -107,9 +104,9 @@ def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None
         first = f"{same[0][1]} is {same[0][0]}"
         more = f" ({first}, for one)" if len(same) > 1 else f" ({first})"
         warnings.warn(
-            f"data: {len(same)} of {len(asked)} images to evaluate on are trained on, byte for "
-            f"byte{more}; their scores say nothing about new images. `finetune doctor` names all, "
-            "and more of the kind",
+            f"data: {len(same)} of {len(asked)} validation images are training images too, byte "
+            f"for byte{more}; their scores say nothing about new images. `finetune doctor` names "
+            "all of them, and near duplicates",
             stacklevel=2,
         )
 
@@ -124,13 +121,13 @@ def upright_sizes(dataset: datasets.Dataset) -> list[Size]:
 
 
 def image_dtypes(dataset: datasets.Dataset) -> list[np.dtype]:
-    """The type of every image, from the headers; all are of one.
+    """The type of every image, from the headers; all must be the same.
 
-    What 8 bit mean in a set of 16 bit is anybody's guess: the same light need not be the same share
-    of the range.
+    Nobody can know what 8 bit mean in a data set of 16 bit: the same light need not be the same
+    share of the range.
 
     Raises:
-        UserError: A file has other channels; or images are of 8 bit here and of 16 bit there.
+        UserError: A file has other channels, or some images have 8 bit and others 16.
     """
     reader, rows = reader_of(dataset), dataset.with_format(None)
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -140,43 +137,42 @@ def image_dtypes(dataset: datasets.Dataset) -> list[np.dtype]:
 
 
 def first_dtype(dataset: datasets.Dataset) -> np.dtype:
-    """The type of the first image, and so of all; see `image_dtypes`."""
+    """The type of the first image, and therefore of all; see `image_dtypes`."""
     return reader_of(dataset).dtype(dataset.with_format(None)[0]["image"])
 
 
 def check_one_depth(dtypes: Sequence[np.dtype], names: Sequence[str]) -> None:
-    """Raises a UserError that names the first image of another type than the first of all."""
+    """Raises a UserError that names the first image whose type differs from the first one's."""
     for dtype, name in zip(dtypes, names, strict=True):
         if dtype != dtypes[0]:
             raise UserError(
                 f"{names[0]} has {8 * dtypes[0].itemsize} bit a channel, but {name} has "
-                f"{8 * dtype.itemsize}. Images of one set must have one depth: convert the ones "
-                "or the others."
+                f"{8 * dtype.itemsize}. Images of one data set need one depth: convert one kind "
+                "to the other."
             )
 
 
 def reader_of(dataset: datasets.Dataset) -> "ReadSamples":
-    """What reads the items of a data set from `as_samples`."""
+    """The reader behind a data set from `as_samples`."""
     reader = dataset.format["format_kwargs"]["transform"]
     assert isinstance(reader, ReadSamples)
     return reader
 
 
 class ReadSamples:
-    """The transform of a data set of files: a batch of rows to a batch of Samples. Picklable."""
+    """The transform of a data set: a batch of rows becomes a batch of Samples. Picklable."""
 
     def __init__(
         self,
         labels: Labels,
         form: MaskForm,
-        pictures: Pictures = FILES,
+        pictures: Pictures = PATHS,
         num_channels: int = 3,
     ) -> None:
         self.labels = labels
         self.form = form
         self.pictures = pictures
         self.num_channels = num_channels
-        self._table = _byte_table(labels)
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         """Reads the files of each row."""
@@ -217,43 +213,19 @@ class ReadSamples:
         Raises:
             UserError: One cannot be read, they differ in size, or a value has no meaning.
         """
-        pixels, raw, where = self.read_raw(image, mask)
-        return pixels, self.encode(raw, where)
-
-    def read_raw(self, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, str]:
-        """One image, the raw values of its mask, and what messages call that."""
         pixels = read_image(self.pictures.open(image), self.num_channels)
         size = pixels.shape[0], pixels.shape[1]
         raw = self.form.read(mask, size)
         name = self.pictures.name(image)
         where = self.form.name(mask) or name
         _check_same_size(name, size, where, raw.shape)
-        return pixels, raw, where
-
-    def encode(self, mask: np.ndarray, where: str) -> np.ndarray:
-        """Class ids; of bytes by the table, in a quarter of the time."""
-        if mask.dtype == np.uint8 and self._table is not None:
-            encoded = cv2.LUT(mask, self._table)
-            if not (encoded == _UNCOVERED).any():
-                return encoded
-        return self.labels.encode(mask, where)  # which says what is wrong
-
-
-def _byte_table(labels: Labels) -> np.ndarray | None:
-    """What `labels` makes of the 256 bytes; None if no id is left for those without a rule."""
-    if labels.num_labels > _UNCOVERED:
-        return None
-    table = np.full(256, _UNCOVERED, np.uint8)
-    for value in range(256):
-        with suppress(UserError):
-            table[value] = labels.encode(np.full((1, 1), value, np.uint8), "")[0, 0]
-    return table
+        return pixels, self.labels.encode(raw, where)
 
 
 def _check_same_size(image: str, image_size: Size, mask: str, mask_size: tuple[int, ...]) -> None:
     if image_size != mask_size:
         raise UserError(
             f"{mask or 'the mask'} is {mask_size[1]} x {mask_size[0]} pixels (width x height), but "
-            f"its image {image} is {image_size[1]} x {image_size[0]}, turned upright if its EXIF "
-            f"data says so. An image and its mask must have the same size."
+            f"its image {image} is {image_size[1]} x {image_size[0]}, turned by its EXIF data, "
+            f"if any. An image and its mask must have the same size."
         )

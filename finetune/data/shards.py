@@ -1,8 +1,7 @@
-"""Parquet files read from anywhere, a few rows at a time: what streaming stands on.
+"""Parquet files read from anywhere, a few rows at a time: the ground of streaming.
 
-Any range of rows of any sequence of files can be read without what comes before it: the footers
-say which row group a row is in. So a sequence of samples can be cut as one likes, and gone on with
-at any place.
+Footers say which row group a row is in, so any range of rows of a sequence of files can be read
+without the rows before it. A sequence of samples can be cut and resumed at any place.
 """
 
 import time
@@ -19,9 +18,9 @@ import pyarrow.parquet as pq
 from finetune.errors import UserError
 
 _NUM_THREADS = 16  # footers wait for the network
-_NUM_TRIES = 4  # of a connection: 2 + 4 + 8 seconds
+_NUM_TRIES = 4  # per connection, 2 + 4 + 8 seconds apart
 _NUM_ROWS = 32  # decoded at once
-_BUFFER = 2**22  # bytes of a column that are read at once
+_BUFFER = 2**22  # bytes of a column read at once
 
 
 @dataclass(frozen=True)
@@ -33,18 +32,18 @@ class Shard:
 
     @property
     def num_rows(self) -> int:
-        """Rows in all."""
+        """All rows."""
         return sum(self.row_groups)
 
     @property
     def name(self) -> str:
-        """The file's name, without its type."""
+        """The file's name without its type."""
         return Path(self.address).stem
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row and where it stands."""
+    """A row and its place."""
 
     shard: Shard
     number: int
@@ -55,10 +54,10 @@ class Row:
 
 
 def read_footers(addresses: Sequence[str]) -> list[Shard]:
-    """The files, from their footers.
+    """Reads the footers of Parquet files.
 
     Raises:
-        UserError: One cannot be reached, or is no Parquet.
+        UserError: One cannot be reached, or is not Parquet.
     """
 
     def footer(address: str) -> Shard:
@@ -70,7 +69,7 @@ def read_footers(addresses: Sequence[str]) -> list[Shard]:
 
 
 def read_features(shard: Shard) -> datasets.Features:
-    """What the columns of a file hold, as `datasets` sees it.
+    """The kinds of columns of a file, as `datasets` sees them.
 
     Raises:
         UserError: It cannot be reached.
@@ -82,7 +81,7 @@ def read_features(shard: Shard) -> datasets.Features:
 def read_rows(
     shards: Sequence[Shard], columns: Sequence[str], first: int, last: int
 ) -> Iterator[Row]:
-    """Rows first to last - 1 of the sequence that some files make one after the other.
+    """Rows first to last - 1 of some files, read one after the other.
 
     Raises:
         UserError: A file cannot be read.
@@ -95,7 +94,7 @@ def read_rows(
 
 
 def _insistently(shard: Shard, columns: Sequence[str], first: int, last: int) -> Iterator[Row]:
-    """Goes on where a connection broke; what lies here is not asked twice."""
+    """Resumes where a connection broke. Local files are tried once."""
     failures = 0
     while first < last:
         try:
@@ -115,8 +114,8 @@ def _rows_of(shard: Shard, columns: Sequence[str], first: int, last: int) -> Ite
     with _Opened(shard.address) as file:
         if _row_groups(file) != shard.row_groups:
             raise _NotAsFoundError(
-                f"{shard.address}: holds other rows than when it was looked at first. Start again, "
-                "or bring it back as it was."
+                f"{shard.address}: its rows have changed since the start. Start again, or restore "
+                "the file."
             )
         if missing := set(columns) - set(file.schema_arrow.names):
             raise _NotAsFoundError(
@@ -140,11 +139,11 @@ def _row_groups(file: pq.ParquetFile) -> tuple[int, ...]:
 
 
 class _NotAsFoundError(UserError):
-    """A file that is there and whole: to ask again would not help."""
+    """A file that has changed: trying again would not help."""
 
 
 class _Opened:
-    """An open file; whatever goes wrong inside the block names it."""
+    """An open file; errors inside the block name it."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -152,13 +151,13 @@ class _Opened:
     def __enter__(self) -> pq.ParquetFile:
         try:
             file_system, path = fsspec.core.url_to_fs(self.address)
-            # Parquet's reader asks for what it needs, in large pieces: to read ahead is waste.
+            # Parquet's reader asks for large pieces itself: reading ahead is waste.
             options = {} if "file" in file_system.protocol else {"cache_type": "none"}
             self._file = file_system.open(path, "rb", **options)
         except Exception as error:  # each file system raises its own
             raise self._mistake(error) from error
         try:
-            # Buffered: a column of a row group, which may be gigabytes, is not read at once.
+            # Buffered, because a column of a row group may be gigabytes.
             return pq.ParquetFile(self._file, buffer_size=_BUFFER)
         except Exception as error:
             self._file.close()

@@ -1,4 +1,4 @@
-"""Splits that are not folders: by a list of names, or by a share drawn once and for all."""
+"""Splits without folders of their own: by a list of names, or by a share drawn once."""
 
 import hashlib
 import re
@@ -6,22 +6,20 @@ from pathlib import Path
 
 import datasets
 
-from finetune.data.faults import Fault, each, listed
+from finetune.data.faults import Faults, each, listed
 from finetune.errors import UserError
 
 
-def by_list(
-    data: datasets.Dataset, file: Path, faults: list[Fault] | None = None
-) -> datasets.Dataset:
-    """The samples that a text file names, an id a line; a file type at its end does not matter.
+def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datasets.Dataset:
+    """The samples that a text file names, one id per line, with or without a file type.
 
     Args:
         data: The whole set.
         file: The list.
-        faults: Takes names that are not there, which are otherwise an error.
+        faults: Takes names without a sample. With None they are an error.
 
     Raises:
-        UserError: The file cannot be read, is empty, or names a sample that is not there.
+        UserError: The file cannot be read, is empty, or names a missing sample.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
@@ -42,7 +40,7 @@ def by_list(
     if missing:
         if faults is None:
             raise UserError(
-                f"data.split_list: {file} names samples that are not there: {listed(missing)}."
+                f"data.split_list: {file} names missing samples: {listed(missing)}. Correct it."
             )
         faults += each("listed-but-missing", missing, f"named in {file}")
     if not wanted:
@@ -53,22 +51,22 @@ def by_list(
 def by_fraction(
     data: datasets.Dataset, fraction: float, *, seed: int, group: str | None
 ) -> tuple[datasets.Dataset, datasets.Dataset]:
-    """Cuts a set in two; where a sample goes depends on the seed and on its own name alone.
+    """Cuts a data set in two. The part of a sample depends on the seed and its own name alone.
 
-    So a set that grows keeps its split (but for the few at the border), on any machine.
+    So a growing data set keeps its split, except for a few samples at the border, on any machine.
 
     Args:
         data: The whole set.
-        fraction: Share of the second part, of samples.
-        seed: Another cut for each.
-        group: Regular expression; samples in whose ids it finds the same text (of its groups, if it
-            has any) stay together, such as the frames of a video.
+        fraction: Share of samples in the second part.
+        seed: Another seed gives another cut.
+        group: Regular expression, such as one that finds a video's name. Samples stay together if
+            it finds the same text in their ids (the text of its groups, if it has any).
 
     Returns:
-        The rest, and `fraction` of it: at least one group each.
+        The first part, and the second with the `fraction`; each has one group or more.
 
     Raises:
-        UserError: The expression is not one, finds nothing in an id, or puts all into one group.
+        UserError: The expression is invalid, finds nothing in an id, or puts all into one group.
     """
     members: dict[str, list[int]] = {}
     for index, name in enumerate(data.with_format(None)["id"][:]):
@@ -87,7 +85,7 @@ def by_fraction(
     ordered = sorted(members, key=place)
     chosen: list[int] = []
     for key in ordered[:-1]:
-        # The group that comes nearest to the share is the last one.
+        # Stop at the group that comes nearest to the share.
         missing = fraction * len(data) - len(chosen)
         if chosen and missing < len(members[key]) / 2:
             break

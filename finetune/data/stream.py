@@ -1,12 +1,13 @@
-"""Streaming: Samples straight out of Parquet files, for sets that no disk holds.
+"""Streaming: Samples straight out of Parquet files, for data sets that no disk holds.
 
-An epoch is one sequence: the files in an order drawn for it, one after the other. It is cut into
-as many lanes as loader workers read at once, over all processes: each lane is one stretch of the
-sequence, read from front to back and shuffled within blocks of `BLOCK`. So no row is read twice
-(but for the row groups at the ends of lanes), every worker holds one file open and one block of
-encoded pictures, and where a lane is at any step follows from arithmetic: nothing has to be saved
-to go on in mid-epoch. What does not fill a last global batch is left out, at most one batch less
-one sample, equally on every process, and other samples in each epoch.
+An epoch is one sequence: the files in an order drawn for it. It is cut into lanes, one for each
+loader worker of all processes. A lane is one stretch of the sequence, read from front to back and
+shuffled within blocks of `BLOCK`.
+
+- No row is read twice, except in the row groups at the ends of lanes.
+- A worker holds one open file and one block of encoded pictures.
+- The place of a lane at any step follows from arithmetic, so a resume in mid-epoch needs no state.
+- Samples that do not fill the last global batch are left out, other ones in each epoch.
 """
 
 import functools
@@ -32,16 +33,16 @@ BLOCK = 256
 
 
 class Streamed:
-    """A split as Parquet files. Samples by index, for a look at a few; else in stretches.
+    """A split as Parquet files. Training reads it in stretches; an index reads one sample.
 
     Args:
         shards: Its files.
         labels: What mask values mean.
-        columns: Which columns hold what.
-        num_channels: Of the images.
+        columns: The columns of images, masks and ids.
+        num_channels: Channels of the images.
 
     Raises:
-        UserError: A column is not what it must be, or the split has no rows.
+        UserError: A column is missing or of another kind, or the split has no rows.
     """
 
     def __init__(
@@ -67,23 +68,23 @@ class Streamed:
 
     @property
     def identity(self) -> int:
-        """48 bits of the files' names and rows: of what an order of samples is an order."""
+        """48 bits of the files' names and rows, which identify the set that an order belongs to."""
         content = repr([(shard.name, shard.row_groups) for shard in self.shards])
         return int(hashlib.sha256(content.encode()).hexdigest()[:12], 16)
 
     @functools.cached_property
     def dtype(self) -> np.dtype:
-        """Of the images: RGB in bytes, or as the first one has it; the others must have it too."""
+        """The images' type: uint8 for RGB, otherwise the first image's, which all must have."""
         if self._reader.num_channels == 3:
             return np.dtype(np.uint8)
         row = next(read_rows(self.shards, self._names(), 0, 1))
         return self._read(row)[0].dtype
 
     def check(self) -> None:
-        """Reads the first sample and the last: each may cost a row group, over a network.
+        """Reads the first and the last sample. Each may cost a row group over a network.
 
         Raises:
-            UserError: What is wrong with one.
+            UserError: One of them is faulty.
         """
         for index in (0, len(self) - 1):
             self[index]
@@ -92,11 +93,11 @@ class Streamed:
         return next(self.samples(self.shards, index, index + 1))
 
     def samples(self, shards: Sequence[Shard], first: int, last: int) -> Iterator[dict[str, Any]]:
-        """Samples first to last - 1 of the sequence that the files make in this order."""
+        """Samples first to last - 1 of the files, read in this order."""
         return map(self._sample, read_rows(shards, self._names(), first, last))
 
     def shuffled(self, lane: "Lane", start: int) -> Iterator[dict[str, Any]]:
-        """The samples of a lane from its start-th on, each block in an order drawn for it."""
+        """The samples of a lane from `start` on, each block in an order drawn for it."""
         rng = np.random.default_rng([lane.seed, lane.epoch])
         shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
         begin = lane.first + start // BLOCK * BLOCK

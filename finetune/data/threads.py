@@ -1,7 +1,7 @@
-"""Work on many samples at once, in order and without holding more than a few of them.
+"""Work on many samples at once, in order, with only a few of them in memory.
 
-In threads: nearly all of the time goes into decoders, encoders and sums that hold no lock of
-Python's, and one process is one copy of torch in memory, starts at once and ends at once on Ctrl-C.
+Threads suffice: decoders, encoders and sums take nearly all of the time and release Python's lock.
+One process needs one copy of torch, starts at once and ends at once on Ctrl-C.
 """
 
 import contextlib
@@ -19,9 +19,10 @@ S = TypeVar("S")
 
 
 def in_order(work: Callable[[T], S], items: Iterable[T], workers: int) -> Iterator[S]:
-    """`map(work, items)` in threads; about two items a thread are taken ahead.
+    """`map(work, items)` in threads, about two items per thread ahead.
 
-    What `work` raises is raised in its turn; then, as when the caller stops, no new item is begun.
+    An exception of `work` is raised in its turn. After it, or when the caller stops, no new item
+    is begun.
     """
     waiting: deque[Future[S]] = deque()
     with one_thread_each(), ThreadPoolExecutor(workers) as pool:
@@ -32,13 +33,13 @@ def in_order(work: Callable[[T], S], items: Iterable[T], workers: int) -> Iterat
                 waiting.append(pool.submit(work, item))
             while waiting:
                 yield waiting.popleft().result()
-        finally:  # Ctrl-C, an error, or enough: what has begun ends
+        finally:  # Ctrl-C, an error or a caller that stops: finish what has begun
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 @contextlib.contextmanager
 def one_thread_each() -> Iterator[None]:
-    """Libraries do not start threads within threads, nor warn of large pictures."""
+    """Keeps libraries from starting threads within threads, and from warning of large pictures."""
     threads = cv2.getNumThreads()
     cv2.setNumThreads(1)
     try:

@@ -1,1 +1,1 @@
-"""What `finetune init` knows of folders, forms and lists of classes."""
+"""Recognises data sets: layouts of folders, annotation files, tables, lists of classes."""

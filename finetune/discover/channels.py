@@ -1,4 +1,4 @@
-"""How many channels the images of a set have, seen from some of them."""
+"""The number of channels of a data set, from some of its images."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -14,12 +14,12 @@ from finetune.pictures.reading import channels_to_keep, image_dtype, read_image
 from finetune.pictures.references import Picture
 
 NUM_IMAGES = 50
-"""Images whose channels are looked at."""
+"""Images to look at."""
 
 
 @dataclass(frozen=True)
 class ChannelGuess:
-    """Keys of the `model:` and `data:` blocks, what was seen and what was decided."""
+    """Keys of the `model:` and `data:` blocks, with what was seen and what was assumed."""
 
     model: dict[str, Any]
     data: dict[str, Any]
@@ -28,17 +28,17 @@ class ChannelGuess:
 
 
 def some_images(split: datasets.Dataset) -> list[Picture]:
-    """A few images of a split from `finetune.data.samples.as_samples`, spread over all."""
+    """A few images of a split from `finetune.data.samples.as_samples`, evenly spread."""
     pictures, references = reader_of(split).pictures, split.with_format(None)["image"][:]
     spread = np.linspace(0, len(references) - 1, min(NUM_IMAGES, len(references)))
     return [pictures.open(references[int(i)]) for i in spread]
 
 
 def guess_channels(images: Sequence[Picture]) -> ChannelGuess:
-    """The keys for images that are more than RGB in 8 bit; mean and deviation as measured.
+    """The keys for images of other channels than RGB in 8 bit, with measured mean and deviation.
 
     Args:
-        images: Some of a set. Those that cannot be read say nothing.
+        images: Some images of a data set. Unreadable ones are skipped.
     """
     found: dict[int, list[Picture]] = {}
     for picture in images:
@@ -60,10 +60,10 @@ def guess_channels(images: Sequence[Picture]) -> ChannelGuess:
     std = np.sqrt(np.maximum(squares / max(pixels, 1) - np.square(mean), 0))
     data = {
         "image_mean": [float(f"{value:.4g}") for value in mean],
-        # a channel that is the same everywhere has no deviation to divide by
+        # a constant channel has no deviation to divide by
         "image_std": [float(f"{value:.4g}") if value > 1e-6 else 1.0 for value in std],
     }
     bits = 8 * dtype.itemsize
     seen = f"images have {number} channel{'s' * (number > 1)} of {bits} bit"
-    assumed = f"mean and deviation a channel are those of {len(chosen)} images (data.image_mean)"
+    assumed = f"mean and deviation per channel come from {len(chosen)} images (data.image_mean)"
     return ChannelGuess({"num_channels": number}, data, (seen,), (assumed,))

@@ -1,6 +1,6 @@
-"""Lists of classes that come along with data: what people's tools write beside the masks.
+"""Lists of classes that tools write beside masks.
 
-Each reader returns what a `labels:` block needs, as far as the file knows it.
+Each reader returns what its file knows of a `labels:` block.
 """
 
 import csv
@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from finetune.errors import UserError
-from finetune.labels.translation import RGB
+from finetune.labels.colors import RGB
 
 _NO_CLASS = ("__ignore__", "_ignore_")
 _BACKGROUND = (
@@ -22,27 +22,27 @@ _BACKGROUND = (
 
 @dataclass(frozen=True)
 class ClassList:
-    """Classes as a file lists them."""
+    """The classes of a file."""
 
     file: Path
     names: tuple[str, ...]
     values: tuple[int, ...] | None = None
-    """The mask value of each, if the file says so; otherwise their order."""
+    """The mask value of each class. None means their order."""
     colors: tuple[RGB, ...] | None = None
     dropped: tuple[str, ...] = ()
-    """Names in the file that are no class, such as labelme's __ignore__, which stands first."""
+    """Names in the file that are not classes, such as labelme's __ignore__ at the start."""
 
 
 def is_background(name: str) -> bool:
-    """Whether a name means what is no thing of interest."""
+    """Whether a name means everything without interest."""
     return name.strip().strip("_").lower() in _BACKGROUND
 
 
 def find_class_list(folders: Sequence[Path]) -> ClassList | None:
-    """The first file of a known name and form in these folders, in their order.
+    """Reads the first file of a known name and form in these folders, in their order.
 
     Raises:
-        UserError: A file gives one value, one colour or one name twice, or a colour that is none.
+        UserError: A value, colour or name occurs twice, or a colour is invalid.
     """
     for folder in folders:
         for pattern, read in _READERS:
@@ -59,15 +59,15 @@ def _try(read: Callable[[Path, str], ClassList | None], file: Path) -> ClassList
     except (OSError, ValueError, IndexError, RecursionError, csv.Error) as error:
         if isinstance(error, UserError):
             raise
-        return None  # not text, or not of the form that its name promises
+        return None  # not text, or not in the form of its name
     return None if found is None else _checked(found)
 
 
 def _checked(found: ClassList) -> ClassList | None:
-    """The list, if no value, colour or name stands for two classes."""
+    """Checks that no value, colour or name means two classes."""
     for color in found.colors or ():
         if not all(0 <= channel <= 255 for channel in color):
-            raise UserError(f"{found.file}: {color} is no colour; each number is from 0 to 255.")
+            raise UserError(f"{found.file}: {color} is not a colour; its numbers must be 0 to 255.")
     kinds: tuple[tuple[str, Sequence[Hashable] | None], ...] = (
         ("value", found.values),
         ("colour", found.colors),
@@ -81,9 +81,9 @@ def _checked(found: ClassList) -> ClassList | None:
             )
     if (name := _twice(found.names)) is not None:
         if found.values is None and found.colors is None:
-            return None  # lines of something else
+            return None  # the lines are something else
         raise UserError(
-            f"{found.file}: the class {name!r} stands there twice. Give each a name of its own."
+            f"{found.file}: the class {name!r} is listed twice. Give each class its own name."
         )
     return found
 
@@ -93,7 +93,7 @@ def _twice(entries: Sequence[Hashable]) -> Hashable | None:
 
 
 def _name_and_color_csv(file: Path, text: str) -> ClassList | None:
-    """`class_dict.csv`: name, r, g, b with a header, as CamVid's and others' copies on Kaggle."""
+    """`class_dict.csv`: name, r, g, b with a header, as in Kaggle's copy of CamVid."""
     header, *rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
     if len(header) < 4 or header[0].lower() not in ("name", "class", "label"):
         return None
@@ -127,7 +127,7 @@ def _label_map(file: Path, text: str) -> ClassList | None:
 
 
 def _color_and_name_lines(file: Path, text: str) -> ClassList | None:
-    """`label_colors.txt` of CamVid: r g b name, a class a line."""
+    """`label_colors.txt` of CamVid: lines of `r g b name`."""
     names, colors = [], []
     for line in text.splitlines():
         if not line.strip():
@@ -141,7 +141,7 @@ def _color_and_name_lines(file: Path, text: str) -> ClassList | None:
 
 
 def _id_to_label(file: Path, text: str) -> ClassList | None:
-    """`id2label.json`, as Hugging Face's data sets have it; or a list of names."""
+    """`id2label.json` of Hugging Face data sets, or a list of names."""
     content = json.loads(text)
     if isinstance(content, list) and all(isinstance(name, str) for name in content):
         return _in_order(file, content)
@@ -152,7 +152,7 @@ def _id_to_label(file: Path, text: str) -> ClassList | None:
 
 
 def _names(file: Path, text: str) -> ClassList | None:
-    """`classes.txt` and its like: a name a line, or "0: name"; # begins a remark."""
+    """`classes.txt` and the like: lines of `name` or `0: name`; # begins a comment."""
     lines = [line.strip() for line in text.splitlines()]
     lines = [line for line in lines if line and not line.startswith("#")]
     numbered = [re.fullmatch(r"(\d+)\s*[:,;\t ]\s*(\S.*)", line) for line in lines]
@@ -164,7 +164,7 @@ def _names(file: Path, text: str) -> ClassList | None:
 
 
 def _in_order(file: Path, names: Sequence[str]) -> ClassList:
-    """Names whose order gives the values. labelme's first one, __ignore__, is its -1."""
+    """Names whose order gives the values. labelme's first one, __ignore__, means -1."""
     found = ClassList(file, tuple(names))
     if names and names[0].lower() in _NO_CLASS:
         return replace(found, names=tuple(names[1:]), dropped=(names[0],))

@@ -1,4 +1,4 @@
-"""What a picture looks like at a glance: a mask, or one of two values."""
+"""A glance at a picture: is it a mask, and does it have two values only."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +14,12 @@ from finetune.pictures.references import MASK_SUFFIXES
 
 @dataclass(frozen=True)
 class Glance:
-    """What one file looks like."""
+    """The look of one file."""
 
     is_mask: bool | None
-    """Few values, far fewer than a photograph has; None if it cannot be read."""
+    """Whether it has few values, unlike a photograph; None if it cannot be read."""
     is_binary: bool = False
-    """Whether it holds 0 and one other value, or one value."""
+    """Whether it holds one value, or 0 and one other."""
 
 
 class Glances:
@@ -29,7 +29,7 @@ class Glances:
         self._seen: dict[Path, Glance] = {}
 
     def __call__(self, file: Path) -> Glance:
-        """That file, at a glance."""
+        """The look of a file."""
         if file not in self._seen:
             self._seen[file] = _glance(file)
         return self._seen[file]
@@ -47,7 +47,7 @@ def _glance(file: Path) -> Glance:
         return Glance(False if _has_channels(file) else None)
     channels = values.reshape(values.shape[0] * values.shape[1], -1)
     channels = channels[:: max(1, len(channels) // 65536)].astype(np.int64)
-    # One number a pixel: rows of channels sort thirty times as slowly.
+    # One number per pixel: rows of channels sort thirty times as slowly.
     flat = channels @ (1 << 8 * np.arange(channels.shape[1]))
     changes = (flat[1:] != flat[:-1]).mean() if len(flat) > 1 else 0
     found = np.unique(flat)
@@ -56,7 +56,7 @@ def _glance(file: Path) -> Glance:
 
 
 def _has_channels(file: Path) -> bool:
-    """Whether it is a TIFF that Pillow does not know: of more channels than colours."""
+    """Whether it is a TIFF with more channels than Pillow reads."""
     try:
         image_size(file)
     except UserError:

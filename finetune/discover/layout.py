@@ -1,4 +1,4 @@
-"""What the ways to recognise a folder have in common: its files, its layouts, names of splits."""
+"""The files of a folder, the layouts it may have, and the names of splits."""
 
 import os
 import re
@@ -22,12 +22,12 @@ _NUM_SHOWN = 3
 
 @dataclass(frozen=True)
 class Categories:
-    """What one annotation file of COCO's says about its classes."""
+    """The classes of one COCO file."""
 
     file: Path
     names: dict[int, str]
     used: frozenset[int]
-    """Those that an object has."""
+    """Categories that have objects."""
 
 
 @dataclass(frozen=True)
@@ -37,29 +37,29 @@ class TableRows:
     pictures: tuple[tuple[Picture, Picture], ...]
     """Image and mask of each."""
     count: int | None
-    """Rows of the split to train on, if that can be known."""
+    """Rows of the training split, if known."""
     is_here: bool
-    """Whether the table lies in a folder."""
+    """Whether the table is on this disk."""
     labels: dict[str, Any] | None
-    """The block that `finetune pack` left with it."""
+    """The block that `finetune pack` wrote beside it."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a folder is laid out, as the `data:` section of a recipe, and why."""
+    """How a folder is laid out, as the `data:` section of a recipe, with the reasons."""
 
     name: str
     data: dict[str, Any]
     found: tuple[str, ...]
-    """What was seen, a line each."""
+    """Lines about what was seen."""
     assumed: tuple[str, ...] = ()
-    """What was not, and was decided."""
+    """Lines about what was assumed."""
     classes: tuple[str, ...] = ()
-    """Of masks in one file a class."""
+    """Their names, where each class has mask files of its own."""
     categories: tuple[Categories, ...] = field(default=(), repr=False)
-    """Of COCO's files, one a split."""
+    """The classes of COCO files, one per split."""
     table: TableRows | None = field(default=None, repr=False)
-    """Of what `datasets` wrote."""
+    """Rows of a table that `datasets` wrote."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,12 @@ class Tree:
 
     root: Path
     folders: dict[PurePosixPath, dict[str, Path]]
-    """Of each folder that holds pictures, relative to the root, these by stem."""
+    """Folder with pictures, relative to the root -> its pictures by stem."""
     json_files: tuple[Path, ...]
     twins: tuple[Path, Path] | None
-    """The first two pictures of one folder that differ in their file type alone."""
+    """The first two pictures of a folder that differ in their file type only."""
     is_whole: bool
-    """Whether there are no more than `MAX_FILES`."""
+    """Whether the walk saw every file: there are no more than `MAX_FILES`."""
 
     def picture(self, relative: str) -> bool:
         """Whether there is such a picture."""
@@ -83,7 +83,7 @@ class Tree:
 
 
 def walk(root: Path) -> Tree:
-    """Looks through a folder, links followed and hidden files left out, as its sources will."""
+    """Walks a folder as the sources do: follows links, skips hidden files."""
     folders: dict[PurePosixPath, dict[str, Path]] = {}
     json_files: list[Path] = []
     twins: tuple[Path, Path] | None = None
@@ -114,7 +114,7 @@ def walk(root: Path) -> Tree:
 
 
 def _is_new(path: str, entered: set[str]) -> bool:
-    """False of a link to a folder that leads back to where the walk has been."""
+    """False for a link back to a folder that the walk has seen."""
     if not os.path.islink(path):
         return True
     real = os.path.realpath(path)
@@ -142,29 +142,29 @@ class SplitName:
     """The name of a split in a path."""
 
     name: str
-    """As it stands there; "" if there is none."""
+    """As written in the path; "" if there is none."""
     position: int
-    """Of the part that holds it; -1 if there is none."""
+    """Position of the part that holds it; -1 if there is none."""
     pattern: str
     """The path with `{split}` in its place."""
     part: str = ""
-    """That part, as it stands there."""
+    """The whole part, as written in the path."""
 
     @classmethod
     def none(cls, path: PurePosixPath) -> "SplitName":
-        """That of a path without one."""
+        """For a path without a split's name."""
         return cls("", -1, "/".join(path.parts) or ".")
 
     @property
     def is_whole(self) -> bool:
-        """Whether the part holds nothing else."""
+        """Whether the part is the name alone."""
         return self.part == self.name
 
 
 def split_in(relative: PurePosixPath) -> SplitName:
-    """Finds the name of a split: a whole part at best, then a word, then how a part begins.
+    """Finds a split's name: first as a whole part, then as a word, then as the start of a part.
 
-    Of several such parts the deepest counts: train_data/images/val is of the split val.
+    Among several parts the deepest counts: train_data/images/val is of the split val.
     """
     parts = relative.parts
     for form in _FORMS:
@@ -179,7 +179,7 @@ def split_in(relative: PurePosixPath) -> SplitName:
 
 
 def with_splits(layout: Layout, splits: Iterable[str]) -> Layout:
-    """Chooses what to train on and what to evaluate on."""
+    """Chooses the splits for training and evaluation."""
     names = sorted(set(splits))
     lower = {split.lower(): split for split in names}
     train = next((lower[name] for name in TRAIN_NAMES if name in lower), None)
@@ -190,25 +190,25 @@ def with_splits(layout: Layout, splits: Iterable[str]) -> Layout:
         data = {**layout.data, "train_split": train, "val_split": val}
         return replace(layout, data=data, found=found)
     only = train or val or next(iter(names), "train")
-    # A name of its own: the two parts are told apart by it.
+    # The two parts need different names.
     data = {**layout.data, "val_fraction": VAL_FRACTION, "val_split": "held_back"}
     if only:
         data["train_split"] = only
     assumed = [
         *layout.assumed,
-        f"no split to evaluate on: {VAL_FRACTION:.0%} of {only or 'it'} are held back, drawn by "
+        f"no validation split: {VAL_FRACTION:.0%} of {only or 'it'} are held back, drawn by "
         "data.split_seed (set data.split_group if frames of one video must stay together)",
     ]
     if left_out := [lower[name] for name in within if name in lower]:
-        assumed.append(f"{left_out[0]} is not used: it is taken for a part of {train}")
+        assumed.append(f"{left_out[0]} is not used: it is probably a part of {train}")
     return replace(layout, data=data, found=found, assumed=tuple(assumed))
 
 
 def refuse_without_training(tree: Tree, layouts: Sequence[Layout]) -> None:
-    """Refuses to train on the pictures of a validation while there are some of a training.
+    """Refuses to train on validation pictures while a training split exists.
 
     Raises:
-        UserError: Each of the layouts would, as those to train on fit no pattern.
+        UserError: Every layout would, because the training pictures fit no pattern.
     """
     for layout in layouts:
         split = str(layout.data.get("train_split", "")).lower()
@@ -219,23 +219,23 @@ def refuse_without_training(tree: Tree, layouts: Sequence[Layout]) -> None:
         *(PurePosixPath(f.relative_to(tree.root).as_posix()) for f in tree.json_files),
     ]
     for path in paths if layouts else ():
-        # A path to a file counts without its file type.
+        # The path of a file counts without its file type.
         if split_in(path.with_suffix("") if path.suffix == ".json" else path).name.lower() in (
             TRAIN_NAMES
         ):
             raise UserError(
-                f"{tree.root / path}: is there to train on by its name, but was not understood; "
-                f"what was is {'; '.join(layouts[0].found)}. Give it the same form."
+                f"{tree.root / path}: looks like a training split but holds no pairs; found: "
+                f"{'; '.join(layouts[0].found)}. Give the training split the same form."
             )
 
 
 def unused(tree: Tree, layout: Layout, used: Iterable[str]) -> Layout:
-    """Names pictures that the layout leaves out, if there are any.
+    """Adds a line about pictures that a layout leaves out.
 
     Args:
         tree: All files.
-        layout: One of the layouts.
-        used: The folders that it reads, with what is in them.
+        layout: The layout.
+        used: The folders that it reads, subfolders included.
     """
     roots = [PurePosixPath(folder).parts for folder in used]
     counts: Counter[str] = Counter()

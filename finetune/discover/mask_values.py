@@ -1,4 +1,4 @@
-"""What the masks of a set hold, seen from some of them."""
+"""The values of a data set's masks, from some of them."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -9,54 +9,51 @@ from typing import Any
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.labels.translation import RGB
+from finetune.labels.colors import RGB
 from finetune.pictures.opening import opened
 from finetune.pictures.reading import read_colors, read_mask
 from finetune.pictures.references import Picture
 
 NUM_MASKS = (200, 2000)
-"""Masks that are looked at: at least, and at most."""
+"""Fewest and most masks to look at."""
 NUM_PIXELS = 2**28
-"""About as many as are looked at between these."""
+"""Pixels to look at, between these limits."""
 MAX_COLORS = 256
-"""More colours than classes can have; JPEG and smooth resizing make thousands."""
+"""Most colours of classes; JPEG and smooth resizing make thousands."""
 
 
 @dataclass(frozen=True)
 class MaskValues:
-    """Values of masks: ids, or colours as 0xRRGGBB."""
+    """The values of masks: ids, or colours as 0xRRGGBB."""
 
     kind: str
     counts: Counter[int]
     palette: tuple[RGB, ...] | None
-    """Of the first mask that has one."""
+    """The palette of the first mask that has one."""
     num_masks: int
     bits: bool = False
-    """Whether some masks store one bit a pixel, and others 0 and 255 for the same."""
+    """Whether some masks store one bit per pixel, and others 0 and 255 for the same."""
     assumed: tuple[str, ...] = ()
-
-
-# ----------------------------------------------------------------------------------- what they hold
 
 
 @dataclass(frozen=True)
 class _Mask:
-    """One that was looked at."""
+    """The values of one mask."""
 
     file: Picture
     kind: str
     values: dict[int, int] = field(repr=False)
     bits: bool = False
     palette: tuple[RGB, ...] | None = None
-    """Its own colours, unless they are the grey of the same number."""
+    """None if each number has the grey of the same value."""
 
 
 def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
-    """Counts the values of some masks, spread over all.
+    """Counts the values of some masks, evenly spread over all.
 
     Args:
         files: The masks.
-        lenient: Pass over those that cannot be read, and those of the rarer kind.
+        lenient: Skip masks that cannot be read, and those of the rarer kind.
 
     Raises:
         UserError: One cannot be read, or some hold ids and others colours.
@@ -64,7 +61,9 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
     chosen = spread(files, _number_of(files))
     masks = _looked_at(chosen, lenient, as_colors=False)
     if not masks:
-        raise UserError(f"{chosen[0]} and {len(chosen) - 1} more: not one mask can be read.")
+        raise UserError(
+            f"{chosen[0]} and {len(chosen) - 1} more: no mask can be read. Replace them."
+        )
     assumed: tuple[str, ...] = ()
     ids = [mask for mask in masks if mask.kind == "ids"]
     colors = [mask for mask in masks if mask.kind == "colors"]
@@ -73,16 +72,16 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
         one, other = differing or (ids[0].file, colors[0].file)
         masks = colors = _looked_at(chosen, lenient, as_colors=True)
         ids = []
-        assumed = (f"palettes differ ({one.name}, {other.name}): colours count, not their numbers",)
+        assumed = (f"palettes differ ({one.name}, {other.name}): colours are used, not numbers",)
         if len({value for mask in masks for value in mask.values}) > MAX_COLORS:
             raise UserError(
-                f"{one} and {other} have palettes that differ, and more than {MAX_COLORS} colours "
-                "come up: neither numbers nor colours can be classes. Save all masks alike."
+                f"{one} and {other} have different palettes, with more than {MAX_COLORS} colours "
+                "in all: neither numbers nor colours can be classes. Save all masks alike."
             )
     if ids and colors and not lenient:
         raise UserError(
-            f"{ids[0].file} holds ids, but {colors[0].file} holds colours. Masks of one set must "
-            "be of one kind."
+            f"{ids[0].file} holds ids, but {colors[0].file} holds colours. All masks of a data "
+            "set must be of one kind."
         )
     kind, masks = ("ids", ids) if len(ids) >= len(colors) else ("colors", colors)
     counts: Counter[int] = Counter()
@@ -95,17 +94,17 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
 
 
 def spread(items: Sequence[Any], number: int) -> list[Any]:
-    """At most so many of them, evenly from the first to the last."""
+    """At most `number` of the items, evenly from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)
     return [items[place] for place in places]
 
 
 def _number_of(files: Sequence[Picture]) -> int:
-    """How many masks to look at: more of small ones."""
+    """The number of masks to look at; more if they are small."""
     try:
         with opened(files[0]) as mask:
             pixels = mask.width * mask.height
-    except UserError:  # which is said when its turn comes
+    except UserError:  # reported when its turn comes
         pixels = NUM_PIXELS
     return int(np.clip(NUM_PIXELS // max(1, pixels), *NUM_MASKS))
 
@@ -119,7 +118,7 @@ def _looked_at(files: Sequence[Picture], lenient: bool, *, as_colors: bool) -> l
                 return None
             raise
 
-    with ThreadPoolExecutor(4) as pool:  # decoders hold no lock
+    with ThreadPoolExecutor(4) as pool:  # decoders release Python's lock
         return [mask for mask in pool.map(look, files) if mask is not None]
 
 
@@ -151,7 +150,7 @@ def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         counts = np.bincount(flat)
         values = np.flatnonzero(counts)
         return values, counts[values]
-    # Sorting takes the time: of each run of equal values only the first is sorted.
+    # Sorting takes the time, so only the first value of each run is sorted.
     starts = np.flatnonzero(np.concatenate([[True], flat[1:] != flat[:-1]]))
     lengths = np.diff(np.append(starts, len(flat)))
     values, inverse = np.unique(flat[starts], return_inverse=True)
@@ -160,7 +159,7 @@ def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _differing(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
-    """Two masks whose palettes give one number, which both hold, different colours."""
+    """Two masks whose palettes differ in the colour of a number that both hold."""
     first: dict[int, tuple[RGB, Picture]] = {}
     for mask in masks:
         for value in mask.values if mask.palette is not None else ():

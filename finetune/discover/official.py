@@ -14,7 +14,7 @@ _NUM_LOOKED_AT = 8
 
 
 def official(root: Path) -> Layout | None:
-    """The layout of a known data set, if the folder has it. What its masks hold is not asked."""
+    """The layout of a known data set, if the folder has it. Its masks are not checked."""
     for known in (_voc, _cityscapes, _ade20k, _coco_stuff, _camvid):
         layout = known(root)
         if layout is not None:
@@ -30,7 +30,7 @@ def _voc(root: Path) -> Layout | None:
         splits = sorted(file.stem for file in lists.glob("*.txt"))
         if not splits:
             continue
-        found = f"{folder.name}: JPEGImages, SegmentationClass and ImageSets, as VOC has it"
+        found = f"{folder.name}: JPEGImages, SegmentationClass and ImageSets, as in VOC"
         if not _holds_colors((folder / "SegmentationClass").glob("*.png")):
             layout = Layout("voc", {"source": "voc", "path": str(folder)}, (found,))
             return with_splits(layout, splits)
@@ -44,19 +44,22 @@ def _voc(root: Path) -> Layout | None:
         if "val_fraction" not in layout.data:
             lists_of = {"split_list": "ImageSets/Segmentation/{split}.txt"}
             return Layout("voc", {**layout.data, **lists_of}, layout.found, layout.assumed)
-        assumed = (*layout.assumed, "all pictures are used, whatever ImageSets lists")
+        assumed = (
+            *layout.assumed,
+            "all pictures are used, also those that ImageSets does not list",
+        )
         return Layout("voc", layout.data, layout.found, assumed)
     return None
 
 
 def _holds_colors(files: Iterable[Path]) -> bool:
-    """Whether most of some masks do."""
+    """Whether most of some masks hold colours."""
     modes = []
     for file in spread(sorted(files), _NUM_LOOKED_AT):
         try:
             with opened(file) as mask:
                 modes.append(mask.mode in ("RGB", "RGBA"))
-        except UserError:  # which is said when the set is opened
+        except UserError:  # reported when the data set is opened
             continue
     return 2 * sum(modes) > len(modes)
 
@@ -67,7 +70,7 @@ def _cityscapes(root: Path) -> Layout | None:
     kinds = ("labelTrainIds", "labelIds")
     if not splits or not any(any(masks.rglob(f"*_gtFine_{kind}.png")) for kind in kinds):
         return None
-    found = "leftImg8bit and gtFine, as Cityscapes has it"
+    found = "leftImg8bit and gtFine, as in Cityscapes"
     layout = Layout("cityscapes", {"source": "cityscapes", "path": str(root)}, (found,))
     return with_splits(layout, splits)
 
@@ -94,14 +97,14 @@ def _coco_stuff(root: Path) -> Layout | None:
 
 
 def _camvid(root: Path) -> Layout | None:
-    """CamVid as in the SegNet tutorial, by its pictures' names too: many have such folders."""
+    """CamVid as in the SegNet tutorial. Picture names count too: the folders are common ones."""
     splits = [name for name in ("train", "val", "test") if (root / f"{name}annot").is_dir()]
     splits = [name for name in splits if (root / name).is_dir()]
     names = [file.stem for name in splits for file in (root / name).iterdir()]
     names = [name for name in names if not name.startswith(".")]
     if not names or not all(map(_CAMVID_NAME.fullmatch, names)):
         return None
-    found = "train, trainannot and so on, with the names of CamVid's pictures"
+    found = "train, trainannot and so on, with CamVid's picture names"
     return with_splits(Layout("camvid", {"source": "camvid", "path": str(root)}, (found,)), splits)
 
 

@@ -1,14 +1,14 @@
-"""Looks at a folder as a person would: where its images and masks are, and how both are split.
+"""Finds the images, the masks and the splits of a folder.
 
-By names alone, but for a few files of each folder: which of two holds the masks is seen, not said.
-`official` knows the folders of known data sets, `annotated` the files that describe objects,
+Names decide, and a glance at a few files tells masks from images.
+`official` knows the folders of published data sets, `annotations` the files that describe objects,
 `tables` what `datasets` wrote; `pairs` finds two folders, or endings of names, that belong
 together.
 """
 
 from pathlib import Path
 
-from finetune.discover.annotated import coco_files, ultralytics
+from finetune.discover.annotations import coco_files, ultralytics
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs, why_none
@@ -19,13 +19,13 @@ __all__ = ["Layout", "recognise", "table"]
 
 
 def recognise(root: Path) -> list[Layout]:
-    """The layouts that a folder may have, the likeliest first; of an official one just that.
+    """The layouts that a folder may have, the likeliest first. An official layout comes alone.
 
     Raises:
-        UserError: There is no folder, nothing in it that is known, or only a part of it is.
+        UserError: The folder does not exist, no layout fits, or none fits the training split.
     """
     if not root.is_dir():
-        raise UserError(f"{root}: is not a folder. Give the folder that holds images and masks.")
+        raise UserError(f"{root}: is not a folder. Name the folder that holds images and masks.")
     known = ultralytics(root) or official(root)
     if known is not None:
         return [known]

@@ -1,4 +1,4 @@
-"""Tables: what `datasets` wrote, by its splits, its columns and some of its rows."""
+"""Layouts of tables that `datasets` writes, from their splits, columns and some rows."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -16,11 +16,11 @@ from finetune.labels.translation import Labels
 from finetune.pictures.references import Picture
 
 NUM_ROWS = 200
-"""Rows that are looked at: spread over a folder, the first ones of what is elsewhere."""
+"""Rows to look at: evenly spread if the table is on this disk, otherwise the first ones."""
 
 
 def table_folder(root: Path) -> Layout | None:
-    """A folder of Parquet files or of `save_to_disk`; None if it is neither."""
+    """The layout of Parquet files or of `save_to_disk`; None for any other folder."""
     marks = ("dataset_dict.json", "state.json", "*.parquet", "*/*.parquet")
     if not any(any(root.glob(mark)) for mark in marks):
         return None
@@ -28,14 +28,14 @@ def table_folder(root: Path) -> Layout | None:
 
 
 def table(path: str, revision: str | None = None) -> Layout:
-    """What a Hub id, a folder or an address holds.
+    """The layout of a Hub id, a folder or an address.
 
     Args:
-        path: As `data.path` of the source hub.
-        revision: Of a Hub id.
+        path: The `data.path` of the source hub.
+        revision: Branch, tag or commit of a Hub id.
 
     Raises:
-        UserError: It cannot be opened, or which of its columns are which is not clear.
+        UserError: It cannot be opened, or its columns' names do not tell images from masks.
     """
     splits = split_names(path, revision=revision)
     train = next((name for name in TRAIN_NAMES if name in splits), splits[0])
@@ -54,18 +54,18 @@ def table(path: str, revision: str | None = None) -> Layout:
     assumed = []
     if val is None:
         data |= {"val_split": "held_back", "val_fraction": VAL_FRACTION}
-        assumed.append(f"no split to evaluate on: {VAL_FRACTION:.0%} of {train} are held back")
+        assumed.append(f"no validation split: {VAL_FRACTION:.0%} of {train} are held back")
     pictures: list[tuple[Picture, Picture]] = []
     if is_here:
         for name in filter(None, (train, val)):
             pictures += _spread(path, name, columns)
     else:
         for i, row in enumerate(rows):
-            with suppress(UserError):  # of an empty row, which the doctor names, and the training
+            with suppress(UserError):  # an empty row: doctor and training name it
                 pictures.append(_pair(row, columns, f"{path} ({train}), row {i}"))
-        assumed.append(f"what masks hold is known from the first {len(rows)} rows of {train} alone")
+        assumed.append(f"values of masks come from the first {len(rows)} rows of {train} alone")
     if not pictures:
-        raise UserError(f"{path}: not one of the rows that were looked at holds image and mask.")
+        raise UserError(f"{path}: none of the rows looked at holds an image and a mask.")
     seen = TableRows(
         tuple(pictures), _count(path, train, revision), is_here, index.labels if index else None
     )
@@ -85,7 +85,7 @@ def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Pict
     places = np.linspace(0, len(samples) - 1, min(NUM_ROWS, len(samples))).round().astype(int)
     found = []
     for place in map(str, places):
-        with suppress(UserError):  # of an empty row, which the doctor names, and the training
+        with suppress(UserError):  # an empty row: doctor and training name it
             found.append((reader.pictures.open(place), reader.form.pictures.open(place)))
     return found
 

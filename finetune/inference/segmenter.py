@@ -18,7 +18,7 @@ from finetune.inference.models import class_colors, class_names, load_preprocess
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import predict_confident_masks, predict_masks
 from finetune.inference.segmentation import Segmentation
-from finetune.labels.translation import default_colors
+from finetune.labels.colors import default_colors
 from finetune.machine import device as default_device
 from finetune.pictures.arrays import as_pixels
 from finetune.pictures.drawing import Color, as_rgb

@@ -8,9 +8,10 @@ ids and the table of label ids); CamVid, the SegNet tutorial's 11 classes; Pasca
 development kit; COCO-Stuff, labels.txt of its repository. The shapes are this package's own.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
-from finetune.labels.translation import RGB
+from finetune.labels.colors import RGB
 
 
 def _names(text: str) -> list[str]:
@@ -19,7 +20,12 @@ def _names(text: str) -> list[str]:
 
 
 SYNONYMS = {"television receiver": "television"}
-"""Names of classes in published models -> those of the official lists, which presets have."""
+"""Class names in published models -> those of the official lists, which the presets follow."""
+
+
+def official_names(names: Sequence[str]) -> list[str]:
+    """Class names of a model as the presets write them."""
+    return [SYNONYMS.get(name, name) for name in names]
 
 
 def _colors(text: str) -> list[RGB]:

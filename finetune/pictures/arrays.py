@@ -1,4 +1,4 @@
-"""Images that are in memory already, as the numbers that `read_image` gives of files."""
+"""Images in memory as arrays, with the same numbers as `read_image` of their files."""
 
 from typing import Any
 
@@ -18,11 +18,10 @@ def as_pixels(image: Any, num_channels: int = 3) -> np.ndarray:
     Args:
         image: A PIL image; an array (H, W, C) or (H, W), uint8 or uint16; or a tensor (C, H, W) or
             (H, W), uint8, or floating point of 0..1.
-        num_channels: C. A grey image is taken for RGB where that is wanted, and RGB and alpha for
-            RGB.
+        num_channels: C. For RGB, grey is repeated and alpha dropped.
 
     Raises:
-        UserError: It is none of these, or has other channels.
+        UserError: It is another kind of object, or has other channels.
     """
     if isinstance(image, Image.Image):
         return from_pillow("the image", image, num_channels)
@@ -34,8 +33,7 @@ def as_pixels(image: Any, num_channels: int = 3) -> np.ndarray:
         )
     if image.dtype not in _DTYPES:
         raise UserError(
-            f"the image is an array of {image.dtype}, whose range cannot be known; give uint8 or "
-            "uint16"
+            f"the image is an array of {image.dtype}, whose range is unknown; give uint8 or uint16"
         )
     if image.ndim == 2:
         image = image[..., None]

@@ -17,12 +17,12 @@ from finetune.disk import write_whole
 
 Color = tuple[int, int, int]
 
-ROW_HEIGHT, MAX_WIDTH = 224, 448  # a picture is scaled to fit into this, in pixels
+ROW_HEIGHT, MAX_WIDTH = 224, 448  # pixels into which a picture is scaled
 GAP, MARGIN, CAPTION_WIDTH, LINE = 8, 20, 168, 26
 INK, FAINT, PAPER = (28, 30, 33), (118, 122, 128), (255, 255, 255)
 WRONG: Color = (225, 38, 38)
 IGNORED: Color = (48, 48, 48)
-_NARROWEST = 240  # of a legend, in pixels
+_NARROWEST = 240  # pixels of a legend
 COLUMNS = ("image", "truth", "prediction", "error")
 
 
@@ -30,9 +30,9 @@ COLUMNS = ("image", "truth", "prediction", "error")
 class PanelRow:
     """One picture of the panel.
 
-    `image` is uint8 or uint16 (H, W, C), of which RGB, the first three channels or the first one
-    are shown; `truth` and `prediction` are integer (H, W) class ids, the truth
-    also the ignored id; `mean_iou` is this picture's own.
+    `image` is uint8 or uint16 (H, W, C); RGB, its first three channels or its first one are shown.
+    `truth` and `prediction` are integer (H, W) class ids; the truth may hold the ignored id.
+    `mean_iou` is this picture's own.
     """
 
     id: str
@@ -51,15 +51,15 @@ def panel(
 ) -> None:
     """Write a PNG with image, truth, prediction and error of each row, and a legend.
 
-    In the error column what is right is the dimmed grey image, what is wrong is red, and what is
-    ignored is dark grey. The legend holds the classes that occur.
+    In the error column, right pixels show the dimmed grey image, wrong ones are red and ignored
+    ones dark grey. The legend holds the classes that occur.
 
     Args:
         rows: At least one picture.
         names: The classes' names by id.
         colors: The classes' (R, G, B) by id.
         ignore_index: The id that is not a class.
-        path: Where the PNG goes.
+        path: The PNG to write.
     """
     strips = [_strip(row, colors, ignore_index) for row in rows]
     column = max(strip[0].width for strip in strips)
@@ -97,7 +97,7 @@ def _strip(row: PanelRow, colors: Sequence[Color], ignore_index: int) -> list[Im
     height, width = row.truth.shape
     scale = min(ROW_HEIGHT / height, MAX_WIDTH / width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    # Maps by nearest: a class id has no in-between. The error is taken from the maps as shown.
+    # Nearest neighbour: nothing lies between two class ids. The error is that of the shown maps.
     truth, prediction = (_resize_ids(ids, size) for ids in (row.truth, row.prediction))
     smooth = Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.NEAREST
     image = Image.fromarray(as_rgb(row.image)).resize(size, smooth)
@@ -114,10 +114,10 @@ def _strip(row: PanelRow, colors: Sequence[Color], ignore_index: int) -> list[Im
 
 
 def as_rgb(image: np.ndarray) -> np.ndarray:
-    """What a person can look at, uint8 (H, W, 3)."""
+    """Any image as RGB to look at, uint8 (H, W, 3)."""
     channels = 3 if image.shape[2] >= 3 else 1
     shown = image[..., :channels]
-    if image.dtype != np.uint8:  # sensors rarely fill 16 bit: what is there fills the range
+    if image.dtype != np.uint8:  # sensors rarely fill 16 bit: stretch the values to the range
         low, high = np.percentile(shown, (1, 99))
         shown = np.clip((shown - low) * (255 / max(high - low, 1)), 0, 255).astype(np.uint8)
     return np.ascontiguousarray(np.broadcast_to(shown, (*shown.shape[:2], 3)))
@@ -133,7 +133,7 @@ def _resize_ids(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def colored(ids: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
-    """Class ids (H, W) to uint8 (H, W, 3); what is not a class is dark grey."""
+    """Class ids (H, W) to uint8 (H, W, 3); other ids are dark grey."""
     palette = np.array([*colors, IGNORED], dtype=np.uint8)
     if ids.dtype == np.uint8:  # a fourth of the time
         table = palette[np.minimum(np.arange(256), len(colors))]
@@ -153,7 +153,7 @@ def overlay(image: np.ndarray, ids: np.ndarray, colors: Sequence[Color]) -> np.n
 
 
 def with_legend(picture: np.ndarray, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """A picture and, below it, what its colours stand for.
+    """A picture with a legend below it.
 
     Args:
         picture: uint8 (H, W, 3).
@@ -172,7 +172,7 @@ def heat(values: np.ndarray, largest: float | None = None) -> np.ndarray:
 
     Args:
         values: (H, W), not negative.
-        largest: the number that is yellow; None: the largest of them.
+        largest: the number that is yellow. None means the largest of `values`.
     """
     top = float(values.max()) if largest is None else largest
     levels = np.clip(values * (255 / max(top, 1e-30)), 0, 255).astype(np.uint8)
@@ -189,7 +189,7 @@ def sheet(
     """Pictures side by side in rows, each scaled until its longer side is `side`.
 
     Args:
-        rows: uint8 (h, w, 3), as many in each row; cells of small maps stay squares.
+        rows: uint8 (h, w, 3), equally many per row; cells of small maps stay squares.
         titles: above the columns, in one line or several.
         captions: left of the rows.
         side: in pixels.
@@ -232,7 +232,7 @@ def _width(text: str) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _legend_strip(entries: tuple[tuple[str, Color], ...], width: int) -> Image.Image:
-    """Kept, because setting text takes longer than an overlay, and one set's pictures are alike."""
+    """Cached, because setting text takes longer than an overlay, and a set's legends are alike."""
     places, height = _flow([name for name, _ in entries], width - 2 * GAP)
     strip = Image.new("RGB", (width, height + 2 * GAP), PAPER)
     _draw_legend(ImageDraw.Draw(strip), entries, places, (GAP, GAP))

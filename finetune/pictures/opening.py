@@ -1,4 +1,4 @@
-"""Opens pictures with Pillow: limits on their size, and one message for whatever goes wrong."""
+"""Opens pictures with Pillow: limits on their size, and one message for every fault."""
 
 import io
 import re
@@ -7,23 +7,25 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from PIL import Image, ImageFile
+from PIL.PngImagePlugin import PngImageFile
 
 from finetune.errors import UserError
 from finetune.pictures.references import Encoded, Picture, encoded_bytes
 
 MAX_PIXELS = 178_956_970
-"""Of an image, unless told otherwise: as Pillow has it."""
+"""Most pixels of an image by default, as in Pillow."""
 
 
 def max_pixels() -> int:
-    """What an image may have outside of `pixel_limit`: Pillow refuses twice what it warns of."""
+    """The most pixels that Pillow opens now. It warns at half of that."""
     return 2 * Image.MAX_IMAGE_PIXELS if Image.MAX_IMAGE_PIXELS else 2**62
 
 
 class _Limits:
-    """Pillow has one limit for all threads: the largest that any of them asks for."""
+    """Pillow has one limit for all threads: here the largest that any of them asks for."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -36,9 +38,9 @@ _LIMITS = _Limits()
 
 @contextmanager
 def pixel_limit(limit: int | None) -> Iterator[None]:
-    """Inside, Pillow opens images of up to `limit` pixels, without a warning; None: of its own.
+    """Lets Pillow open images of up to `limit` pixels without a warning; None: `MAX_PIXELS`.
 
-    Other threads' may be larger meanwhile: `check_pixels` says which are too large.
+    Another thread's limit may be larger at the same time, so `check_pixels` has the last word.
     """
     own = MAX_PIXELS if limit is None else limit
     with _LIMITS.lock:
@@ -66,9 +68,36 @@ def check_pixels(what: object, size: tuple[int, int], limit: int | None) -> None
 
 @contextmanager
 def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
-    """Opens one with Pillow; whatever goes wrong until the end of the block has its name."""
-    with named(picture), Image.open(source_of(picture)) as image:
+    """Opens a picture with Pillow; errors in the block carry the picture's name.
+
+    Pillow gets an open file: by its name, Pillow 12 maps an uncompressed TIFF into memory and
+    decodes it to noise if it lies on its side.
+    """
+    with named(picture), _stream(picture) as file, Image.open(file) as image:
         yield image
+
+
+def _stream(picture: Picture) -> BinaryIO:
+    return io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture.open("rb")
+
+
+@contextmanager
+def opened_whole(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+    """The same for reading the pixels. Pillow decodes PNGs with a wrong checksum without a word."""
+    with opened(picture) as image:
+        if image.format == "PNG":
+            whole_png(encoded_bytes(picture))
+        yield image
+
+
+def whole_png(data: bytes) -> PngImageFile:
+    """The header of a PNG whose checksums are right; any other raises an exception."""
+    file = io.BytesIO(data)
+    image = PngImageFile(file)
+    image.verify()  # up to the checksum of the last part
+    if file.read(4) != zlib.crc32(b"IEND").to_bytes(4, "big"):
+        raise ValueError("its end is damaged")
+    return image
 
 
 def source_of(picture: Picture) -> Path | io.BytesIO:
@@ -78,7 +107,7 @@ def source_of(picture: Picture) -> Path | io.BytesIO:
 
 @contextmanager
 def named(picture: Picture) -> Iterator[None]:
-    """Whatever goes wrong in the block is a UserError with the picture's name."""
+    """Turns every error in the block into a UserError with the picture's name."""
     try:
         yield
     except UserError:
@@ -87,8 +116,10 @@ def named(picture: Picture) -> Iterator[None]:
         what = str(error).partition(" exceeds")[0].lower()
         raise too_large(picture, what, max(_LIMITS.asked, default=max_pixels())) from error
     except Exception as error:  # damaged files raise OSError, SyntaxError, ValueError, struct.error
-        # Pillow names what it read from, which is said already, or says nothing.
-        reason = re.sub(r" <_io\.BytesIO [^>]*>", "", str(error)).replace(f" {str(picture)!r}", "")
+        # Pillow repeats the name, or names a buffer.
+        reason = re.sub(r" <_io\.Buffered[^>]*>| <_io\.BytesIO [^>]*>", "", str(error)).replace(
+            f" {str(picture)!r}", ""
+        )
         if isinstance(picture, Encoded):
             size = len(picture.data)
             what = f"cannot be read ({size} bytes): {reason}. Replace it"
@@ -111,29 +142,8 @@ def too_large(picture: object, what: str, limit: int) -> UserError:
     )
 
 
-def check_png(picture: Picture, image: ImageFile.ImageFile) -> None:
-    """Checks the sums of a PNG's parts: Pillow decodes pixels that were damaged without a word."""
-    if image.format == "PNG" and (damage := png_damage(encoded_bytes(picture))):
-        raise ValueError(damage)
-
-
-def png_damage(data: bytes) -> str:
-    """What is wrong with a PNG by the sums of its parts, "" if nothing is."""
-    position = 8
-    while position < len(data):
-        length = int.from_bytes(data[position : position + 4], "big")
-        end = position + 8 + length
-        checksum = int.from_bytes(data[end : end + 4], "big")
-        if end + 4 > len(data) or zlib.crc32(data[position + 4 : end]) != checksum:
-            return "its pixels are damaged"
-        if data[position + 4 : position + 8] == b"IEND":
-            return ""
-        position = end + 4
-    return "its end is missing"
-
-
 def raw_mode(image: ImageFile.ImageFile) -> str:
-    """How the file stores its pixels, as Pillow calls it; "" once they are loaded."""
+    """Pillow's name for how the file stores its pixels; "" once they are loaded."""
     if not image.tile:
         return ""
     args = image.tile[0][3]

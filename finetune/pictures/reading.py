@@ -1,12 +1,12 @@
-"""Pictures as arrays: any of them as an image, any mask as the numbers that it stores.
+"""Pictures as arrays: images in the wanted channels, masks as the numbers that they store.
 
-They are files, or encoded bytes out of a table. What can be wrong with one is said with its name,
-by `UserError`.
+Pictures are files, or encoded bytes out of a table. Every fault is a `UserError` with their name.
 """
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from finetune.errors import UserError
 from finetune.pictures.channels import (
@@ -14,19 +14,16 @@ from finetune.pictures.channels import (
     grey,
     is_deep_grey,
     is_deep_png,
-    is_tiff,
-    pillow_header,
     read_deep_png,
-    read_tiff,
-    tiff_form,
-    tiff_to_read,
     unknown_range,
 )
-from finetune.pictures.opening import check_png, opened, raw_mode
+from finetune.pictures.opening import opened, opened_whole, raw_mode
+from finetune.pictures.orientation import orientation_of, swaps_sides, upright, upright_image
 from finetune.pictures.plain import decode_plain
 from finetune.pictures.references import Picture
+from finetune.pictures.tiffs import is_tiff, pillow_header, read_tiff, tiff_form, tiff_to_read
 
-# Pillow spreads the grey levels of 2 and 4 bit files over 0..255, which multiplies class ids.
+# Pillow spreads the grey levels of 2 and 4 bit files over 0..255: class ids times these.
 _SPREAD_GREY = {"L;2": 85, "L;4": 17}
 
 _STORED = {
@@ -43,11 +40,14 @@ _STORED = {
 def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
     """Reads any picture as (H, W, C), upright (EXIF orientation applied).
 
-    3 channels are RGB in uint8, whatever the file holds: 16 bit keeps its high byte, transparency
-    is dropped. One channel is grey in the depth of the file; a colour picture becomes what Pillow's
-    "L" makes of its RGB. 2 are grey and alpha, 4 are RGB and alpha or the four inks of CMYK, as
-    they are stored. And any number may come out of a TIFF, whose channels may be side by side, in
-    planes or in pages; `model.num_channels` other than 1 and 3 must be what the file holds.
+    - 1 channel is grey, in the depth of the file. Colours are converted as by Pillow's "L".
+    - 2 channels are grey and alpha.
+    - 3 channels are RGB in uint8, whatever the file holds: 16 bit keeps its high byte, transparency
+      is dropped.
+    - 4 channels are RGB and alpha, or the inks of CMYK.
+    - A TIFF has any number, side by side, in planes or in pages.
+
+    Channels other than 1 and 3 must be those of the file.
 
     Args:
         picture: The picture.
@@ -67,32 +67,34 @@ def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
             return decoded[..., None]
     if (tiff := tiff_to_read(picture, num_channels)) is not None:
         return read_tiff(picture, tiff, num_channels)
-    with opened(picture) as image:
-        check_png(picture, image)
+    with opened_whole(picture) as image:
         if is_deep_png(image, num_channels):
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1)
-            return read_deep_png(picture, num_channels, turned)
+            return upright(read_deep_png(picture, num_channels), orientation_of(image))
         _check_still(picture, image)
         return from_pillow(picture, image, num_channels)
 
 
 def from_pillow(name: object, image: Image.Image, num_channels: int = 3) -> np.ndarray:
-    """An image that Pillow holds as `read_image` gives it.
+    """A PIL image as `read_image` gives it.
 
     Args:
-        name: What messages call it.
-        image: Not turned yet, if its EXIF data says that it is to be.
+        name: Its name in messages.
+        image: As stored. It is turned upright here.
         num_channels: C.
 
     Raises:
         UserError: As `read_image`.
     """
-    upright = ImageOps.exif_transpose(image)
-    mode = check_mode(name, upright, num_channels)
-    if upright.mode not in ("I", "F") and not upright.mode.startswith("I;16"):
-        pixels = np.array(upright if upright.mode == mode else upright.convert(mode))
-        return pixels if pixels.ndim == 3 else pixels[..., None]
-    grey = np.asarray(upright)  # convert() would clip these at 255
+    image = upright_image(image)
+    mode = check_mode(name, image, num_channels)
+    if image.mode == "F" or is_deep_grey(image):
+        return _deep_grey(name, image, num_channels)
+    pixels = np.array(image if image.mode == mode else image.convert(mode))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def _deep_grey(name: object, image: Image.Image, num_channels: int) -> np.ndarray:
+    grey = np.asarray(image)  # convert() would clip these at 255
     if grey.dtype.kind == "f" or grey.min() < 0 or grey.max() > 65535:
         raise unknown_range(name, f"a grey image with {grey.dtype} values")
     if num_channels == 1:
@@ -111,8 +113,7 @@ def read_mask(picture: Picture) -> np.ndarray:
     """
     if (decoded := decode_plain(picture)) is not None and decoded.ndim == 2:
         return decoded
-    with opened(picture) as mask:
-        check_png(picture, mask)
+    with opened_whole(picture) as mask:
         _check_mask_mode(picture, mask)
         _check_one_frame(picture, mask)
         spread = _SPREAD_GREY.get(raw_mode(mask))
@@ -121,19 +122,18 @@ def read_mask(picture: Picture) -> np.ndarray:
 
 
 def read_colors(picture: Picture) -> np.ndarray:
-    """Reads a mask whose colours mean something, those of a palette too: int32 (H, W), 0xRRGGBB.
+    """Reads the colours of a mask, a palette's too: int32 (H, W), 0xRRGGBB.
 
     Raises:
         UserError: The file cannot be read, or holds no 8 bit colours.
     """
-    with opened(picture) as mask:
+    with opened_whole(picture) as mask:
         if mask.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX"):
             raise UserError(
                 f"{picture}: the mask is {mask.mode}, not 8 bit colours. Convert it, or set "
                 "labels.kind to ids if its numbers are the classes.",
                 kind="mask-not-colors",
             )
-        check_png(picture, mask)
         if ";16" in raw_mode(mask):
             raise UserError(
                 f"{picture}: the mask has 16 bits a channel, of which only 8 would be read. "
@@ -151,8 +151,8 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
 
     Args:
         picture: The picture.
-        expected: What it should be. Only if it is not, a PNG, which may have its EXIF data behind
-            the pixels, is decoded to look for it.
+        expected: The right size. A PNG may have its EXIF data behind the pixels; only a PNG of
+            another size is decoded to look for it.
 
     Raises:
         UserError: The file cannot be opened.
@@ -161,8 +161,10 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
         return tiff_form(picture).size
     with opened(picture) as image:
         size = image.height, image.width
+        if isinstance(image, TiffImageFile):  # whose size newer versions of Pillow turn
+            size = image.tag_v2[ExifTags.Base.ImageLength], image.tag_v2[ExifTags.Base.ImageWidth]
         may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
-        if may_be_turned and image.getexif().get(ExifTags.Base.Orientation, 1) >= 5:
+        if may_be_turned and swaps_sides(orientation_of(image)):
             return size[::-1]
         return size
 
@@ -186,9 +188,9 @@ def image_dtype(picture: Picture, num_channels: int) -> np.dtype:
 
 
 def channels_to_keep(picture: Picture) -> int:
-    """The number of channels to read so that nothing of a picture is lost, from its header.
+    """How many channels to read of a picture, from its header.
 
-    3 for all that RGB in 8 bit is made for, transparency, CMYK and 16 bit colour among it.
+    3 for everything that is shown as RGB in 8 bit, including transparency, CMYK and 16 bit colour.
 
     Raises:
         UserError: The file cannot be opened.
@@ -241,22 +243,22 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
 
 
 def _check_still(picture: Picture, image: ImageFile.ImageFile) -> None:
-    """Of an animation Pillow gives the first frame; the two pictures of an MPO are one."""
+    """Refuses animations, of which Pillow gives the first frame; an MPO counts as one picture."""
     frames = getattr(image, "n_frames", 1) if image.format in _MOVING else 1
     if frames > 1:
         raise UserError(
-            f"{picture}: is an animation of {frames} frames, not an image. Save the frame that is "
-            "meant, or make it a video.",
+            f"{picture}: is an animation of {frames} frames, not an image. Save one frame as an "
+            "image, or the whole as a video.",
             kind="unreadable-file",
         )
 
 
 def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
-    """Of an animation, or a TIFF of several pages, Pillow gives the first without a word."""
+    """Refuses several frames or pages, of which Pillow gives the first without a word."""
     if (frames := getattr(mask, "n_frames", 1)) > 1:
         raise UserError(
-            f"{picture}: the mask has {frames} frames or pages; it must have one. Save the one "
-            "that is meant as a PNG.",
+            f"{picture}: the mask has {frames} frames or pages; it must have one. Save the right "
+            "one as a PNG.",
             kind="unreadable-file",
         )
 

@@ -12,10 +12,10 @@ COLOR_MASK_SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *MASK_SUFFIXES)))
 
 @dataclass(frozen=True)
 class Encoded:
-    """The bytes of a picture that is no file of its own."""
+    """The bytes of a picture without a file of its own."""
 
     name: str
-    """What messages call it."""
+    """Its name in messages."""
     data: bytes
 
     def __str__(self) -> str:
@@ -32,30 +32,27 @@ class Pictures(Protocol):
         """The picture, not yet decoded."""
 
     def name(self, reference: Any) -> str:
-        """What messages call it."""
+        """Its name in messages."""
 
     def files(self, reference: Any) -> list[Path]:
-        """The files that it is read from and that may change; none, if they cannot."""
+        """The files that it is read from; empty if they never change."""
 
 
 @dataclass(frozen=True)
-class Files:
+class PathPictures:
     """Pictures whose references are paths."""
 
     def open(self, reference: str) -> Picture:
-        """The file."""
         return Path(reference)
 
     def name(self, reference: str) -> str:
-        """The path."""
         return reference
 
     def files(self, reference: str) -> list[Path]:
-        """The file."""
         return [Path(reference)]
 
 
-FILES = Files()
+PATHS = PathPictures()
 
 
 def encoded_bytes(picture: Picture) -> bytes:

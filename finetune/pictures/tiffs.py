@@ -1,7 +1,7 @@
-"""TIFFs as tifffile reads them: any number of channels, in 8 or 16 bit, side by side or in planes.
+"""TIFFs of any number of channels, in 8 or 16 bit, side by side, in planes or in pages.
 
-Pillow knows those of up to four channels, and few of 16 bit. `finetune.pictures.channels` decides
-which of the two reads a file.
+Pillow reads up to four channels, and few TIFFs of 16 bit; tifffile reads the rest. `tiff_to_read`
+decides which of the two reads a file.
 """
 
 import functools
@@ -14,10 +14,17 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from finetune.errors import UserError
+from finetune.pictures.channels import grey, other_channels, unknown_range
+from finetune.pictures.opening import max_pixels, named, source_of, too_large
+from finetune.pictures.orientation import swaps_sides, upright
+from finetune.pictures.references import Picture
 
 Source: TypeAlias = Path | BytesIO
 
-_ORIENTATION = 274  # tag
+_BITS, _ORIENTATION, _SAMPLES, _PLANAR = 258, 274, 277, 284  # tags
 _PLANES = 2
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of a page's kind: a smaller copy, a mask
 
@@ -28,12 +35,12 @@ class TiffForm:
 
     Attributes:
         size: height and width, upright.
-        samples: values a pixel, in the first page.
-        pages: of the first one's size and type, less smaller copies and masks.
+        samples: values per pixel, in the first page.
+        pages: pages of the first one's size and type; smaller copies and masks do not count.
         dtype: of the values.
         photometric: "MINISBLACK", "RGB" and so on.
-        has_alpha: whether a sample is transparency.
-        missing: what takes the package imagecodecs, which is not there; "" if nothing does.
+        has_alpha: whether one sample is transparency.
+        missing: the compression for which the package imagecodecs is missing, "" if none is.
     """
 
     size: tuple[int, int]
@@ -46,17 +53,17 @@ class TiffForm:
 
     @property
     def channels(self) -> int:
-        """Samples of all pages: a stack of grey ones is an image of as many channels."""
+        """Samples of all pages: a stack of grey pages is one image."""
         return self.samples * self.pages
 
     @property
     def is_color(self) -> bool:
-        """Whether it is a picture in red, green and blue, and perhaps transparency."""
+        """Whether it is red, green and blue, with or without transparency."""
         return self.photometric == "RGB" and self.samples == 3 + self.has_alpha
 
     @property
     def is_plain(self) -> bool:
-        """Whether its values are those of channels, in a type whose range is known."""
+        """Whether its values are channels, in a type of known range."""
         kinds = ("MINISBLACK", "MINISWHITE", "RGB", "SEPARATED")
         return self.dtype in (np.uint8, np.uint16) and self.photometric in kinds
 
@@ -69,16 +76,15 @@ class TiffForm:
 
 
 def read_form(source: Source) -> TiffForm:
-    """The header of a TIFF. What is wrong with it is an exception of any kind."""
+    """The header of a TIFF. A damaged one raises an exception of any kind."""
     with _pages(source) as pages:
         first = pages[0]
         if len(first.shape) != (3 if first.samplesperpixel > 1 else 2):
             raise ValueError(f"its first page has {len(first.shape)} axes ({first.axes})")
         height, width = first.imagelength, first.imagewidth
-        turned = _orientation(first) >= 5
         photometric = getattr(first.photometric, "name", str(first.photometric))
         return TiffForm(
-            size=(width, height) if turned else (height, width),
+            size=(width, height) if swaps_sides(_orientation(first)) else (height, width),
             samples=first.samplesperpixel,
             pages=len(pages),
             dtype=np.dtype(first.dtype).newbyteorder("="),
@@ -89,7 +95,7 @@ def read_form(source: Source) -> TiffForm:
 
 
 def read_pixels(source: Source) -> np.ndarray:
-    """The values of a plain TIFF, (H, W, C), upright; grey in which 0 is white is turned over."""
+    """The values of a plain TIFF, (H, W, C), upright; where 0 is white, grey is inverted."""
     with _pages(source) as pages:
         first = pages[0]
         planes = []
@@ -107,21 +113,12 @@ def read_pixels(source: Source) -> np.ndarray:
         return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
 
 
-def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Turns and mirrors (H, W, C) as EXIF's and TIFF's orientation, 1 to 8, says."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    rows = slice(None, None, -1 if orientation in (3, 4, 7, 8) else 1)
-    columns = slice(None, None, -1 if orientation in (2, 3, 6, 7) else 1)
-    return pixels[rows, columns]
-
-
 @contextmanager
 def _pages(source: Source) -> Iterator[list[Any]]:
     """The pages that are channels of one image."""
-    import tifffile  # slow to import, and few sets need it
+    import tifffile  # slow to import, and few data sets need it
 
-    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it raises says the same
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its exceptions say the same
     with tifffile.TiffFile(source) as file:
         first = file.pages.first
         pages: list[Any] = [first]
@@ -143,7 +140,7 @@ def _orientation(page: Any) -> int:
 
 @functools.cache
 def _missing(compression: int, predictor: int) -> str:
-    """What of these two tifffile cannot undo by itself."""
+    """Which of these two tifffile cannot undo by itself, "" if it can undo both."""
     from tifffile import COMPRESSION, PREDICTOR, TIFF
 
     kinds = (
@@ -156,3 +153,85 @@ def _missing(compression: int, predictor: int) -> str:
         except (KeyError, ValueError, ImportError):
             return str(names(number).name) if number in set(names) else f"number {number}"
     return ""
+
+
+# ------------------------------------------------------------------ which library reads which TIFF
+
+
+def is_tiff(picture: Picture) -> bool:
+    """Whether it is a TIFF by its name or, without one, by its first bytes."""
+    if isinstance(picture, Path):
+        return picture.suffix.lower() in (".tif", ".tiff")
+    return picture.data[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def pillow_header(picture: Picture) -> tuple[str | None, dict[int, Any]]:
+    """The format that Pillow sees, None if it knows none; and the tags of a TIFF."""
+    with named(picture):
+        try:
+            with Image.open(source_of(picture)) as image:
+                return image.format, dict(getattr(image, "tag_v2", {}))
+        except UnidentifiedImageError:
+            return None, {}
+
+
+def tiff_form(picture: Picture) -> TiffForm:
+    """The header of a TIFF as tifffile reads it."""
+    with named(picture):
+        return read_form(source_of(picture))
+
+
+def tiff_to_read(picture: Picture, num_channels: int) -> TiffForm | None:
+    """The header of a TIFF that tifffile is to read; None for any other picture.
+
+    Pillow reads those whose numbers are no channels (palettes, YCbCr, single bits) and, where
+    colours become RGB or grey in 8 bit, every TIFF that it knows.
+
+    Raises:
+        UserError: It has other channels, or neither library can undo its compression.
+    """
+    if not is_tiff(picture):
+        return None
+    known, tags = pillow_header(picture)
+    if known not in (None, "TIFF"):
+        return None
+    samples, planar = tags.get(_SAMPLES, 1), tags.get(_PLANAR) == 2
+    # Pillow 12 reads planes of 16 bit as if their values lay side by side.
+    is_misread = planar and samples > 1 and 16 in tags.get(_BITS, ())
+    is_readable = known is not None and not is_misread
+    if num_channels == 3 and is_readable and samples <= 4:
+        return None
+    tiff = tiff_form(picture)
+    if tiff.size[0] * tiff.size[1] > max_pixels():
+        raise too_large(picture, f"{tiff.size[1]} x {tiff.size[0]} pixels", max_pixels())
+    if not tiff.is_plain:
+        if is_readable:
+            return None
+        raise unknown_range(picture, f"a TIFF with {tiff.dtype} values ({tiff.photometric})")
+    is_converted = num_channels in (1, 3) and tiff.is_color
+    if tiff.channels != num_channels and not is_converted:
+        raise other_channels(picture, tiff.describe(), num_channels)
+    if is_readable and num_channels == 1 and is_converted:
+        return None
+    if tiff.missing:
+        is_whole = tiff.pages == 1 and (tiff.dtype == np.uint8 or num_channels == 1)
+        if is_readable and is_whole:
+            return None
+        raise UserError(
+            f"{picture}: its compression ({tiff.missing}) needs the package imagecodecs in a TIFF "
+            f"with {tiff.describe()}. Run `pip install imagecodecs`, or save it without "
+            "compression or with deflate."
+        )
+    return tiff
+
+
+def read_tiff(picture: Picture, tiff: TiffForm, num_channels: int) -> np.ndarray:
+    """The pixels, upright (H, W, num_channels), of a TIFF from `tiff_to_read`."""
+    with named(picture):
+        pixels = read_pixels(source_of(picture))
+    if tiff.channels == num_channels != 3:
+        return pixels
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    rgb = np.ascontiguousarray(pixels[..., :3])
+    return rgb if num_channels == 3 else grey(rgb)

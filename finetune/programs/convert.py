@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from finetune.errors import UserError
 from finetune.inference.models import class_colors, class_names, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
-from finetune.labels.presets import PRESETS, SYNONYMS
-from finetune.labels.translation import default_colors
+from finetune.labels.colors import default_colors
+from finetune.labels.presets import PRESETS, official_names
 from finetune.pictures.drawing import Color
 from finetune.publish import conversion_card, save_model_folder
 from finetune.recipe import InferenceProtocol
@@ -316,8 +316,7 @@ def _fields(card: Card) -> dict[str, Any]:
 def _next(output: Path, kind: Kind, names: tuple[str, ...], config: SegformerConfig) -> str:
     folder = shlex.quote(str(output))
     preset = _PRESET_OF.get(len(names))
-    official = [SYNONYMS.get(name, name) for name in names]
-    if kind == "segmentation" and preset and official == PRESETS[preset]["names"]:
+    if kind == "segmentation" and preset and official_names(names) == PRESETS[preset]["names"]:
         return f"finetune eval {folder} --recipe {preset} data.path={_DATA_OF[preset]}"
     if kind == "segmentation":
         return f"finetune predict {folder} PICTURE -o masks"

@@ -1,7 +1,7 @@
-"""`finetune init`: a folder of images and masks to a recipe that trains as it stands.
+"""`finetune init`: a folder of images and masks becomes a recipe that trains as it stands.
 
-What was seen is a comment in the recipe, and so is what was assumed; a folder that may be meant in
-several ways is a question on a terminal, and a mistake elsewhere. The JSON Schema is written beside
+Comments in the recipe list what was seen and what was assumed. If a folder may have several
+layouts, a terminal asks; elsewhere that is the user's mistake. The JSON Schema is written beside
 the recipe, for editors.
 """
 
@@ -18,9 +18,9 @@ import yaml
 from finetune.data.samples import preflight, upright_sizes, with_channels
 from finetune.data.sources.opening import open_split
 from finetune.discover.channels import NUM_IMAGES, ChannelGuess, guess_channels, some_images
-from finetune.discover.guess import guess, with_preset
-from finetune.discover.label_guess import LabelGuess
+from finetune.discover.layout_labels import guess, with_preset
 from finetune.discover.recognise import Layout, recognise, table
+from finetune.discover.value_labels import LabelGuess
 from finetune.disk import write_whole
 from finetune.errors import UserError
 from finetune.machine import device
@@ -30,15 +30,15 @@ from finetune.recipe import SCHEMA_FILE, Recipe, recipe_from_values, recipe_sche
 MAX_CROP = 512
 SMALLEST_CROP = 64
 NUM_SIZES = 1000
-"""Images whose sizes decide on the crop."""
+"""Images whose sizes decide the crop."""
 STEPS_CPU, STEPS_GPU = 2000, 20_000
 EPOCHS = 60
-"""At most: small sets are seen that often."""
+"""Most epochs, for small data sets."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe and what to say about it."""
+    """A recipe, with lines about what was seen and what was assumed."""
 
     text: str
     recipe: Recipe
@@ -52,10 +52,10 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
     Args:
         root: The folder.
         output: The recipe's file, .yaml or .yml, which must not exist.
-        choose: Takes one of the layouts, of which there may be but one, or raises a UserError.
+        choose: Takes one of the layouts (one or more), or raises a UserError.
 
     Raises:
-        UserError: `output` exists; or what the folder holds is not known, or makes no sense.
+        UserError: `output` exists, or the folder's content is unknown or contradicts itself.
     """
     _check_output(output)
     root = root.expanduser().absolute()
@@ -63,7 +63,7 @@ def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]
 
 
 def draft_from_table(path: str, output: Path, *, revision: str | None = None) -> Draft:
-    """The same for what lies elsewhere, from its columns and first rows.
+    """The same for a table elsewhere, from its columns and first rows.
 
     Args:
         path: A Hub id, or an address that fsspec understands.
@@ -71,7 +71,7 @@ def draft_from_table(path: str, output: Path, *, revision: str | None = None) ->
         revision: Branch, tag or commit of a Hub id.
 
     Raises:
-        UserError: As `draft`; or it cannot be opened.
+        UserError: As for `draft`, or the table cannot be opened.
     """
     _check_output(output)
     return _written(table(path, revision), Path(path), output)
@@ -79,9 +79,9 @@ def draft_from_table(path: str, output: Path, *, revision: str | None = None) ->
 
 def _check_output(output: Path) -> None:
     if output.suffix not in (".yaml", ".yml"):
-        raise UserError(f"{output}: a recipe's name ends in .yaml. Choose such a name with -o.")
+        raise UserError(f"{output}: a recipe's name ends in .yaml. Choose another name with -o.")
     if output.exists():
-        raise UserError(f"{output}: exists; it is not overwritten. Choose another with -o.")
+        raise UserError(f"{output}: exists and is not overwritten. Choose another name with -o.")
 
 
 def _written(layout: Layout, root: Path, output: Path) -> Draft:
@@ -106,7 +106,7 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
         f"# Written by `finetune init` for {root.name}.",
         "# Seen:",
         *(f"# - {line}" for line in found),
-        "# Assumed, change what is wrong:",
+        "# Assumed (change what is wrong):",
         *(f"# - {line}" for line in [*assumed, *reasons]),
     ]
     text = "\n".join(map(_in_one_line, lines)) + "\n" + to_yaml(sections)
@@ -114,22 +114,24 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{output}: its folder cannot be made ({error.strerror}).") from error
+        raise UserError(
+            f"{output}: its folder cannot be created ({error.strerror}). Choose another one."
+        ) from error
     write_whole(output.with_name(SCHEMA_FILE), json.dumps(recipe_schema(), indent=1) + "\n")
     write_whole(output, text)
     return Draft(text, recipe, tuple(found), (*assumed, *reasons))
 
 
 def _in_one_line(text: str) -> str:
-    """A remark of the recipe: names of files may hold anything, the end of a line too."""
+    """Comments are one line each, but file names may hold any character, even a newline."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, ChannelGuess]:
-    """The training split and its channels, the files of both splits looked at.
+    """The training split and its channels, after a check of both splits' files.
 
     Raises:
-        UserError: One of them would stop a training.
+        UserError: A file would stop a training.
     """
     recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
     built = recipe.labels.build()
@@ -153,11 +155,11 @@ def _described(sizes: np.ndarray, count: int | None) -> str:
     height, width = np.median(sizes, axis=0).astype(int)
     same = (sizes == sizes[0]).all()
     number = "" if count is None else f"{count} "
-    return f"{number}images to train on, {height} x {width}" + ("" if same else " (median)")
+    return f"{number}training images, {height} x {width}" + ("" if same else " (median)")
 
 
 def _training(sizes: np.ndarray, count: int | None) -> tuple[dict[str, Any], list[str]]:
-    """Crop, batch and steps for the images and the device at hand."""
+    """Crop, batch and steps for these images and this device, with the reasons."""
     on_gpu = device().type == "cuda"
     shorter = np.median(sizes.min(axis=1))
     limit = MAX_CROP if on_gpu else MAX_CROP // 2
@@ -186,6 +188,6 @@ def _training(sizes: np.ndarray, count: int | None) -> tuple[dict[str, Any], lis
     where = "a GPU" if on_gpu else "a CPU"
     reasons = [
         f"B0 from scratch on {where}: crops of {side}, batches of {batch}, {steps} steps",
-        "with pretrained weights (model.init) take train.lr=6e-5 train.head_lr_multiplier=10",
+        "for pretrained weights (model.init) set train.lr=6e-5 train.head_lr_multiplier=10",
     ]
     return sections, reasons

@@ -32,7 +32,7 @@ from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import score_bands
-from finetune.labels.presets import SYNONYMS
+from finetune.labels.presets import official_names
 from finetune.labels.translation import Labels
 from finetune.losses import LOSSES, CrossEntropy
 from finetune.metrics import MeanIoU
@@ -149,7 +149,7 @@ class SegmentationTask:
             )
         # Spaces around a name do not go into a model.
         names, wanted = segmenter.names, [name.strip() for name in self.recipe.labels.names]
-        if [SYNONYMS.get(name, name) for name in names] != [SYNONYMS.get(n, n) for n in wanted]:
+        if official_names(names) != official_names(wanted):
             raise UserError(
                 f"{what}: its {len(names)} classes ({', '.join(names[:3])}, ...) are not the "
                 f"{len(wanted)} of the recipe's labels ({', '.join(wanted[:3])}, ...)"

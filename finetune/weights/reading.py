@@ -31,6 +31,7 @@ from typing import Any
 from torch import Tensor
 
 from finetune.errors import UserError
+from finetune.labels.rules import MAX_CLASSES
 from finetune.weights.cards import NVIDIA, licence_of
 from finetune.weights.files import classes_of, opened, tensors_of
 from finetune.weights.heads import stock_head
@@ -44,7 +45,6 @@ from finetune.weights.shapes import (
 )
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
-MAX_CLASSES = 65535
 
 _AUXILIARY = "auxiliary_head."
 # The classifier that an encoder was trained with; segmentors may still carry it.

@@ -90,7 +90,9 @@ def data_set(root, *, shared: bool):
 
 def test_a_training_warns_of_what_it_is_evaluated_on(tmp_path):
     task = SegmentationTask(data_set(tmp_path / "shared", shared=True))
-    with pytest.warns(UserWarning, match=r"1 of 4 images .*9\.png is .*1\.png.*`finetune doctor`"):
+    with pytest.warns(
+        UserWarning, match=r"1 of 4 validation images .*9\.png is .*1\.png.*`finetune doctor`"
+    ):
         task.check()
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -15,7 +15,8 @@ from finetune.data.sources.folders import image_folder
 from finetune.data.sources.ultralytics import ultralytics
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
-from finetune.labels.translation import NO_OBJECT, Labels
+from finetune.labels.rules import NO_OBJECT
+from finetune.labels.translation import Labels
 
 COUNT = 4
 CAMVID = PRESETS["camvid"]

@@ -44,10 +44,10 @@ def test_labelme_s_first_name_is_no_class(tmp_path):
     [
         ("class_dict.csv", "name,r,g,b\nbg,0,0\ncar,1,1,1\n", "'bg,0,0' is not"),
         ("_classes.csv", "Pixel Value, Class\n0\n1, car\n", "'0' is not"),
-        ("class_dict.csv", "name,r,g,b\nbg,0,0,0\ncar,256,1,1\n", "is no colour"),
+        ("class_dict.csv", "name,r,g,b\nbg,0,0,0\ncar,256,1,1\n", "is not a colour"),
         ("class_dict.csv", "name,r,g,b\nbg,0,0,0\ncar,0,0,0\n", "'bg' and 'car' have one colour"),
         ("classes.txt", "1 car\n2 road\n2 street\n", "'road' and 'street' have one value"),
-        ("id2label.json", json.dumps({"0": "bg", "1": "car", "2": "car"}), "'car' stands there"),
+        ("id2label.json", json.dumps({"0": "bg", "1": "car", "2": "car"}), "'car' is listed twice"),
     ],
 )
 def test_lists_that_contradict_themselves_are_named(tmp_path, name, text, message):

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.discover import annotated
-from finetune.discover.guess import guess
+from finetune.discover import annotations
 from finetune.discover.layout import split_in
+from finetune.discover.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
@@ -108,7 +108,9 @@ def test_a_training_that_is_not_understood_is_not_replaced_by_the_validation(tmp
     pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}.png")
     for file in (tmp_path / "masks/train").iterdir():
         file.rename(file.with_name(f"mask of {file.name}"))
-    with pytest.raises(UserError, match=r"images/train: is there to train on by its name"):
+    with pytest.raises(
+        UserError, match=r"images/train: looks like a training split but holds no pairs"
+    ):
         recognise(tmp_path)
 
 
@@ -227,7 +229,7 @@ def test_links_are_followed_and_circles_are_not(tmp_path):
 def test_masks_in_files_that_do_not_keep_ids(tmp_path):
     array = np.kron(MASK, np.ones((8, 8), np.uint8)) * 100
     pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}.jpg", array)
-    with pytest.raises(UserError, match="JPEG and WebP do not keep"):
+    with pytest.raises(UserError, match="JPEG and WebP change"):
         recognise(tmp_path)
 
 
@@ -336,7 +338,7 @@ def test_a_category_with_two_names_is_a_mistake(tmp_path):
     coco_file(tmp_path, "train", {1: "car", 2: "dog"}, [1, 2])
     coco_file(tmp_path, "valid", {1: "dog", 2: "car"}, [1, 2])
     (layout,) = recognise(tmp_path)
-    with pytest.raises(UserError, match=r"calls category 1 'dog', but .* calls it 'car'"):
+    with pytest.raises(UserError, match=r"category 1 is 'dog', but in .* it is 'car'"):
         guess(tmp_path, layout)
 
 
@@ -346,7 +348,7 @@ def test_a_category_without_objects_is_left_out_by_its_id(tmp_path):
     found = guess(tmp_path, layout)
     assert found.labels["names"] == ["background", "cars", "dog"]
     assert found.labels["map"] == {1: 1, 2: 2}
-    assert "the category 0, cars, which no object has, is left out" in found.assumed
+    assert "category 0, cars, is left out: no object has it" in found.assumed
 
 
 def test_a_category_called_background_is_it(tmp_path):
@@ -371,7 +373,9 @@ def test_a_coco_file_without_its_images_is_a_mistake(tmp_path):
     shutil.rmtree(tmp_path / "train")
     path.parent.mkdir()
     coco_file(tmp_path, "train", {1: "car"}, [1, 1], folder="../elsewhere")
-    with pytest.raises(UserError, match=r"none of the first 2 is in any folder.*'train0\.jpg'"):
+    with pytest.raises(
+        UserError, match=r"none of its first 2 images is in a folder.*'train0\.jpg'"
+    ):
         recognise(tmp_path)
 
 
@@ -387,7 +391,7 @@ def test_a_coco_file_is_parsed_once_to_be_understood(tmp_path, monkeypatch):
         coco_file(tmp_path, split, {1: "car"}, [1, 1])
     calls = []
     real = json.loads
-    monkeypatch.setattr(annotated.json, "loads", lambda text: calls.append(1) or real(text))
+    monkeypatch.setattr(annotations.json, "loads", lambda text: calls.append(1) or real(text))
     (layout,) = recognise(tmp_path)
     guess(tmp_path, layout)
     assert len(calls) == 2
@@ -428,7 +432,7 @@ def test_images_without_a_text_file_are_counted(tmp_path):
         (tmp_path / f"labels/{file}.txt").unlink()
     found = guess(tmp_path, recognise(tmp_path)[0])
     assert any("7 of 12 images have no text file" in line for line in found.found)
-    assert any("nothing but background" in line for line in found.assumed)
+    assert any("show background only" in line for line in found.assumed)
 
 
 def test_text_files_without_an_image_are_a_mistake(tmp_path):

@@ -11,14 +11,14 @@ import yaml
 from PIL import Image
 
 from finetune.data.faults import Fault
-from finetune.data.masks import ColorMasks
 from finetune.data.samples import preflight, upright_sizes, warn_of_shared_files
 from finetune.data.sources.coco import coco
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml, ultralytics
 from finetune.errors import UserError
-from finetune.labels.translation import NO_OBJECT, Labels
+from finetune.labels.rules import NO_OBJECT
+from finetune.labels.translation import Labels
 from finetune.pictures.reading import read_colors, read_mask
 from finetune.recipe import recipe_from_values
 
@@ -106,14 +106,14 @@ def test_categories_that_only_look_like_a_contradiction(tmp_path):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([], r"4 of 4 annotations have no segmentation: 1, 2, 11, 12\. .*outline.*iscrowd"),
+        ([], r"4 of 4 annotations have no segmentation: 1, 2, 11, 12\. Outline.*iscrowd"),
         (None, "have no segmentation"),
         ([[1, 2, 3, 4]], "annotation 1 has a polygon that is not 3 or more pairs"),
         ([SQUARE, [*SQUARE, 7]], "annotation 1 has a polygon that is not 3 or more pairs"),
-        ([[*SQUARE, 1, float("nan")]], "annotation 1 has a polygon with coordinates"),
-        ([[*SQUARE, 1, True]], "annotation 1 has a polygon with coordinates"),
-        ([[*SQUARE, 1, "2"]], "annotation 1 has a polygon with coordinates"),
-        ([[*SQUARE, 1, 10**400]], "annotation 1 has a polygon with coordinates"),
+        ([[*SQUARE, 1, float("nan")]], "annotation 1 has a polygon whose coordinates"),
+        ([[*SQUARE, 1, True]], "annotation 1 has a polygon whose coordinates"),
+        ([[*SQUARE, 1, "2"]], "annotation 1 has a polygon whose coordinates"),
+        ([[*SQUARE, 1, 10**400]], "annotation 1 has a polygon whose coordinates"),
         ({"size": [WIDTH, HEIGHT], "counts": [WIDTH * HEIGHT]}, "an RLE of 24 x 32 pixels"),
         ({"size": [HEIGHT, WIDTH], "counts": [5]}, "counts do not add up"),
         ({"size": [HEIGHT, WIDTH], "counts": "~~"}, "an RLE that cannot be read"),
@@ -254,7 +254,7 @@ def test_folders_as_roboflow_writes_them(tmp_path):
         ("names: {car: 0, dog: 1}", "the key 'car' in `names` is not an id"),
         ("names: {0: car, '0': dog}", "the key '0' in `names` is not an id of its own"),
         ("names: {no: car}", "the key False in `names` is not an id"),
-        ("names: 3", "must have `names`"),
+        ("names: 3", "`names` must be a list"),
     ],
 )
 def test_names_that_are_none(tmp_path, text, message):
@@ -282,7 +282,7 @@ def test_ids_in_quotes_are_ids(tmp_path):
             {"colors": [(1, 1, 1), (2, 2, 2)], "map": {"#010101": None}, "kind": "colors"},
             "#010101 is the colour of 'a' .* ignores it",
         ),
-        ({"map": {"#0A0000": "a", "#0a0000": "b"}, "kind": "colors"}, "'#0a0000' stands twice"),
+        ({"map": {"#0A0000": "a", "#0a0000": "b"}, "kind": "colors"}, "'#0a0000' is listed twice"),
         ({"map": {True: 0, 2: 1}}, "True is not a whole number"),
         ({"map": {1: True, 2: 1}}, "mapped to class True"),
         ({"ignore": [True]}, "True is not a whole number"),
@@ -362,7 +362,7 @@ def test_lists_that_share_names(tmp_path):
     made = recipe(data={**own, "split_list": "{split}.txt"})
     labels = made.labels.build()
     train, val = (open_split(made.data, labels, split) for split in ("train", "val"))
-    with pytest.warns(UserWarning, match="1 of 2 images to evaluate on are trained on"):
+    with pytest.warns(UserWarning, match="1 of 2 validation images are training images"):
         warn_of_shared_files(train, val)
 
 
@@ -436,9 +436,15 @@ def test_mended_colors_are_the_nearest(tolerance):
         best = min(colors, key=distance)
         return best if distance(best) <= tolerance else value
 
-    form = ColorMasks(tuple(colors), tolerance)
+    rules = tuple((color, i) for i, color in enumerate(colors))
+    names = tuple(map(str, colors))
+    labels = Labels(names, ((0, 0, 0),) * 9, rules, True, "colors", tolerance)
+    known = dict(rules)
     for part in (pixels[:10], pixels, pixels):
-        assert form.mended(part).tolist() == [[mended(int(v)) for v in row] for row in part]
+        expected = [[mended(int(v)) for v in row] for row in part]
+        assert labels.mended(part).tolist() == expected
+        ids = [[known.get(v, 255) for v in row] for row in expected]
+        assert labels.encode(part, "m").tolist() == ids
 
 
 def test_values_on_the_borders_of_the_table():

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
+from finetune.labels.colors import default_colors
 from finetune.labels.presets import PRESETS
-from finetune.labels.translation import Labels, default_colors
+from finetune.labels.translation import Labels
 
 ABC = ["a", "b", "c"]
 

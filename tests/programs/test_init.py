@@ -625,7 +625,7 @@ def test_a_choice_of_what_is_not_there_is_a_mistake(camvid, tmp_path):
     for stem, image, mask in camvid["train"]:
         two_folders(tmp_path / "data", "train", stem, image, mask)
     _, done = init(tmp_path / "data", "--choice", "7")
-    assert "say which with --choice" in str(done.exception)
+    assert "choose one with --choice" in str(done.exception)
     _, done = init(tmp_path / "data", "--choice", "1")
     assert done.exit_code == 0
 

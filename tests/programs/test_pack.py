@@ -192,7 +192,7 @@ def test_a_pack_that_is_not_finished_is_no_set(source, tmp_path):
         pack.pack(camvid(source), output)
     recipe = load_recipe(output / "recipe.yaml")
     for opened in (open_split, stream_split):
-        with pytest.raises(UserError, match=r"a pack that was not finished"):
+        with pytest.raises(UserError, match=r"an unfinished pack"):
             opened(recipe.data, recipe.labels.build(), "train")
     bad.write_bytes(whole)
     pack.pack(camvid(source), output)
@@ -200,7 +200,7 @@ def test_a_pack_that_is_not_finished_is_no_set(source, tmp_path):
     assert_same(samples_of(found, "train"), samples_of(camvid(source), "train"))
     shard = output / "data/train-00001-of-00002.parquet"
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"train-00001-of-00002\.parquet: is not as .*index\.json"):
+    with pytest.raises(UserError, match=r"00001-of-00002\.parquet: differs from .*index\.json"):
         samples_of(found, "train")
 
 

@@ -1,1 +1,1 @@
-"""Where samples come from: one file a form."""
+"""Where samples come from: one file per form of data set."""

@@ -1,19 +1,15 @@
-"""The official layouts by name: how the archives of known data sets unpack."""
+"""The official layouts of known data sets, as their archives unpack."""
 
 from itertools import compress
 from pathlib import Path
-from typing import TypeAlias
 
 import datasets
 
-from finetune.data.faults import Fault, listed
+from finetune.data.faults import Faults, listed, without_partner
 from finetune.data.samples import as_samples
 from finetune.data.sources.folders import existing_folder, existing_root, image_folder
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
-
-Faults: TypeAlias = list[Fault] | None
-"""As `open_split` has them."""
 
 
 def camvid(
@@ -26,7 +22,7 @@ def camvid(
 def ade20k(
     path: str | Path, split: str, labels: Labels, *, faults: Faults = None
 ) -> datasets.Dataset:
-    """ADE20K as in the official zip: `path` is ADEChallengeData2016 or the folder above it.
+    """ADE20K as in the official zip; `path` is ADEChallengeData2016 or the folder above it.
 
     `split` is "train" or "val", or the folder's own name, "training" or "validation".
     """
@@ -42,8 +38,8 @@ def cityscapes(
 ) -> datasets.Dataset:
     """Cityscapes: `leftImg8bit/{split}/{city}` and `gtFine/{split}/{city}`.
 
-    The labels say which masks are meant: `*_labelTrainIds.png` with the 19 train ids or, if they
-    give 33, the official map's last, a meaning, `*_labelIds.png` with all 34.
+    The labels choose the masks: `*_labelIds.png` with all 34 ids if they have a rule for 33, the
+    last id of the official map, otherwise `*_labelTrainIds.png` with the 19 train ids.
     """
     kind = "labelIds" if any(raw == 33 for raw, _ in labels.rules) else "labelTrainIds"
     masks = Path(path).expanduser() / "gtFine" / split
@@ -52,8 +48,8 @@ def cityscapes(
         if any(masks.rglob(f"*_gtFine_{other}.png")):
             preset = "cityscapes" if other == "labelTrainIds" else "cityscapes-label-ids"
             raise UserError(
-                f"data.path: {masks} holds *_{other}.png but no *_{kind}.png, which the labels are "
-                f"about. Set labels.preset={preset}."
+                f"data.path: {masks} holds *_{other}.png but no *_{kind}.png, which the labels "
+                f"need. Set labels.preset={preset}."
             )
     return image_folder(
         path,
@@ -68,12 +64,12 @@ def cityscapes(
 
 
 def voc(path: str | Path, split: str, labels: Labels, *, faults: Faults = None) -> datasets.Dataset:
-    """Pascal VOC: `path` is VOC2012 (or another year), or a folder that leads to one.
+    """Pascal VOC; `path` is VOC2012 (or another year), or a folder above it.
 
     `split` is a list in `ImageSets/Segmentation`: "train", "val" or "trainval".
 
     Raises:
-        UserError: No list of that name; or it names an image that is not there.
+        UserError: The list does not exist, or names a missing image.
     """
     root = existing_root(Path(path).expanduser(), "JPEGImages, SegmentationClass and ImageSets")
     if not (root / "JPEGImages").is_dir():
@@ -92,11 +88,11 @@ def voc(path: str | Path, split: str, labels: Labels, *, faults: Faults = None) 
     missing = [str(path) for path in (*images, *masks) if not path.is_file()]
     whole = [image.is_file() and mask.is_file() for image, mask in zip(images, masks, strict=True)]
     if faults is not None and any(whole):
-        faults += _without_partner(images, masks, f"named in {file}")
+        faults += without_partner(images, masks, f"named in {file}")
         images, masks = list(compress(images, whole)), list(compress(masks, whole))
         ids = list(compress(ids, whole))
     elif missing or not ids:
-        what = f"names files that are not there: {listed(missing)}" if missing else "is empty"
+        what = f"names missing files: {listed(missing)}" if missing else "is empty"
         raise UserError(f"data: {file} {what}.")
     return as_samples(images, [str(path) for path in masks], ids, labels)
 
@@ -115,25 +111,3 @@ def coco_stuff(
         if (root / candidate.replace("{split}", folder)).is_dir():
             masks = candidate
     return image_folder(root, folder, labels, masks=masks, faults=faults)
-
-
-def _image_folder(root: Path, folder: str) -> Path:
-    """A folder of `data.yaml`; Roboflow writes ../train/images for what is beside the file."""
-    inside = root / folder.removeprefix("../")
-    return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
-
-
-def _without_partner(images: list[Path], masks: list[Path], what: str = "") -> list[Fault]:
-    faults = []
-    for image, mask in zip(images, masks, strict=True):
-        there = image.is_file(), mask.is_file()
-        kind = {
-            (True, False): "image-without-mask",
-            (False, True): "mask-without-image",
-            (False, False): "listed-but-missing",
-        }
-        if not all(there):
-            faults.append(
-                Fault(kind[there], (str(mask if there == (False, True) else image),), what)
-            )
-    return faults

@@ -1,4 +1,4 @@
-"""COCO's annotation files: objects of an image as polygons or RLE, in one JSON file a split.
+"""COCO's annotation files: objects as polygons or RLE, in one JSON file per split.
 
 Format: https://cocodataset.org/#format-data (`images`, `annotations`, `categories`).
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 import datasets
 
-from finetune.data.faults import Fault, each, listed
+from finetune.data.faults import Fault, Faults, each, listed
 from finetune.data.objects import CocoObjects, Overlap, wrong_segmentation
 from finetune.data.samples import as_samples
 from finetune.data.sources.folders import existing_root
@@ -31,12 +31,12 @@ def coco(
     images: str = "{split}",
     annotations: str = "annotations/{split}.json",
     overlap: Overlap = "area",
-    faults: list[Fault] | None = None,
+    faults: Faults = None,
 ) -> datasets.Dataset:
-    """The images of a COCO file; raw values are category ids, and `NO_OBJECT` where there is none.
+    """The images of a COCO file; raw values are category ids, and `NO_OBJECT` outside of objects.
 
-    Crowds do not count. Objects without a segmentation, of which programs for boxes write many, are
-    an error, since their pixels would be those of no object; so is a category that has the name of
+    Crowds do not count. Two things are errors: an object without a segmentation, as programs for
+    boxes write them, because its pixels would become background; and a category with the name of
     one class and the id of another.
 
     Args:
@@ -45,13 +45,12 @@ def coco(
         labels: What category ids mean.
         images: Folder of the images, relative to `path`.
         annotations: The file, relative to `path`.
-        overlap: Who has a pixel that several objects cover.
-        faults: Takes images that are not there and objects of no image or category, which are
-            otherwise an error.
+        overlap: The object that wins where several overlap.
+        faults: Takes missing images, and objects without an image or a category. With None they
+            are an error.
 
     Raises:
-        UserError: A file is missing, or the annotations are not what they must be, or contradict
-            `labels`.
+        UserError: A file is missing, or the annotations are invalid or contradict `labels`.
     """
     root = existing_root(Path(path).expanduser(), annotations)
     file = root / annotations.replace("{split}", split)
@@ -65,8 +64,8 @@ def coco(
     if crowds > len(content["annotations"]) / 2:
         warnings.warn(
             f"{file}: {crowds} of {len(content['annotations'])} annotations are crowds (iscrowd "
-            "1), whose pixels do not count. Some programs, CVAT among them, mark every mask so: "
-            "if these are objects, set their iscrowd to 0",
+            "1), whose pixels do not count. Some programs, such as CVAT, mark every mask as a "
+            "crowd: if these are objects, set their iscrowd to 0",
             stacklevel=2,
         )
     if faults is not None:
@@ -80,7 +79,7 @@ def coco(
         rows, files = ([*compress(part, there)] for part in (rows, files))
     elif missing:
         raise UserError(
-            f"{file}: {len(missing)} of {len(files)} images are not there: {listed(missing)}. "
+            f"{file}: {len(missing)} of {len(files)} images are missing: {listed(missing)}. "
             "Set data.images to their folder."
         )
     references = [
@@ -100,11 +99,10 @@ def coco(
 def _objects_by_image(
     content: Mapping[str, Any], file: Path
 ) -> tuple[dict[int | str, list[list[Any]]], list[str]]:
-    """Objects as `CocoObjects` has them, by their image's id, and what is wrong with the others.
+    """Objects in the form of `CocoObjects` by their image's id, and the faults of the others.
 
-    All that would stop a training at the image is looked at here, without decoding a pixel: of
-    polygons in half the time that it takes to parse their JSON; compressed RLE takes longer, a
-    tenth of a millisecond for 400 characters.
+    Every fault that would stop a training is found here, without decoding a pixel. Polygons take
+    half the time of parsing their JSON; compressed RLE takes 0.1 ms for 400 characters.
     """
     sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
     known = {category["id"] for category in content["categories"]}
@@ -132,15 +130,15 @@ def _objects_by_image(
         # Their pixels would silently be those of the background.
         strays.append(
             f"{file}: {len(unoutlined)} of {len(content['annotations'])} annotations have no "
-            f"segmentation: {listed([repr(name) for name in unoutlined])}. A box says nothing "
-            "about pixels: outline these objects, remove them, or, so that the pixels of their "
-            "boxes do not count, give them the box as polygon and iscrowd 1."
+            f"segmentation: {listed([repr(name) for name in unoutlined])}. Outline these "
+            "objects, or remove them. To ignore the pixels of their boxes, give them the box as "
+            "polygon and iscrowd 1."
         )
     return found, strays
 
 
 def _wrong_categories(content: Mapping[str, Any], file: Path, labels: Labels) -> list[str]:
-    """What the file says of its categories that `labels` contradicts, or knows nothing of."""
+    """Categories of the file that `labels` contradicts, or has no rule for."""
     rows = [row for row in content["annotations"] if not row.get("iscrowd")]
     used = Counter(annotation["category_id"] for annotation in rows)
     rules = dict(labels.rules)
@@ -164,10 +162,10 @@ def _wrong_categories(content: Mapping[str, Any], file: Path, labels: Labels) ->
 
 
 def read_annotations(file: Path) -> Mapping[str, Any]:
-    """A COCO file, checked as far as every reader relies on it.
+    """Reads a COCO file and checks what every reader relies on.
 
     Raises:
-        UserError: It cannot be read, or lacks something; names it.
+        UserError: It cannot be read, or a field is missing or wrong; names the field.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -211,18 +209,18 @@ def read_annotations(file: Path) -> Mapping[str, Any]:
 
 
 def _first_twice(values: list[Any]) -> list[Any]:
-    """The first value that stands there again, if one does."""
+    """The first value that occurs again, in a list; [] if none does."""
     return [value for value, count in Counter(values).items() if count > 1][:1]
 
 
 def _shortened(value: Any) -> str:
-    """What messages show of a value, which may be a polygon of thousands of numbers."""
+    """A value for messages; it may be a polygon of thousands of numbers."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _image_file(folder: Path, root: Path, name: str) -> Path:
-    """Some files name images from their folder, some from the data set's; some as Windows does."""
+    """An image's path: names may start at either folder, and may have backslashes."""
     names = dict.fromkeys((name, name.replace("\\", "/")))
     candidates = [above / own for own in names for above in (folder, root)]
     return next((file for file in candidates if file.is_file()), candidates[0])

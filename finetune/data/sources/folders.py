@@ -1,6 +1,6 @@
-"""Images and masks in folders: any layout by two patterns, and the official ones by name.
+"""Images and masks in folders: any layout that two patterns describe.
 
-Files are found and paired here, by name alone; `finetune.data.samples` reads them.
+Files are found and paired here by name; `finetune.data.samples` reads them.
 """
 
 import glob
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import datasets
 
-from finetune.data.faults import Fault, each, listed
+from finetune.data.faults import Fault, Faults, each, listed
 from finetune.data.masks import ClassFiles, MaskForm, picture_masks
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
@@ -33,7 +33,7 @@ def image_folder(
     masks: str = "masks/{split}",
     image_suffix: str = "",
     mask_suffix: str = "",
-    faults: list[Fault] | None = None,
+    faults: Faults = None,
 ) -> datasets.Dataset:
     """Pairs two folders, nested ones included, by relative path without the file type.
 
@@ -43,12 +43,12 @@ def image_folder(
         labels: What the mask values mean.
         images: Folder of the images, relative to `path`.
         masks: Folder of the masks, relative to `path`; may be the same as `images`. With `{class}`
-            in it, or in `mask_suffix`, each class has files of its own, by the names of `labels`;
-            an image need not have one of each.
-        image_suffix: What image names end in before the file type, such as "_leftImg8bit". Other
-            files in the folder are left alone.
-        mask_suffix: The same of mask names, such as "_mask".
-        faults: Takes files without a partner, and such, which are otherwise an error.
+            in it, or in `mask_suffix`, each class of `labels` has files of its own. An image may
+            lack the files of some classes.
+        image_suffix: End of image names before the file type, such as "_leftImg8bit". Other files
+            in the folder are left alone.
+        mask_suffix: The same for mask names, such as "_mask".
+        faults: Takes files without a partner and similar faults. With None they are an error.
 
     Returns:
         Samples, sorted by id, the common name.
@@ -61,8 +61,8 @@ def image_folder(
     image_dir = existing_folder(root, images, split)
     if (os.path.normpath(images), image_suffix) == (os.path.normpath(masks), mask_suffix):
         raise UserError(
-            f"data.path: images and masks are both looked for in {image_dir} under the same names. "
-            f"Keep masks in a folder of their own, or end their names in a suffix such as _mask."
+            f"data.path: images and masks have the same folder, {image_dir}, and the same names. "
+            f"Give masks a folder of their own, or a suffix such as _mask."
         )
     form: MaskForm = picture_masks(labels)
     if "{class}" in masks + mask_suffix:
@@ -106,12 +106,12 @@ def _class_files(
     suffix: str,
     split: str,
     labels: Labels,
-    faults: list[Fault] | None,
+    faults: Faults,
 ) -> dict[str, dict[int, Path]]:
     """Key of an image -> class id -> its file.
 
     Raises:
-        UserError: There are files that belong to no class, and no list to take them.
+        UserError: Files belong to no class, and there is no list for faults.
     """
     found: dict[str, dict[int, Path]] = {}
     if "{class}" in masks:
@@ -126,7 +126,7 @@ def _class_files(
                 found.setdefault(key, {})[class_id] = file
         return found
     folder = existing_folder(root, masks, split)
-    # The longest first: the file of "sports car" ends in "_car" too.
+    # The longest ending first: the file of "sports car" ends in "_car" too.
     endings = {suffix.replace("{class}", name): i for i, name in enumerate(labels.names)}
     taken: set[Path] = set()
     for ending in sorted(endings, key=len, reverse=True):
@@ -142,17 +142,15 @@ def _class_files(
     if others and "{class}" in suffix:
         if faults is None:
             raise UserError(
-                f"data.mask_suffix: {len(others)} files in {folder} end in no class of "
+                f"data.mask_suffix: {len(others)} files in {folder} end in no name of "
                 f"labels.names: {listed(sorted(file.name for file in others))}."
             )
         faults += each("mask-of-no-class", others)
     return found
 
 
-def _check_class_folders(
-    root: Path, masks: str, labels: Labels, faults: list[Fault] | None
-) -> None:
-    """Refuses folders beside those of the classes, which may be misspelt ones."""
+def _check_class_folders(root: Path, masks: str, labels: Labels, faults: Faults) -> None:
+    """Refuses folders that are no class: their names may be misspelt."""
     above, _, below = masks.partition("{class}")
     parent = root / above
     if not parent.is_dir():
@@ -174,7 +172,7 @@ def _check_class_folders(
 
 
 def existing_root(root: Path, expected: str) -> Path:
-    """A data set's folder, or the message that it is not one."""
+    """Returns a data set's folder, or raises a UserError if it is not one."""
     if not root.is_dir():
         state = "is a file" if root.exists() else "does not exist"
         raise UserError(
@@ -184,7 +182,7 @@ def existing_root(root: Path, expected: str) -> Path:
 
 
 def existing_folder(root: Path, relative: str, split: str) -> Path:
-    """The folder of a split; the message about a missing one says what is there instead."""
+    """Returns the folder of a split; if it is missing, the message lists the others."""
     folder = root / relative
     if folder.is_dir():
         return folder
@@ -201,9 +199,9 @@ def files_by_key(
     suffixes: tuple[str, ...],
     name_suffix: str,
     skip: set[Path] | None = None,
-    faults: list[Fault] | None = None,
+    faults: Faults = None,
 ) -> dict[str, Path]:
-    """Files below a folder by relative path without file type and `name_suffix`.
+    """Files below a folder, by relative path without file type and `name_suffix`.
 
     Hidden files and folders are left out (macOS leaves a `._x.png` beside each `x.png`).
     """
@@ -221,9 +219,9 @@ def files_by_key(
                 if faults is None:
                     raise UserError(
                         f"data.path: {files[key]} and {path} differ in their file type only, so "
-                        f"that they cannot be paired by name. Remove one of them."
+                        f"their mask is not clear. Remove one of them."
                     )
-                # In whatever order the disk lists them, the same one is kept.
+                # Keep the same one, in whatever order the disk lists them.
                 path, other = sorted((files[key], path))
                 faults.append(Fault("same-name", (str(path), str(other))))
             files[key] = path
@@ -238,19 +236,19 @@ def _without_partner(
     mask_dir: Path,
     mask_suffix: str,
 ) -> Iterator[Fault]:
-    """What `_check_partners` refuses, by file; a mask that is there in another type is named."""
+    """The files that `_check_partners` refuses; names a mask that has another file type."""
     alone = sorted(images.keys() - masks.keys())
     beside = _other_types(mask_dir, mask_suffix) if alone and mask_dir != image_dir else {}
     for key in alone:
         files = (images[key], *beside.get(key, ()))
-        what = f"{files[-1].suffix} is no type for a mask" if len(files) > 1 else ""
+        what = f"{files[-1].suffix} is not a file type for masks" if len(files) > 1 else ""
         yield Fault("image-without-mask", tuple(map(str, files)), what)
     for key in sorted(masks.keys() - images.keys()):
         yield Fault("mask-without-image", tuple(map(str, form.files(masks[key]))))
 
 
 def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
-    """Files by key as `files_by_key`, of any type that masks cannot have (JPEG, above all)."""
+    """Files by key as `files_by_key`, with file types that masks cannot have, such as JPEG."""
     found: dict[str, list[Path]] = {}
     for path in sorted(folder.rglob(f"*{glob.escape(name_suffix)}.*")):
         if path.suffix.lower() not in MASK_SUFFIXES and not path.name.startswith("."):
@@ -259,21 +257,20 @@ def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
 
 
 def _key(path: Path, folder: Path, name_suffix: str) -> str:
-    """What an image and its mask have in common: the relative path without type and suffix."""
+    """The key of an image and its mask: the relative path without file type and suffix."""
     stem = path.stem.removesuffix(name_suffix) or path.stem
     return path.relative_to(folder).with_name(stem).as_posix()
 
 
 def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:
-    """Refuses masks of ids in forms that do not keep them, of images without another mask."""
+    """Refuses masks of ids in lossy files, if their images have no other mask."""
     beside = _other_types(mask_dir, mask_suffix)
     files = [file for key in sorted(beside.keys() & unpaired) for file in beside[key]]
     if lossy := [str(file) for file in files if file.suffix.lower() in LOSSY_SUFFIXES]:
         raise UserError(
             f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Class ids do not "
-            "survive such compression; get the masks as they were before it, as PNG for one. If "
-            "their colours are the classes, set labels.kind=colors, labels.colors, and "
-            "labels.tolerance, such as 20, for the damage."
+            "survive this compression: export the masks as PNG. If their colours are the classes, "
+            "set labels.kind=colors, labels.colors, and labels.tolerance=20 for the damage."
         )
 
 

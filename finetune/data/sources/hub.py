@@ -1,6 +1,6 @@
-"""Data sets of the Hub, and all that `datasets` writes: Parquet and Arrow, here or in a bucket.
+"""Data sets of the Hub, and Parquet and Arrow that `datasets` writes, here or in a bucket.
 
-Opened as a table in whole, or file by file (`finetune.data.shards`) for streaming.
+They are opened as a whole table or, for streaming, file by file (`finetune.data.shards`).
 """
 
 import json
@@ -37,9 +37,9 @@ def hub(
             of Parquet files that fsspec understands, such as s3://bucket/set.
         split: The split's name.
         labels: What mask values mean.
-        columns: Which columns hold what.
+        columns: The columns of images, masks and ids.
         revision: Branch, tag or commit of a Hub id.
-        subset: Which one, of a repository with several ("config" to `datasets`).
+        subset: One of a repository's subsets ("config" in `datasets`).
 
     Raises:
         UserError: There is no such data set, split or column.
@@ -51,7 +51,7 @@ def hub(
 def open_table(
     path: str, split: str, *, revision: str | None = None, subset: str | None = None
 ) -> datasets.Dataset:
-    """A split as `datasets` opens it; arguments as of `hub`.
+    """A split as `datasets` opens it; arguments as for `hub`.
 
     Raises:
         UserError: There is no such data set or split.
@@ -74,14 +74,14 @@ def open_table(
 def hub_shards(
     path: str, split: str, *, revision: str | None = None, subset: str | None = None
 ) -> list[Shard]:
-    """The Parquet files of a split, by name; arguments as of `hub`.
+    """The Parquet files of a split, by name; arguments as for `hub`.
 
     Raises:
         UserError: There is no such data set or split, or it is not kept as Parquet.
     """
     if _saved(path) is not None:
         raise UserError(
-            f"data.streaming: {path} was written by save_to_disk and lies here already. Take "
+            f"data.streaming: {path} was written by save_to_disk and is on this disk. Set "
             "data.streaming=false."
         )
     if (index := read_index(path)) is not None:
@@ -94,14 +94,14 @@ def hub_shards(
     addresses = sorted(files[split])
     if others := [file for file in addresses if not file.endswith(".parquet")]:
         raise UserError(
-            f"data.streaming: {others[0]} is not a Parquet file, which streaming needs. Take "
-            "data.streaming=false, or `finetune pack` the set."
+            f"data.streaming: {others[0]} is not a Parquet file, which streaming needs. Set "
+            "data.streaming=false, or write Parquet with `finetune pack`."
         )
     return read_footers(addresses)
 
 
 def split_names(path: str, *, revision: str | None = None, subset: str | None = None) -> list[str]:
-    """What a data set's splits are called; arguments as of `hub`.
+    """The names of a data set's splits; arguments as for `hub`.
 
     Raises:
         UserError: There is no such data set.
@@ -118,7 +118,7 @@ def split_names(path: str, *, revision: str | None = None, subset: str | None = 
 def first_rows(
     path: str, split: str, count: int, *, revision: str | None = None, subset: str | None = None
 ) -> tuple[datasets.Features, list[dict[str, Any]]]:
-    """What the columns are and the first rows of a split, pictures encoded, without the rest.
+    """The columns and the first rows of a split, with encoded pictures. Other rows are not read.
 
     Raises:
         UserError: There is no such data set or split.
@@ -147,11 +147,11 @@ def first_rows(
 def shard_addresses(path: str, split: str) -> list[str]:
     """The Parquet files of a split in a folder of any file system.
 
-    By the index of `finetune pack` if there is one, so that it need not be possible to list the
-    folder; else by `datasets`' own patterns.
+    They come from the index of `finetune pack`, so that a folder that cannot be listed works too,
+    or from `datasets`' own patterns.
 
     Raises:
-        UserError: It cannot be reached, or there are none.
+        UserError: The folder cannot be reached, or holds none.
     """
     if (index := read_index(path)) is not None:
         _check_split(path, split, list(index.splits))
@@ -198,7 +198,7 @@ def _splits_at(path: str) -> list[str]:
 
 @dataclass(frozen=True)
 class Index:
-    """What `finetune pack` says of what it wrote."""
+    """The index that `finetune pack` writes."""
 
     splits: dict[str, list[Shard]]
     labels: dict[str, Any]
@@ -206,10 +206,10 @@ class Index:
 
 
 def read_index(path: str) -> Index | None:
-    """The index of a pack, here or elsewhere; None if it is none.
+    """The index of a pack, here or elsewhere; None for any other folder.
 
     Raises:
-        UserError: The pack is not finished, its index is damaged, or a file is not as indexed.
+        UserError: The pack is not finished, its index is damaged, or a file differs from it.
     """
     is_here = "://" not in path
     root = str(Path(path).expanduser().absolute()) if is_here else path.rstrip("/")
@@ -221,7 +221,7 @@ def read_index(path: str) -> Index | None:
     except (FileNotFoundError, NotADirectoryError):
         if is_here and (Path(root) / ".pack.json").is_file():
             raise UserError(
-                f"data.path: {path} is a pack that was not finished. Run `finetune pack` again."
+                f"data.path: {path} is an unfinished pack. Run `finetune pack` again."
             ) from None
         return None
     except json.JSONDecodeError:
@@ -253,7 +253,7 @@ def _indexed(root: str, entry: dict[str, Any], is_here: bool) -> Shard:
     if is_here:
         file = Path(root) / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise UserError(f"{file}: is not as {root}/index.json says. Run `finetune pack` again.")
+            raise UserError(f"{file}: differs from {root}/index.json. Run `finetune pack` again.")
     return Shard(f"{root}/{name}", tuple(int(rows) for rows in entry["row_groups"]))
 
 
@@ -264,17 +264,17 @@ def _data_files(path: str, revision: str | None, subset: str | None) -> dict[str
     files = builder.config.data_files
     if not isinstance(files, dict) or not files:
         raise UserError(f"data.path: {path} holds no files that `datasets` reads without a script.")
-    # Of names that `datasets` knows, such as validation, a class of its own.
+    # `datasets` gives names such as validation a class of its own.
     return {str(name): [str(file) for file in found] for name, found in files.items()}
 
 
 def _asked(path: str, ask: Callable[[], T]) -> T:
-    """What `datasets` or a file system answers, or why it does not, in one line."""
+    """The answer of `datasets` or a file system; its failure becomes a message of one line."""
     try:
         return ask()
     except UserError:
         raise
-    except Exception as error:  # networks, other people's files: their readers raise anything
+    except Exception as error:  # readers of networks and of others' files raise anything
         raise _not_opened(path, error) from error
 
 
@@ -284,11 +284,11 @@ def _not_opened(path: str, error: Exception) -> UserError:
     hint = ""
     if "Config name is missing" in reason:
         names = " ".join(lines[1:])
-        return UserError(f"data.subset: {path} holds several sets; name one. {names}")
+        return UserError(f"data.subset: {path} has several subsets; name one. {names}")
     if "://" not in path and not Path(path).expanduser().exists():
         hint = " A Hub id is owner/name; private sets need `hf auth login`."
         if os.environ.get("HF_HUB_OFFLINE", "0") not in ("", "0"):
-            hint += " HF_HUB_OFFLINE is set: only what is in the cache can be opened."
+            hint += " HF_HUB_OFFLINE is set: only cached data sets can be opened."
     return UserError(f"data.path: {path} cannot be opened ({reason}).{hint}")
 
 
@@ -306,7 +306,7 @@ def _local(path: str) -> str:
 
 
 def _saved(path: str) -> datasets.Dataset | datasets.DatasetDict | None:
-    """What `save_to_disk` wrote, if that is what the folder holds."""
+    """The data of a folder that `save_to_disk` wrote, None for any other."""
     folder = Path(path).expanduser()
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return None

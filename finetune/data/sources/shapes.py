@@ -1,8 +1,8 @@
 """A procedural data set: textured shapes over a textured background, drawn on access.
 
-It needs no download and no licence, and a model trained on it from scratch learns something within
-minutes on a CPU. Colour, texture and brightness say nothing about the class (each is drawn from the
-same distribution for the background and for every shape): only the outline does.
+It needs no download and no licence, and a model learns it from scratch within minutes on a CPU.
+Only the outline tells the class: colour, texture and brightness are drawn from the same
+distributions for the background and every shape.
 """
 
 import math
@@ -18,11 +18,11 @@ NAMES = tuple(PRESETS["shapes"]["names"])
 
 # Difficulty.
 NUM_SHAPES = (1, 3)
-"""Fewest and most shapes in a picture; later ones cover earlier ones."""
+"""Fewest and most shapes per picture; later ones cover earlier ones."""
 RADIUS = (0.22, 0.38)
-"""Of the circle around a shape, as a part of the picture's shorter side."""
+"""Radius of the circle around a shape, as a share of the picture's shorter side."""
 OVERHANG = 0.2
-"""How far a shape may stick out of the picture, as a part of its radius."""
+"""How far a shape may stick out of the picture, as a share of its radius."""
 MIN_CONTRAST = 80.0
 """Smallest distance (of 0..441 in RGB) from a shape's mean colour to the background's."""
 TEXTURE = (0.0, 20.0)
@@ -60,7 +60,7 @@ def draw(seed: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.n
 
     Returns:
         image: uint8 (H, W, 3), RGB, outlines anti-aliased.
-        mask: uint8 (H, W), class ids, crisp: the class that covers the most of the pixel.
+        mask: uint8 (H, W), class ids: the class that covers most of the pixel.
     """
     rng = np.random.default_rng([seed, index])
     height, width = size
@@ -76,7 +76,7 @@ def draw(seed: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.n
         center = rng.uniform(margin, (width - margin, height - margin))
         left, top = np.maximum(center - radius - 1, 0).astype(int)
         right, bottom = (center + radius + 2).astype(int)
-        box = np.s_[top:bottom, left:right]  # all that the shape can touch: the rest is wasted time
+        box = np.s_[top:bottom, left:right]  # the shape touches nothing outside
         canvas = mask[box].shape
 
         alpha = _coverage(NAMES[class_id], center - (left, top), radius, angle, canvas)
@@ -85,7 +85,7 @@ def draw(seed: int, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.n
         mask[box][alpha >= 0.5] = class_id
 
     image *= _lighting(rng, size)[..., None]
-    if (sigma := rng.uniform(*BLUR)) > 0.2:  # less does not show
+    if (sigma := rng.uniform(*BLUR)) > 0.2:  # a weaker blur does not show
         image = cv2.GaussianBlur(image, (0, 0), sigma)
     image += rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(*NOISE))
     return np.clip(image, 0, 255).astype(np.uint8), mask

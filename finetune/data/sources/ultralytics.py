@@ -11,13 +11,10 @@ from typing import Any
 import datasets
 import yaml
 
-from finetune.data.faults import each, listed
+from finetune.data.faults import Faults, each, listed, without_partner
 from finetune.data.objects import Overlap, PolygonFiles
 from finetune.data.samples import as_samples
-from finetune.data.sources.archives import Faults, _image_folder, _without_partner
-from finetune.data.sources.folders import (
-    files_by_key,
-)
+from finetune.data.sources.folders import files_by_key
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.references import IMAGE_SUFFIXES
@@ -31,17 +28,17 @@ def ultralytics(
     overlap: Overlap = "area",
     faults: Faults = None,
 ) -> datasets.Dataset:
-    """What a `data.yaml` describes: images, and masks below `masks_dir` or polygons in `labels`.
+    """The data set of a `data.yaml`: images with masks below `masks_dir`, or polygons in `labels`.
 
     Args:
         path: The YAML file, or the folder of a `data.yaml`.
         split: A key of it, such as "train", "val" or "test".
-        labels: What class ids mean; with polygons, what `NO_OBJECT` means too.
-        overlap: Of polygons.
-        faults: As `open_split`.
+        labels: What class ids mean and, for polygons, `NO_OBJECT`.
+        overlap: The polygon that wins where several overlap.
+        faults: As for `open_split`.
 
     Raises:
-        UserError: The file is not what it must be, or a folder is missing or empty.
+        UserError: The file is invalid, or a folder is missing or empty.
     """
     file = Path(path).expanduser()
     file = file / "data.yaml" if file.is_dir() else file
@@ -50,14 +47,14 @@ def ultralytics(
     folders = content.get(split)
     if not folders:
         keys = [key for key in ("train", "val", "test") if content.get(key)]
-        raise UserError(f"{file}: has no {split!r}; there are {listed(keys)}.")
+        raise UserError(f"{file}: has no {split!r}; it has {listed(keys)}.")
     images: dict[str, Path] = {}
     for folder in folders if isinstance(folders, list) else [folders]:
         directory = _image_folder(root, str(folder))
         if not directory.is_dir():
             raise UserError(
-                f"{file}: {split} names {directory}, which is not a folder. Correct it there; it "
-                f"counts from {root}."
+                f"{file}: {split} names {directory}, which is not a folder. Correct it; paths "
+                f"are relative to {root}."
             )
         for key, image in files_by_key(directory, IMAGE_SUFFIXES, "", None, faults).items():
             images[key if key not in images else f"{folder}/{key}"] = image
@@ -78,7 +75,7 @@ def ultralytics(
     missing = [str(mask) for mask in masks if not mask.is_file()]
     whole = [mask.is_file() for mask in masks]
     if faults is not None and any(whole):
-        faults += _without_partner(files, masks)
+        faults += without_partner(files, masks)
         files, masks = list(compress(files, whole)), list(compress(masks, whole))
         keys = list(compress(keys, whole))
     elif missing:
@@ -89,21 +86,21 @@ def ultralytics(
 
 
 def _check_texts(texts: list[Path], file: Path, split: str, faults: Faults) -> None:
-    """Text files of polygons, of which an image without objects needs none.
+    """Checks text files of polygons. An image without objects needs none.
 
     Raises:
-        UserError: There are none at all, or some have no image.
+        UserError: No image has one, or some have no image.
     """
     wanted = set(texts)
     there = {
         path
         for folder in {text.parent for text in texts}
         for path in folder.glob("*.txt")
-        if path in wanted or _holds_object(path)  # lists of names, and such, stand there too
+        if path in wanted or _holds_object(path)  # lists of names may lie there too
     }
     if not there & wanted:
         raise UserError(
-            f"{file}: there is not one text file of polygons; the first would be {texts[0]}."
+            f"{file}: no image has a text file of polygons; the first would be {texts[0]}."
         )
     if alone := sorted(map(str, there - wanted)):
         if faults is None:
@@ -116,13 +113,13 @@ def _check_texts(texts: list[Path], file: Path, split: str, faults: Faults) -> N
     if len(without) > len(texts) / 2:
         warnings.warn(
             f"{file}: {len(without)} of {len(texts)} images of {split} have no text file and "
-            f"count as without objects; the first would be {without[0]}",
+            f"count as empty; the first would be {without[0]}",
             stacklevel=3,
         )
 
 
 def _holds_object(file: Path) -> bool:
-    """Whether the first line of a text is a class and numbers."""
+    """Whether a file's first line is a class and numbers."""
     with suppress(OSError), file.open("rb") as text:
         return re.match(rb"\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s", text.read(4096) + b"\n") is not None
     return False
@@ -142,45 +139,51 @@ def read_data_yaml(file: Path) -> Mapping[str, Any]:
     if isinstance(names, dict):
         names = _names_in_order(names, file)
     if not isinstance(names, list) or not names:
-        raise UserError(f"{file}: must have `names`, a list, or ids from 0 on with their names.")
+        raise UserError(f"{file}: `names` must be a list, or ids from 0 on with their names.")
     for i, name in enumerate(names):
         if isinstance(name, bool) or not isinstance(name, str | int | float):
             raise UserError(
                 f"{file}: the name of class {i} in `names` is {name!r}. Put it in quotes: YAML "
-                "reads yes, no, on, off and null as something else than words."
+                "does not read yes, no, on, off and null as words."
             )
     return {**content, "names": [str(name) for name in names]}
 
 
 def _names_in_order(names: Mapping[Any, Any], file: Path) -> list[Any]:
-    """Names by id, whose digits may be in quotes."""
+    """Names in the order of their ids, which may be in quotes."""
     by_id: dict[int, Any] = {}
     for key, name in names.items():
         is_id = not isinstance(key, bool) and re.fullmatch("[0-9]{1,5}", str(key))
         if not is_id or int(key) in by_id:
             raise UserError(
-                f"{file}: the key {key!r} in `names` is not an id of its own; write `0: {name}`, "
+                f"{file}: the key {key!r} in `names` is not an id of its own; write `0: {name}` "
                 "and so on, or a list."
             )
         by_id[int(key)] = name
     if gaps := sorted(set(range(len(by_id))) - set(by_id)):
         raise UserError(
             f"{file}: `names` has {len(by_id)} names, up to id {max(by_id)}, but none of id "
-            f"{', '.join(map(str, gaps[:5]))}. Ids count from 0 without gaps: name those too, or "
-            "renumber the classes, in the text files or masks as well."
+            f"{', '.join(map(str, gaps[:5]))}. Ids count from 0 without gaps: name these too, or "
+            "renumber the classes, also in the text files or masks."
         )
     return [by_id[i] for i in range(len(by_id))]
 
 
 def _root_of(file: Path, content: Mapping[str, Any]) -> Path:
-    """`path` if it leads somewhere: files that were moved still hold where they were made."""
+    """`path` if that folder exists; moved files keep the path where they were written."""
     root = Path(str(content.get("path") or "."))
     absolute = root if root.is_absolute() else file.parent / root
     return absolute if absolute.is_dir() else file.parent
 
 
+def _image_folder(root: Path, folder: str) -> Path:
+    """A folder of `data.yaml`. Roboflow writes ../train/images for train/images beside the file."""
+    inside = root / folder.removeprefix("../")
+    return inside if inside.is_dir() and not (root / folder).is_dir() else root / folder
+
+
 def _beside_images(image: Path, folder: str, suffix: str) -> Path:
-    """The last `images` in a path becomes `folder`, as Ultralytics has it."""
+    """The last `images` in a path becomes `folder`, as in Ultralytics."""
     parts = list(image.parts)
     for position in reversed(range(len(parts) - 1)):
         if parts[position] == "images":

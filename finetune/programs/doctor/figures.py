@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from finetune.data.faults import Fault
-from finetune.labels.translation import NO_OBJECT, UNCOUNTED, Labels
+from finetune.labels.rules import NO_OBJECT, UNCOUNTED
+from finetune.labels.translation import Labels
 from finetune.programs.doctor.scan import Facts
 
 MAX_PLACES = 256

@@ -164,10 +164,10 @@ def _raw(
     size = size or form.size(mask)
     if size is None:
         return None, None
-    if not isinstance(form, ColorMasks) or not form.tolerance:
-        return form.read(mask, size), None
-    exact = replace(form, tolerance=0).read(mask, size)
-    return form.mended(exact), exact
+    exact = form.read(mask, size)
+    if not reader.labels.tolerance:
+        return exact, None
+    return reader.labels.mended(exact), exact
 
 
 def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: Labels) -> Facts:

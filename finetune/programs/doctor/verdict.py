@@ -9,7 +9,8 @@ import numpy as np
 from finetune.data.duplicates import groups, nearest
 from finetune.data.faults import Fault
 from finetune.data.masks import Size
-from finetune.labels.translation import NO_OBJECT, UNCOUNTED, Labels
+from finetune.labels.rules import NO_LABEL, NO_OBJECT, UNCOUNTED
+from finetune.labels.translation import Labels
 from finetune.programs.doctor.figures import (
     MAX_PLACES,
     Split,
@@ -128,7 +129,7 @@ def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> 
     frequent = [value for value, count in values.items() if count.images > few]
     dense = range(0)
     if frequent and kind == "ids":
-        inner = [value for value in frequent if value not in (255, 65535)] or frequent
+        inner = [value for value in frequent if value not in NO_LABEL] or frequent
         whole = range(inner[0], inner[-1] + 1)
         dense = whole if len(inner) >= DENSE * len(whole) else dense
     return [
@@ -137,7 +138,7 @@ def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> 
         if count.images <= few
         and count.pixels < RARE_SHARE * count.of_images
         and value not in dense
-        and (kind == "colors" or value not in (0, 255, 65535))
+        and (kind == "colors" or value not in (0, *NO_LABEL))
         and value not in (NO_OBJECT, UNCOUNTED)
     ]
 

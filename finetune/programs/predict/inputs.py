@@ -17,7 +17,7 @@ import datasets
 from finetune.data.columns import IMAGE_NAMES, TablePictures, is_picture
 from finetune.data.sources.hub import open_table, split_names
 from finetune.errors import UserError
-from finetune.pictures.references import FILES, IMAGE_SUFFIXES, Picture, Pictures
+from finetune.pictures.references import IMAGE_SUFFIXES, PATHS, Picture, Pictures
 
 KNOWN = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".avif")
 """Types of images; files of other types in folders are passed over."""
@@ -91,7 +91,7 @@ class Inputs:
     def add_files(self, root: str, files: Iterable[str]) -> None:
         """Pictures named by their path below `root`; those that are there already are left out."""
         fresh = [file for file in files if self._is_new(file)]
-        self._parts.append(_Part(FILES, fresh, root))
+        self._parts.append(_Part(PATHS, fresh, root))
 
     def add_videos(self, root: str, files: Iterable[str]) -> None:
         """Videos, likewise."""

@@ -236,7 +236,9 @@ def test_columns_by_their_names():
         {"image": picture, "depth": picture, "normal": picture},
         {"image": picture, "label": datasets.ClassLabel(names=["a", "b"])},
     ):
-        with pytest.raises(UserError, match="is not clear; columns of pictures are"):
+        with pytest.raises(
+            UserError, match="do not tell the image from the mask; columns of pictures are"
+        ):
             guessed(**unclear)
 
 

@@ -205,7 +205,7 @@ def test_a_mask_in_a_type_that_changes_its_values_is_named(tmp_path):
     assert [(f.kind, [Path(name).name for name in f.files]) for f in done.findings] == [
         ("image-without-mask", ["0.png", "0.jpg"])
     ]
-    assert done.findings[0].places[0].what == ".jpg is no type for a mask"
+    assert done.findings[0].places[0].what == ".jpg is not a file type for masks"
 
 
 def test_an_image_lying_on_its_side_has_another_size_than_its_mask(tmp_path):
@@ -364,7 +364,7 @@ def test_an_ambiguous_folder_is_a_question(tmp_path):
     shutil.copytree(root / "masks", root / "other")
     arguments = ["doctor", str(root), "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, arguments)
-    assert "say which with --choice" in str(done.exception)
+    assert "choose one with --choice" in str(done.exception)
     assert CliRunner().invoke(cli.app, [*arguments, "--choice", "1"]).exit_code == 0
     with pytest.raises(UserError, match="2 ways"):
         examine(str(root))
@@ -393,6 +393,6 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "nothing is written" in errors
+    assert "nothing was written" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from finetune.data.faults import Fault
-from finetune.labels.translation import NO_OBJECT, Labels
+from finetune.labels.rules import NO_OBJECT
+from finetune.labels.translation import Labels
 from finetune.programs.doctor import figures, scan
 from finetune.programs.doctor.figures import Split
 from finetune.programs.doctor.kinds import KINDS

@@ -1,4 +1,4 @@
-"""A folder's layout to the `labels:` block of a recipe: what its masks mean."""
+"""The `labels:` block of a layout: what its masks mean."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ from finetune.data.faults import listed as shown
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml
 from finetune.discover.class_lists import ClassList, find_class_list, is_background
-from finetune.discover.label_guess import LabelGuess, guess_labels
 from finetune.discover.layout import TableRows
 from finetune.discover.mask_values import MaskValues, inspect
 from finetune.discover.recognise import Layout
+from finetune.discover.value_labels import LabelGuess, guess_labels
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
+from finetune.labels.rules import NO_LABEL
 from finetune.labels.translation import Labels
 from finetune.pictures.references import MASK_SUFFIXES
 from finetune.recipe import read_data
@@ -27,24 +28,24 @@ PRESETS_OF = {
     "coco-stuff": ("coco-stuff",),
     "voc": ("voc",),
 }
-"""Of the official layouts; of several, the one whose files are there."""
+"""Official layout -> its presets; the files decide between several."""
 _FEWEST_VALUES = 3
 _ALL_SEEN = 100
-"""Masks in which half of a preset's classes come up, if it is theirs."""
+"""In so many masks, half of a preset's classes occur if the preset is right."""
 _NOT_POLYGONS = ("classes.txt", "labels.txt", "readme.txt", "notes.txt")
 
 
 def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> LabelGuess:
-    """What the masks of a folder mean, by its layout, a list beside them, or what they hold.
+    """The labels of a folder, from its layout, a list of classes, or the values of its masks.
 
     Args:
         root: The folder.
         layout: How it is laid out.
-        faults: Takes files without a partner, and such; masks that cannot be read, or are of
-            another kind than most, are then passed over. With None they are an error.
+        faults: Takes files without a partner and similar faults. Masks that cannot be read, or are
+            of another kind than most, are then skipped. With None they are an error.
 
     Raises:
-        UserError: The files say nothing, or make no sense.
+        UserError: The files tell nothing, or contradict each other.
     """
     source = layout.data["source"]
     if source == "coco":
@@ -66,9 +67,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         if not reason:
             return _of_preset(preset, values)
         if source == "cityscapes":
-            raise UserError(
-                f"{root}: these are Cityscapes' folders and names of files, but {reason}."
-            )
+            raise UserError(f"{root}: has the folders and file names of Cityscapes, but {reason}.")
         values = MaskValues(
             **{**vars(values), "assumed": (*values.assumed, f"not the preset {preset}: {reason}")}
         )
@@ -76,7 +75,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
 
 
 def _references(layout: Layout, faults: list[Fault] | None, preset: str | None = None) -> list[str]:
-    """References of the masks of both splits, before their labels are known."""
+    """References to the masks of both splits, before their labels are known."""
     data = read_data(layout.data)
     names = (data.train_split, data.val_split)
     try:
@@ -84,7 +83,7 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
     except UserError:
         if data.source != "folder" or preset is not None:
             raise
-        # Only masks of colours may be in files that keep no ids.
+        # Only masks of colours may be in lossy files.
         colors = Labels.build(
             ["0", "1"], colors=[(0, 0, 0), (1, 1, 1)], kind="colors", unknown="ignore"
         )
@@ -99,7 +98,7 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
 
 
 def _anything(preset: str | None) -> Labels:
-    """Labels that take any value, but choose the files of a preset."""
+    """Labels that accept any value, and choose the files of a preset."""
     if preset is None:
         return Labels.build(["0", "1"], unknown="ignore")
     return Labels.build(**{**PRESETS[preset], "unknown": "ignore"})
@@ -116,9 +115,9 @@ def _preset(root: Path, source: str) -> str | None:
 
 
 def _against(preset: str, values: MaskValues, classes: ClassList | None, lenient: bool) -> str:
-    """What speaks against a preset whose folders these are; "" if nothing does.
+    """The reason against a preset whose folders these are, "" if there is none.
 
-    Anybody may name folders as a known data set does.
+    Anybody may use the folder names of a known data set.
     """
     names: list[str] = PRESETS[preset]["names"]
     if values.kind != "ids":
@@ -129,17 +128,17 @@ def _against(preset: str, values: MaskValues, classes: ClassList | None, lenient
     }:
         return f"{classes.file.name} lists other classes"
     rules = dict(Labels.build(**PRESETS[preset]).rules)
-    strangers = sorted(values.counts.keys() - rules.keys() - {255, 65535})
+    strangers = sorted(values.counts.keys() - rules.keys() - set(NO_LABEL))
     if strangers and not lenient:
-        return f"masks hold {', '.join(map(str, strangers[:3]))}, which it does not have"
-    if preset.startswith("cityscapes"):  # whose names of files say enough
+        return f"masks hold {', '.join(map(str, strangers[:3]))}, which it has no class for"
+    if preset.startswith("cityscapes"):  # its file names are proof enough
         return ""
     seen = len(values.counts.keys() & {raw for raw, i in rules.items() if 0 <= i < len(names)})
     expected = max(_FEWEST_VALUES, len(names) * min(0.5, values.num_masks / _ALL_SEEN))
     if len(values.counts.keys() & rules.keys()) < _FEWEST_VALUES or seen < min(
         expected, len(names) - 1
     ):
-        return f"only {seen} of its {len(names)} classes come up in {values.num_masks} masks"
+        return f"only {seen} of its {len(names)} classes occur in {values.num_masks} masks"
     return ""
 
 
@@ -147,15 +146,15 @@ def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
     found = {
         "cityscapes": "masks of the 19 train ids",
         "cityscapes-label-ids": "masks of the 34 label ids, translated by the official table",
-    }.get(preset, f"masks hold ids that fit the classes of {preset}")
+    }.get(preset, f"masks hold ids of the classes of {preset}")
     labels: dict[str, Any] = {"preset": preset}
-    assumed = [f"names of classes are those of {preset}, by the names of its folders"]
+    assumed = [f"classes are those of {preset}, because the folders have its names"]
     own = Labels.build(**PRESETS[preset])
     known = {raw for raw, _ in own.rules}
-    if more := sorted(values.counts.keys() & {255, 65535} - known):
+    if more := sorted(values.counts.keys() & set(NO_LABEL) - known):
         ignored = {raw for raw, i in own.rules if i == own.ignore_index and raw >= 0}
         labels["ignore"] = sorted({*PRESETS[preset].get("ignore", ignored), *more})
-        assumed.append(f"{more[0]} is no class and does not count")
+        assumed.append(f"{more[0]} is not a class and is ignored")
     return LabelGuess(labels, (found,), tuple(assumed))
 
 
@@ -171,22 +170,22 @@ def _labels_of_table(rows: TableRows, root: Path, lenient: bool) -> LabelGuess:
 
 def _labels_of_files(layout: Layout) -> LabelGuess:
     names, background, assumed = _with_background(layout.classes, "file")
-    assumed.append("where files of several classes claim a pixel, the last of labels.names has it")
+    assumed.append("where files of several classes overlap, the last of labels.names wins")
     labels = {"names": names, "background": background, "ignore": []}
     return LabelGuess(labels, (), tuple(assumed))
 
 
 def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, list[str]]:
-    """Names with one of what no object covers, that one, and what to say about it."""
+    """The names with a background class, that class, and lines about it."""
     background = next((name for name in names if name.lower() == "background"), None)
     if background is not None:
-        return [*names], background, [f"what no {thing} covers is of the class {background}"]
-    assumed = f"what no {thing} covers is a class of its own, background (labels.background)"
+        return [*names], background, [f"pixels outside of every {thing} are {background}"]
+    assumed = f"pixels outside of every {thing} are a new class, background (labels.background)"
     return [*names, "background"], "background", [assumed]
 
 
 def _coco_labels(layout: Layout) -> LabelGuess:
-    """Classes by category ids, over the files of all splits.
+    """Classes by category id, from the files of all splits.
 
     Raises:
         UserError: An id has two names.
@@ -197,11 +196,11 @@ def _coco_labels(layout: Layout) -> LabelGuess:
             first, file = names_of.setdefault(number, (name, own.file))
             if first != name:
                 raise UserError(
-                    f"{own.file}: calls category {number} {name!r}, but {file} calls it {first!r}. "
-                    "Ids must mean the same in the files of all splits: export them together."
+                    f"{own.file}: category {number} is {name!r}, but in {file} it is {first!r}. "
+                    "Ids must mean the same in all files: export the splits together."
                 )
     used = frozenset().union(*(own.used for own in layout.categories))
-    # Roboflow writes a category of everything, which no object has.
+    # Roboflow writes a category of all categories, which no object has.
     left_out = {number for number in names_of if number == 0 and number not in used}
     kept = {n: name for n, (name, _) in sorted(names_of.items()) if n not in left_out}
     names, background, assumed = _with_background(list(dict.fromkeys(kept.values())), "object")
@@ -213,13 +212,13 @@ def _coco_labels(layout: Layout) -> LabelGuess:
         "ignore": [],
     }
     if left_out:
-        assumed.append(f"the category 0, {names_of[0][0]}, which no object has, is left out")
+        assumed.append(f"category 0, {names_of[0][0]}, is left out: no object has it")
     by_name: dict[str, list[int]] = defaultdict(list)
     for number, name in kept.items():
         by_name[name].append(number)
     for name, numbers in by_name.items():
         if len(numbers) > 1:
-            assumed.append(f"the categories {', '.join(map(str, numbers))} are one, {name}")
+            assumed.append(f"categories {', '.join(map(str, numbers))} are one class, {name}")
     files = " and ".join(own.file.name for own in layout.categories[:1])
     more = f" and {len(layout.categories) - 1} more" if len(layout.categories) > 1 else ""
     found = f"{len(kept)} categories in {files}{more}"
@@ -232,9 +231,9 @@ def _ultralytics_labels(layout: Layout, faults: list[Fault] | None) -> LabelGues
     names = content["names"]
     found = [f"{len(names)} names in its `names`"]
     if content.get("masks_dir"):
-        return LabelGuess({"names": names}, tuple(found), ("255 is no class and does not count",))
+        return LabelGuess({"names": names}, tuple(found), ("255 is not a class and is ignored",))
     named, background, assumed = _with_background(names, "polygon")
-    # By this map the number behind the last of `names` is nothing, and not the background.
+    # With this map, the number after the last name is an error, and not the background.
     labels = {
         "names": named,
         "background": background,
@@ -243,18 +242,17 @@ def _ultralytics_labels(layout: Layout, faults: list[Fault] | None) -> LabelGues
     }
     texts = [Path(text) for text in _references(layout, faults)]
     missing = [text for text in texts if not text.is_file()]
-    found.append(f"{len(missing)} of {len(texts)} images have no text file, and so no polygons")
+    found.append(f"{len(missing)} of {len(texts)} images have no text file, so no polygons")
     if 2 * len(missing) > len(texts):
         assumed.append(
-            f"images without a text file, such as that of {missing[0].name}, show nothing but "
-            f"{background}"
+            f"images without a text file, such as {missing[0].name}, show {background} only"
         )
     _refuse_texts_alone(texts, faults)
     return LabelGuess(labels, tuple(found), tuple(assumed))
 
 
 def _refuse_texts_alone(texts: Sequence[Path], faults: list[Fault] | None) -> None:
-    """Refuses text files of polygons that belong to no image, unless `faults` is there."""
+    """Refuses text files of polygons without an image, unless `faults` takes them."""
     expected = set(texts)
     alone = sorted(
         file
@@ -270,5 +268,5 @@ def _refuse_texts_alone(texts: Sequence[Path], faults: list[Fault] | None) -> No
 
 
 def with_preset(labels: dict[str, Any]) -> dict[str, Any]:
-    """A `labels:` block with the values of its preset, if it names one."""
+    """A `labels:` block, with the values of its preset filled in."""
     return {**PRESETS.get(labels.get("preset", ""), {}), **labels}

@@ -1,50 +1,49 @@
-"""From what masks hold to the `labels:` block of a recipe."""
+"""The `labels:` block of a recipe from the values of masks."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from finetune.discover.class_lists import ClassList, is_background
 from finetune.discover.mask_values import MAX_COLORS, MaskValues
 from finetune.errors import UserError
-from finetune.labels.translation import RGB
+from finetune.labels.colors import distances, pack, unpack
+from finetune.labels.rules import NO_LABEL
 
 RARE = 1e-4
-"""Share of pixels below which a colour, one of thousands, is damage; as is one that a list of
-classes lacks."""
+"""Share of pixels below which a colour is damage: one of thousands, or one that a list of classes
+lacks."""
 DAMAGED = 1e-2
-"""Share of pixels below which damage may hold one colour, where there are thousands."""
+"""Share of pixels that a damaged colour may have at most, among thousands of colours."""
 TOLERANCE = 24
 MOSTLY = 0.75
-"""Share of pixels from which on 0 is likelier the background than the first class of a list."""
-_NO_CLASS = (255, 65535)
+"""From this share of pixels on, 0 is probably the background, and not a list's first class."""
 
 
 @dataclass(frozen=True)
 class LabelGuess:
-    """A `labels:` block, what it was made from, and what was decided without having been seen."""
+    """A `labels:` block, with lines about what was seen and what was assumed."""
 
     labels: dict[str, Any]
     found: tuple[str, ...]
     assumed: tuple[str, ...]
     known: bool = True
-    """Whether something beside the masks says what their values mean."""
-
-
-# ----------------------------------------------------------------------------------- what they mean
+    """Whether a file beside the masks says what their values mean."""
 
 
 def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     """A `labels:` block that covers every value that was seen.
 
     Args:
-        values: What was seen.
-        listed: The classes as a file beside the data lists them, if one does.
+        values: The values of the masks.
+        listed: A list of classes beside the masks, if there is one.
 
     Raises:
-        UserError: There are fewer than two classes, or more colours than classes can be; or the
-            list and the masks contradict each other.
+        UserError: There are fewer than two classes, too many colours, or the list and the masks
+            contradict each other.
     """
     if values.kind == "colors":
         guess = _of_colors(values, listed)
@@ -63,23 +62,23 @@ def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGu
         guess = _by_list(values, listed, found)
         if guess is not None:
             return guess
-    two_values = len(seen) == 2 and seen[0] == 0 and seen[1] in (1, *_NO_CLASS)
+    two_values = len(seen) == 2 and seen[0] == 0 and seen[1] in (1, *NO_LABEL)
     if two_values or values.bits:
         return _of_two_values(values, listed, found)
     return _unnamed(values, listed, found)
 
 
 def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | None:
-    """Names from a list; None if the masks hold what it does not."""
-    seen, counted = set(values.counts), set(values.counts) - set(_NO_CLASS)
+    """Names from a list; None if the masks hold values that it lacks."""
+    seen, counted = set(values.counts), set(values.counts) - set(NO_LABEL)
     names, raw = list(listed.names), listed.values
     if raw is None:
         first = 0
         if len(names) in counted and not any(map(is_background, names)):
-            # Beyond the last name, if they counted from 0: they count from 1.
+            # Counted from 0, this value is beyond the last name: the list counts from 1.
             names, first = (["background", *names], 0) if 0 in counted else (names, 1)
         raw = tuple(range(first, first + len(names)))
-    # 0 and 255 alone are two classes, neither of which is "no label".
+    # 0 and 255 alone are two classes; neither means "no label".
     fits = seen <= set(raw) or (counted <= set(raw) and counted > {0})
     if not fits or values.bits or len(names) < 2:
         return None
@@ -91,11 +90,11 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
         added = "" if names == list(listed.names) else ", whose first class is 1"
         order = ", ".join(f"{v} is {name}" for v, name in list(zip(raw, names, strict=True))[:3])
         more = ", ..." if len(names) > 3 else ""
-        assumed.append(f"ids count in the order of {listed.file.name}{added}: {order}{more}")
-    assumed += [f"{name} in {listed.file.name} is no class" for name in listed.dropped]
+        assumed.append(f"ids follow the order of {listed.file.name}{added}: {order}{more}")
+    assumed += [f"{name} in {listed.file.name} is not a class" for name in listed.dropped]
     if raw != tuple(range(len(raw))):
         labels["map"] = {value: i for i, value in enumerate(raw)}
-    if ignored := sorted(seen & set(_NO_CLASS) - set(raw)):
+    if ignored := sorted(seen & set(NO_LABEL) - set(raw)):
         labels["ignore"] = ignored
         assumed.append(f"{ignored[0]} is no class and does not count")
     elif 255 in raw:
@@ -106,18 +105,18 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
 def _check_background(
     values: MaskValues, listed: ClassList, names: Sequence[str], raw: Sequence[int]
 ) -> None:
-    """Refuses a list in whose order nearly all pixels would be of its first thing."""
+    """Refuses a list if its first class is a thing, but would have nearly all pixels."""
     share = values.counts[0] / max(1, sum(values.counts.values()))
     if share >= MOSTLY and 0 in raw and not is_background(names[0]):
         raise UserError(
             f"{listed.file}: its first class is {names[0]}, but {share:.0%} of the pixels are 0, "
-            f"as a background is. Write the value of each class before its name, a line each: "
-            f"`0: {names[0]}` if it is right, or `0: background`, `1: {names[0]}`."
+            f"as for a background. Write the value of each class before its name, one per line: "
+            f"`0: {names[0]}` if this is right, or `0: background`, `1: {names[0]}`."
         )
 
 
 def _of_two_values(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
-    """0 for the background, and 1, 255 or 65535 for the one thing."""
+    """0 is the background, and 1, 255 or 65535 the thing."""
     seen = sorted(values.counts)
     names, lines, assumed = ["background", "thing"], [found], _unused(values, listed)
     if listed is not None and listed.values is None and listed.colors is None:
@@ -138,27 +137,27 @@ def _of_two_values(values: MaskValues, listed: ClassList | None, found: str) -> 
     else:
         labels |= {"map": {value: int(value > 0) for value in seen}, "ignore": []}
     if values.bits:
-        assumed.append("1 in masks of one bit is what 255 is in the others")
+        assumed.append("1 in masks of one bit means the same as 255 in the others")
     return LabelGuess(labels, tuple(lines), tuple(assumed), known=named)
 
 
 def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
-    """Each id is a class, but for those that often stand for "no label"."""
+    """Each id is a class, except those that often mean "no label"."""
     seen, lines = sorted(values.counts), [found]
-    ignored = [value for value in seen if value in _NO_CLASS]
+    ignored = [value for value in seen if value in NO_LABEL]
     classes = [value for value in seen if value not in ignored]
     sparse = bool(classes) and classes[-1] >= 2 * len(classes) + 8
     assumed = []
     if sparse and 255 in ignored and seen[-1] == 255:
         ignored, classes = [], seen
         assumed.append(
-            "255 is a class, as ids lie far apart (if it means 'no label', put it into "
-            "labels.ignore and take it out of labels.map)"
+            "255 is a class, because ids lie far apart (if it means 'no label', move it from "
+            "labels.map to labels.ignore)"
         )
     if len(classes) < 2:
         raise UserError(
-            f"the {found}: fewer than two classes. Give recipes/folder.yaml your labels.names and "
-            "labels.map."
+            f"the {found}: fewer than two classes. Start from recipes/folder.yaml and set "
+            "labels.names and labels.map."
         )
     if ignored:
         assumed.append(f"{ignored[0]} is no class and does not count")
@@ -172,7 +171,7 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
     reasons = _unused(values, listed) or ["no list of them was found"]
     assumed.append(f"names of classes are made up: {reasons[0]} (labels.names)")
     if 0 not in seen and classes[0] == 0:
-        assumed.append("0, which no mask holds, is class_0, so that ids are those of the masks")
+        assumed.append("0 is class_0 although no mask holds it, so that ids are those of the masks")
     elif classes[0] == 0 and not ignored:
         assumed.append("0 is a class (if it means 'no label', put it into labels.ignore)")
     if values.palette and highest < len(values.palette):
@@ -182,7 +181,7 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
 
 
 def _unused(values: MaskValues, listed: ClassList | None) -> list[str]:
-    """Why a list that was found is of no use."""
+    """Why a list cannot be used."""
     if listed is None:
         return []
     if listed.colors is not None and values.kind == "ids":
@@ -201,7 +200,7 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         return _of_grey(values, listed)
     total = sum(values.counts.values())
     found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
-    if len(values.counts) <= MAX_COLORS:  # nobody's damage makes so few: all mean something
+    if len(values.counts) <= MAX_COLORS:  # damage makes more: each colour is a class
         table = sorted(values.counts)
         assumed = ["each colour is a class; names are made up (labels.names)"]
     else:
@@ -211,13 +210,13 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     if not 2 <= len(table) <= MAX_COLORS:
         raise UserError(
             f"the masks hold {len(values.counts)} colours, {len(table)} of them frequent and "
-            f"apart from each other: no classes can be made out. Are these masks?"
+            f"apart from each other, which cannot be classes. Are these masks?"
         )
     assumed += [reason for reason in _unused_names(listed, len(table)) if reason]
     labels: dict[str, Any] = {"kind": "colors"}
     labels |= _strangers(values.counts, table, TOLERANCE, found, assumed)
     labels["names"] = [f"color_{value:06X}" for value in table]
-    labels["colors"] = [_channels(value) for value in table]
+    labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed), known=False)
 
 
@@ -225,13 +224,13 @@ def _unused_names(listed: ClassList | None, num_colors: int) -> list[str]:
     if listed is None:
         return []
     return [
-        f"{listed.file.name} lists {len(listed.names)} names without colours, which does not say "
-        f"what the {num_colors} colours of the masks are"
+        f"{listed.file.name} lists {len(listed.names)} names without colours, so the "
+        f"{num_colors} colours of the masks remain unnamed"
     ]
 
 
 def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
-    """Ids in files of three equal channels, or with transparency: the id v is the colour (v, v, v).
+    """Ids in files with three equal channels, or transparency: id v is the colour (v, v, v).
 
     Raises:
         UserError: As `guess_labels`.
@@ -240,7 +239,7 @@ def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     if len(levels) > 16 and levels[0] + levels[255] > MOSTLY * sum(levels.values()):
         raise UserError(
             f"the masks hold black, white and {len(levels) - 2} greys between them, as after "
-            "resizing that smoothes. Make them again with nearest neighbour."
+            "smooth resizing. Resize them again with nearest neighbour."
         )
     ids = MaskValues("ids", levels, None, values.num_masks)
     shown = _shown([str(value) for value in sorted(levels)])
@@ -251,18 +250,18 @@ def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     labels["map"] = {f"#{value:02X}{value:02X}{value:02X}": i for value, i in raw.items()}
     ignored = [value for value in labels.get("ignore", []) if value <= 255]
     labels["ignore"] = [f"#{value:02X}{value:02X}{value:02X}" for value in ignored]
-    assumed = (*guess.assumed, "the grey of a pixel is the number of its class")
+    assumed = (*guess.assumed, "the grey level of a pixel is its class id")
     return LabelGuess({"kind": "colors", **labels}, guess.found, assumed, guess.known)
 
 
 def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
-    """Classes and colours from a list, which must have every colour that is no damage.
+    """Classes and colours from a list, which must have every undamaged colour.
 
     Raises:
         UserError: It lacks one.
     """
     assert listed.colors is not None
-    table = [_packed(color) for color in listed.colors]
+    table = [pack(color) for color in listed.colors]
     found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
     found.append(f"classes and colours in {listed.file.name}")
     assumed: list[str] = []
@@ -281,68 +280,53 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
         labels["ignore"] = ["#000000"]
         share = values.counts[0] / total
         assumed.append(
-            f"black, {share:.2%} of pixels, is no class and does not count: it is not in "
+            f"black, {share:.2%} of pixels, is not a class and is ignored: it is not in "
             f"{listed.file.name}"
         )
     for value, count in undeclared:
         if value not in black:
             raise UserError(
-                f"{listed.file}: has no class of the colour #{value:06X} "
-                f"({', '.join(map(str, _channels(value)))}), which {count / total:.2%} of the "
+                f"{listed.file}: has no class with the colour #{value:06X} "
+                f"({', '.join(map(str, unpack(value)))}), which {count / total:.2%} of the "
                 "masks' pixels hold. Add it to the file, or correct a colour there."
             )
     rest = Counter({v: count for v, count in values.counts.items() if v not in black})
     reach = TOLERANCE if many else 0
     labels |= _strangers(rest, table, reach, found, assumed)
     labels["names"] = list(listed.names)
-    labels["colors"] = [_channels(value) for value in table]
+    labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed))
 
 
 def _strangers(
     counts: Counter[int], table: Sequence[int], reach: int, found: list[str], assumed: list[str]
 ) -> dict[str, Any]:
-    """What becomes of colours that are no class's: those near one are its, others do not count."""
+    """Keys for colours of no class: those near a class's colour are its, others are ignored."""
     distances = {v: _distance(v, table) for v in counts.keys() - set(table)}
     if not distances:
         return {}
     labels: dict[str, Any] = {}
     share = sum(counts[v] for v in distances) / sum(counts.values())
-    found.append(f"{len(distances)} colours beside those of the classes, {share:.2%} of pixels")
+    found.append(f"{len(distances)} colours of no class, {share:.2%} of pixels")
     far = [v for v, distance in distances.items() if distance > reach]
     tolerance = max((d for d in distances.values() if d <= reach), default=0)
     if tolerance:
         labels["tolerance"] = tolerance
-        assumed.append(f"colours up to {tolerance} a channel off are those of their neighbours")
+        assumed.append(f"colours up to {tolerance} per channel off count as the nearest class's")
     if far:
         labels["unknown"] = "ignore"
         shown = _shown([f"#{v:06X}" for v in sorted(far, key=lambda v: -counts[v])])
-        assumed.append(f"{len(far)} colours that are none of the classes' do not count: {shown}")
+        assumed.append(f"{len(far)} colours are far from every class's and are ignored: {shown}")
     return labels
-
-
-def _packed(color: RGB) -> int:
-    return color[0] << 16 | color[1] << 8 | color[2]
-
-
-def _channels(value: int) -> list[int]:
-    return [value >> 16, value >> 8 & 255, value & 255]
 
 
 def _distance(value: int, table: Sequence[int]) -> int:
     """To the nearest colour of the table, in the channel that differs most."""
-    channels = _channels(value)
-    return min(
-        (
-            max(abs(a - b) for a, b in zip(channels, _channels(other), strict=True))
-            for other in table
-        ),
-        default=255,
-    )
+    return int(distances(np.array([value]), np.array(table, int)).min(initial=255))
 
 
 def _apart(frequent: Sequence[int]) -> list[int]:
-    """Of colours, the most frequent first, those that are not within reach of one before."""
+    """The colours that are not within reach of a more frequent one."""
     table: list[int] = []
     for value in frequent:
         if _distance(value, table) > TOLERANCE or len(frequent) <= 64:

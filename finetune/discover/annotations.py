@@ -1,4 +1,4 @@
-"""Sets of objects: what Ultralytics' data.yaml and COCO's JSON files say about where things are."""
+"""Data sets with annotation files: Ultralytics' data.yaml and COCO's JSON."""
 
 import json
 from collections import defaultdict
@@ -13,14 +13,14 @@ from finetune.data.sources.ultralytics import read_data_yaml
 from finetune.discover.layout import Categories, Layout, Tree, split_in, unused, with_splits
 from finetune.errors import UserError
 
-_NUM_TRIED = 20  # images of a COCO file, which may be missing
+_NUM_TRIED = 20  # images of a COCO file; some may be missing
 
 
 def ultralytics(root: Path) -> Layout | None:
-    """What a data.yaml, or another YAML file with `train` and `names`, describes.
+    """The layout in a data.yaml, or in another YAML file with `train` and `names`.
 
     Raises:
-        UserError: There is a data.yaml, and it is not what it must be.
+        UserError: There is a data.yaml, and it is invalid.
     """
     files = [*root.glob("data.yaml"), *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
     for file in dict.fromkeys(files):
@@ -34,8 +34,8 @@ def ultralytics(root: Path) -> Layout | None:
             continue
         if true := {"True", "False"} & set(content["names"]):
             raise UserError(
-                f"{file}: `names` holds {true.pop()}, which YAML makes of yes, no, on and off. "
-                "Write such a name in quotes."
+                f"{file}: `names` holds {true.pop()}: YAML reads yes, no, on and off as true and "
+                "false. Write such a name in quotes."
             )
         splits = [key for key in ("train", "val", "test") if content.get(key)]
         path = root if file.name == "data.yaml" else file
@@ -47,7 +47,7 @@ def ultralytics(root: Path) -> Layout | None:
 
 
 def _names_a_split(file: Path) -> bool:
-    """Whether a YAML file is about a data set: recipes and other settings lie beside some."""
+    """Whether a YAML file describes a data set; recipes and other settings may lie beside it."""
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -56,10 +56,10 @@ def _names_a_split(file: Path) -> bool:
 
 
 def coco_files(tree: Tree) -> Iterator[Layout]:
-    """JSON files with objects; one a split, whose names or folders tell them apart.
+    """Layouts from JSON files with objects, one per split, told apart by name or folder.
 
     Raises:
-        UserError: The images of one are not where they are looked for.
+        UserError: The images of a file are in no folder.
     """
     groups: dict[tuple[str, str], dict[str, Categories]] = defaultdict(dict)
     for file in tree.json_files:
@@ -86,7 +86,7 @@ def coco_files(tree: Tree) -> Iterator[Layout]:
 
 
 def _content(file: Path) -> dict[str, Any] | None:
-    """What a JSON file holds if it is COCO's, with segmentations."""
+    """The content of a COCO file with segmentations, None for any other file."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -108,35 +108,35 @@ def _categories(file: Path, content: dict[str, Any]) -> Categories:
             return Categories(file, names, used)
     except (KeyError, TypeError, ValueError):
         pass
-    read_annotations(file)  # which says what is wrong
-    raise UserError(f"{file}: its categories, or the objects that name them, cannot be read.")
+    read_annotations(file)  # raises the exact fault
+    raise UserError(f"{file}: its categories, or those of its objects, cannot be read.")
 
 
 def _images_of(tree: Tree, file: Path, content: dict[str, Any], split: str) -> str:
-    """Pattern of the folder in which the file's first images lie.
+    """Pattern of the folder that holds the file's first images.
 
     Raises:
-        UserError: They lie nowhere.
+        UserError: No folder holds one.
     """
     rows = content["images"]
     first = rows[:_NUM_TRIED] if isinstance(rows, list) else []
     names = [str(image.get("file_name")) for image in first if isinstance(image, dict)]
     if not names:
-        read_annotations(file)  # which says what is wrong
+        read_annotations(file)  # raises the exact fault
         raise UserError(f"{file}: `images` cannot be read.")
     for folder in _candidates(tree, file, names, split):
         if any(tree.picture(str(folder / name)) for name in names):
             parts = ["{split}" if part == split else part for part in folder.parts]
             return "/".join(parts) or "."
     raise UserError(
-        f"{file}: is in COCO's form, but of its images none of the first {len(names)} is in any "
-        f"folder here; the first is {names[0]!r}. Put the images below {tree.root} under the names "
-        "that the file gives them, or correct its `file_name`."
+        f"{file}: is in COCO's form, but none of its first {len(names)} images is in a folder "
+        f"here; the first is {names[0]!r}. Put the images below {tree.root} under the file's names "
+        "for them, or correct `file_name`."
     )
 
 
 def _candidates(tree: Tree, file: Path, names: list[str], split: str) -> Iterator[PurePosixPath]:
-    """Folders that images may lie in: the usual ones, then wherever there is one of that name."""
+    """Folders that may hold the images: the usual ones, then each with an image of that name."""
     beside = PurePosixPath(file.parent.relative_to(tree.root).as_posix())
     usual = [beside, beside.parent / split, PurePosixPath(split), PurePosixPath("images") / split]
     usual += [PurePosixPath("images"), PurePosixPath(), beside / "images"]

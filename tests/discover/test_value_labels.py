@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from finetune.discover.class_lists import ClassList
-from finetune.discover.label_guess import guess_labels
 from finetune.discover.mask_values import NUM_MASKS, MaskValues, count_values, inspect, spread
+from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 
@@ -156,7 +156,7 @@ def test_a_list_of_many_names_does_not_fit_two_values():
 def test_a_list_in_order():
     guess = guess_labels(ids({0: 3, 1: 5, 2: 4, 255: 1}), listed("sky", "road", "car"))
     assert meaning(guess) == {0: "sky", 1: "road", 2: "car", 255: None}
-    assert any("in the order of classes.txt: 0 is sky, 1 is road" in a for a in guess.assumed)
+    assert any("follow the order of classes.txt: 0 is sky, 1 is road" in a for a in guess.assumed)
 
 
 def test_a_list_without_the_background_that_masks_hold():
@@ -207,7 +207,7 @@ def test_few_colours_are_all_classes_however_near_and_rare():
 
 def test_a_colour_that_a_list_lacks():
     table = listed("truck", "road", colors=((0, 0, 70), (128, 64, 128)))
-    with pytest.raises(UserError, match=r"no class of the colour #00005A \(0, 0, 90\).* 30\.00%"):
+    with pytest.raises(UserError, match=r"no class with the colour #00005A \(0, 0, 90\).* 30\.00%"):
         guess_labels(colors({0x000046: 40, 0x804080: 30, 0x00005A: 30}), table)
     guess = guess_labels(colors({0x000046: 40, 0x804080: 30, 0x000000: 30}), table)
     assert meaning(guess) == {0x000046: "truck", 0x804080: "road", 0: None}
@@ -246,5 +246,5 @@ def test_grey_colours_are_ids():
 
 def test_smoothed_black_and_white_is_a_mistake():
     counts = {level * 0x010101: 1 for level in range(256)}
-    with pytest.raises(UserError, match="resizing that smoothes"):
+    with pytest.raises(UserError, match="smooth resizing"):
         guess_labels(colors({**counts, 0: 5000, 0xFFFFFF: 5000}), None)

@@ -1,0 +1,90 @@
+"""Colours of classes: as numbers 0xRRGGBB, the nearest one of a table, the default palette."""
+
+import colorsys
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+RGB = tuple[int, int, int]
+
+_CHUNK = 4096  # colours compared at once: times 256 of a table, 12 MB of distances
+
+
+def pack(color: RGB) -> int:
+    """A colour as 0xRRGGBB."""
+    return color[0] << 16 | color[1] << 8 | color[2]
+
+
+def unpack(value: int) -> RGB:
+    """0xRRGGBB as a colour."""
+    return value >> 16, value >> 8 & 255, value & 255
+
+
+def distances(values: np.ndarray, table: np.ndarray) -> np.ndarray:
+    """(N, M): the largest difference in a channel between N colours and M others, 0xRRGGBB."""
+    return np.abs(_channels(values)[:, None] - _channels(table)).max(-1)
+
+
+def mended(packed: np.ndarray, colors: tuple[int, ...], tolerance: int) -> np.ndarray:
+    """Replaces colours within the tolerance of a table's colour by the nearest of the table.
+
+    Each colour is compared with the table when it is met first; later it is one lookup.
+
+    Args:
+        packed: Colours 0xRRGGBB, any shape.
+        colors: The table. Where two are equally near, the first wins.
+        tolerance: The largest difference in a channel.
+
+    Returns:
+        int32, the shape of `packed`.
+    """
+    table = _mending_table(colors, tolerance)
+    found = table.take(packed)
+    if not found.all():
+        new = np.unique(packed[found == 0])
+        table[new] = _nearest(new, np.asarray(colors, np.int32), tolerance) + 1
+        found = table.take(packed)
+    return found - 1
+
+
+@functools.lru_cache(maxsize=2)
+def _mending_table(colors: tuple[int, ...], tolerance: int) -> np.ndarray:
+    """What each colour becomes, plus 1; 0 until the colour is met.
+
+    The system allocates only the pages that are written to. Threads that meet a colour at the same
+    time write the same value.
+    """
+    return np.zeros(2**24, np.int32)
+
+
+def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarray:
+    result = values.copy()
+    for part in np.array_split(np.arange(len(values)), math.ceil(len(values) / _CHUNK) or 1):
+        distance = distances(values[part], colors)
+        nearest = distance.argmin(1)
+        near = distance[np.arange(len(part)), nearest] <= tolerance
+        result[part[near]] = colors[nearest[near]]
+    return result
+
+
+def _channels(packed: np.ndarray) -> np.ndarray:
+    return np.stack([packed >> 16, packed >> 8 & 255, packed & 255], -1)
+
+
+def default_colors(num_labels: int) -> tuple[RGB, ...]:
+    """A fixed palette for any number of classes: distinct, never black, neighbours far apart.
+
+    Hues step by the golden ratio, which spreads every prefix of the sequence over the circle. Three
+    shades alternate, so that hues that come near again (5, 8, 13 steps) differ in lightness.
+    """
+    shades: Sequence[tuple[float, float]] = ((0.75, 0.95), (0.95, 0.6), (0.4, 1.0))
+    colors: dict[RGB, None] = {}  # an ordered set
+    step = 0
+    while len(colors) < num_labels:
+        saturation, value = shades[step % len(shades)]
+        rgb = colorsys.hsv_to_rgb(step * 0.618033988749895 % 1, saturation, value)
+        colors[tuple(round(255 * channel) for channel in rgb)] = None  # type: ignore[index]
+        step += 1
+    return tuple(colors)
