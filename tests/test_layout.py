@@ -26,7 +26,7 @@ FLOORS = [
 ]
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 # Programs that run other programs, which is what they are for.
-STARTERS = {"programs.benchmark", "programs.push"}
+STARTERS = {"programs.push"}
 
 
 def name_of(path: Path) -> str:

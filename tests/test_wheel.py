@@ -1,5 +1,6 @@
 """The wheel alone, away from the checkout: recipes, page and pixels' scripts travel inside it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -65,3 +66,17 @@ def test_it_trains_without_the_checkout(environment, tmp_path):
     listed = run(environment, tmp_path, "finetune", "recipes").stdout
     for recipe in (ROOT / "recipes").glob("*.yaml"):
         assert recipe.stem in listed
+
+
+@pytest.mark.slow
+def test_it_measures_time_without_the_checkout(environment, tmp_path):
+    options = ["--size", "64", "--num-labels", "7", "--rounds", "1", "--threads", "1", "--json"]
+    done = run(environment, tmp_path, "finetune", "benchmark", "loss", "loader", *options)
+    assert done.returncode == 0, done.stderr
+    loss, loader = (json.loads(line) for line in done.stdout.splitlines())
+    assert loss["ratio"]["ours"] > 0
+    assert loader["ratio"].keys() == {"ours", "ours_cached"}
+    assert loss["peak_bytes"] == {}
+    refused = run(environment, tmp_path, "finetune", "benchmark", "predict")
+    assert refused.returncode == 2
+    assert "only in a checkout" in refused.stderr
