@@ -80,8 +80,6 @@ TESTS_OF = {
     "weights": "weights/test_reading.py",
 }
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
-# Programs that run other programs, which is what they are for.
-STARTERS = {"programs.benchmark"}
 
 
 def name_of(path: Path) -> str:
@@ -250,8 +248,6 @@ def test_programs_do_not_import_each_other():
     programs = {module for module in SOURCES if room_of(module) == "programs"}
     assert len(programs) > 20
     for module in programs - {"programs"}:
-        if program_of(module) in STARTERS:
-            continue
         others = {program_of(other) for other in graph()[module] if room_of(other) == "programs"}
         assert others <= {program_of(module)}, module
 

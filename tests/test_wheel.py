@@ -1,5 +1,6 @@
 """What is published: its metadata, the source archive, and the wheel away from the checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -182,3 +183,17 @@ def test_a_folder_that_hides_the_package_is_named(environment, tmp_path):
     done = run(environment, tmp_path, "python", "-c", code)
     assert (done.returncode, done.stdout) == (2, "")
     assert f"{tmp_path}/finetune/__init__.py belongs to another package" in done.stderr
+
+
+@pytest.mark.slow
+def test_it_measures_time_without_the_checkout(environment, tmp_path):
+    options = ["--size", "64", "--num-labels", "7", "--rounds", "1", "--threads", "1", "--json"]
+    done = run(environment, tmp_path, "finetune", "benchmark", "loss", "loader", *options)
+    assert done.returncode == 0, done.stderr
+    loss, loader = (json.loads(line) for line in done.stdout.splitlines())
+    assert loss["ratio"]["ours"] > 0
+    assert loader["ratio"].keys() == {"ours", "ours_cached"}
+    assert loss["peak_bytes"] == {}
+    refused = run(environment, tmp_path, "finetune", "benchmark", "predict")
+    assert refused.returncode == 2
+    assert "only in a checkout" in refused.stderr

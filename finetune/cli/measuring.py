@@ -1,5 +1,6 @@
 """The verb that measures."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -80,11 +81,11 @@ def benchmark(
     Both sides run in one process in turns, with the same weights and inputs; medians, and the
     largest difference of the results over the largest value. "of peak": arithmetic of the model a
     second, of what the largest matrix products reach here (on a GPU, or of its bandwidth).
-    training runs the whole loop for equal minutes with our model and with stock's.
+    training runs the whole loop for equal minutes with our model and with stock's. Memory, the
+    peak, predict and training need a checkout of the source: a wheel measures time alone.
     """
     from finetune.programs.benchmark import benchmark as program
     from finetune.programs.benchmark import printing as table
-    from finetune.programs.benchmark import training
     from finetune.train import quiet_libraries
 
     quiet_libraries(main_process=True)
@@ -110,7 +111,8 @@ def benchmark(
     if train_both != (recipe is not None) or (overrides and not train_both):
         raise UserError("--recipe and key=value go with `benchmark training`, which needs --recipe")
     cases = program.plan([name for name in names if name != "training"], options)
-    if recipe is not None:
+    training = None if recipe is None else program.from_checkout("training")
+    if training is not None:
         training.check(recipe, overrides, output)
     results = []
     try:
@@ -119,10 +121,13 @@ def benchmark(
             with Console(stderr=True).status(f"measuring {label}"):
                 results.append(program.measure(case, options))
             if as_json:
-                table.print_json(results[-1])
+                print(json.dumps(results[-1].to_dict()), flush=True)
     finally:  # what has been measured is shown, whatever came after
         if results and not as_json:
             table.print_tables(results)
-    if recipe is not None:
+    if training is not None:
         both = training.compare(recipe, overrides, minutes=minutes, output=output)
-        (table.print_json if as_json else table.print_training)(both)
+        if as_json:
+            print(json.dumps({"what": "training", **{side.side: vars(side) for side in both}}))
+        else:
+            training.print_training(both)

@@ -1,18 +1,21 @@
 """Decoded samples, kept in one memory-mapped file a split that all processes share.
 
-Decoding the same JPEG and PNG in every epoch takes longer than augmenting them. What was decoded
-once is read from here; the file fills as training goes, and outlives it. The rules:
+Decoding the JPEG and PNG files takes longer than augmenting them. Decoded samples are kept here;
+the file fills as training goes, and outlives it. The rules:
 
 - A slot is filled with pixels first, then, in one write, with a record: the checksum of the pixels,
-  size and time of the two source files, and a checksum of its own. Whoever is killed in between
+  size and time of the source files, and a checksum of its own. A process that is killed in between
   leaves an empty slot; two processes that fill one slot at once write the same bytes.
 - A slot counts if its record is whole, the source files are the recorded ones and the pixels have
-  their checksum (asked once a process). Everything else is decoded, as without a cache. A slot of
-  an older source file is never overwritten, since somebody may be looking at it: the next run
-  begins the file anew, under another inode.
+  their checksum (computed once a process). Other samples are decoded, as without a cache. A slot
+  of an older source file is never overwritten, since another process may be reading it: the next
+  run begins the file anew, under another inode.
 - Pixels are written by pwrite, never through the map: a full disk is then an error that can be
-  caught, and ends caching with one warning, where a store into the map would kill the process.
-- A set is let in, and files that nobody has open are removed, as `_make_room` says.
+  caught, and ends caching with one warning. A store into the map would kill the process.
+- `_make_room` decides what is let in, and removes files that no process has open.
+
+`datasets`' Arrow files are no substitute: a split is written from front to back by one process
+before the first sample is read, and a sample takes three times as long to look up.
 """
 
 import errno
@@ -54,15 +57,13 @@ SourceFiles = tuple[list[Path], list[Path]]
 RESERVE = 2**30
 """Bytes of the disk that are left to checkpoints and everybody else."""
 
-_FORMAT = 3
+_FORMAT = 4
 _SUFFIX = ".samples"
 _ALIGNMENT = 64  # of slots, in bytes
 _NUM_LOOKED_AT = 16  # rows of a table
 _NUM_THREADS = 8  # asking for the times of files waits for the disk
-_MAGIC = b"finetune decoded"
-_HEADER = struct.Struct("<16s32s16sQQI")  # magic, key, generation, slots, file size, checksum
-_TABLE = np.dtype([("start", "<u8"), ("height", "<u4"), ("width", "<u4"), ("depth", "<u4")])
-_DTYPES: dict[int, np.dtype] = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}  # of images
+_HEADER = struct.Struct("<32sQQQI")  # key, bytes a value of images, slots, file size, checksum
+_TABLE = np.dtype([("start", "<u8"), ("height", "<u4"), ("width", "<u4")])
 _RECORD = struct.Struct("<4qII")  # fingerprint, checksum of the pixels, of this record
 
 
@@ -155,8 +156,8 @@ def cache_folder() -> Path:
 class Slots:
     """An open file of decoded samples, locked as in use. Goes along with fork and spawn.
 
-    Header, table of places, sizes and depths, records, pixels (each mask before its image). The
-    file has its full length from the start; what is not filled takes no room on the disk.
+    Header, table of places and sizes, records, pixels (each mask before its image). The file has
+    its full length from the start; empty slots take no room on the disk.
 
     Args:
         path: The file.
@@ -179,12 +180,15 @@ class Slots:
         header = os.pread(self._descriptor, _HEADER.size, 0)
         if len(header) < _HEADER.size:
             raise ValueError(f"{path}: cut short")
-        magic, found, self.generation, count, self.size, checksum = _HEADER.unpack(header)
-        if (magic, found) != (_MAGIC, key) or os.fstat(self._descriptor).st_size != self.size:
+        found, depth, count, self.size, checksum = _HEADER.unpack(header)
+        status = os.fstat(self._descriptor)
+        self.generation = status.st_ino  # while it is open, no other file can have the number
+        if found != key or status.st_size != self.size:
             raise ValueError(f"{path}: of another set, or cut short")
         table = os.pread(self._descriptor, count * _TABLE.itemsize, _HEADER.size)
         if zlib.crc32(table, zlib.crc32(header[:-4])) != checksum:
             raise ValueError(f"{path}: damaged")
+        self.image_dtype = np.dtype(f"u{depth}")
         self._table = np.frombuffer(table, _TABLE)
         self._records = _HEADER.size + len(table)
         self._map = mmap.mmap(self._descriptor, self.size, access=mmap.ACCESS_READ)
@@ -198,11 +202,11 @@ class Slots:
         record = self._record(index)
         if record is None or record[0] != fingerprint:
             return None
-        start, height, width, depth = self._table[index].item()
+        start, height, width = self._table[index].item()
         area = height * width
         mask = np.frombuffer(self._map, self.mask_dtype, area, start)
-        after = start + _image_offset(mask.nbytes, depth)
-        image = np.frombuffer(self._map, _DTYPES[depth], area * self.channels, after)
+        after = _aligned(start + mask.nbytes)
+        image = np.frombuffer(self._map, self.image_dtype, area * self.channels, after)
         if index not in self._verified:
             if zlib.crc32(image.data, zlib.crc32(mask.data)) != record[1]:
                 return None
@@ -212,11 +216,11 @@ class Slots:
     def put(
         self, index: int, fingerprint: Fingerprint, image: np.ndarray, mask: np.ndarray
     ) -> None:
-        """Fills a slot that is empty or damaged; what does not fit, now or ever, is not kept."""
-        start, height, width, depth = self._table[index].item()
+        """Fills a slot that is empty or damaged; a sample of another size is not kept."""
+        start, height, width = self._table[index].item()
         record = self._record(index)
         outdated = record is not None and record[0] != fingerprint
-        fits = (image.shape, image.dtype) == ((height, width, self.channels), _DTYPES[depth])
+        fits = (image.shape, image.dtype) == ((height, width, self.channels), self.image_dtype)
         if self._stopped.value or outdated or not fits:
             return
         image, mask = np.ascontiguousarray(image), np.ascontiguousarray(mask, self.mask_dtype)
@@ -226,7 +230,7 @@ class Slots:
             if disk.f_bavail * disk.f_frsize < RESERVE:
                 raise OSError(errno.ENOSPC, f"less than {_gigabytes(RESERVE)} are free")
             self._write(mask, start)
-            self._write(image, start + _image_offset(mask.nbytes, depth))
+            self._write(image, _aligned(start + mask.nbytes))
             whole = content + zlib.crc32(content, index).to_bytes(4, "little")
             self._write(whole, self._records + index * _RECORD.size)
         except OSError as error:
@@ -273,9 +277,9 @@ class Slots:
 
 
 def _reopen(
-    path: Path, key: bytes, mask_dtype: np.dtype, channels: int, generation: bytes, stopped: Any
+    path: Path, key: bytes, mask_dtype: np.dtype, channels: int, generation: int, stopped: Any
 ) -> Slots | None:
-    """The same file in another process; None, that is no cache, if it has been replaced."""
+    """The same file in another process; None if it has been replaced."""
     with suppress(OSError, ValueError):
         slots = Slots(path, key, mask_dtype, channels)
         slots._stopped = stopped
@@ -333,11 +337,9 @@ def _open_slots(samples: datasets.Dataset, mode: Mode) -> Slots:
         return slots
     if not files[0][0]:
         _check_limit(folder, _estimate(samples), mode)
-    # Without the lock: a large set on a slow disk takes minutes, in which nobody else shall wait.
-    depths = [dtype.itemsize for dtype in image_dtypes(samples)]
-    header, size = _layout(
-        key, upright_sizes(samples), depths, mask_dtype.itemsize, reader.num_channels
-    )
+    # Without the lock: a large set on a slow disk takes minutes, and nobody else is to wait.
+    sizes, depth = upright_sizes(samples), image_dtypes(samples)[0].itemsize  # all have one depth
+    header, size = _layout(key, sizes, mask_dtype.itemsize, depth, reader.num_channels)
     with _locked(folder):
         newer = there()
         if newer is not None and (slots is None or newer.generation != slots.generation):
@@ -369,27 +371,18 @@ def _key(
 
 
 def _layout(
-    key: bytes,
-    sizes: Sequence[tuple[int, int]],
-    depths: Sequence[int],
-    mask_depth: int,
-    channels: int,
+    key: bytes, sizes: Sequence[tuple[int, int]], mask_depth: int, depth: int, channels: int
 ) -> tuple[bytes, int]:
     """Header and table of a new file, and its length; depths are in bytes a value."""
     position = _aligned(_HEADER.size + len(sizes) * (_TABLE.itemsize + _RECORD.size))
     table = np.empty(len(sizes), _TABLE)
-    for index, ((height, width), depth) in enumerate(zip(sizes, depths, strict=True)):
-        table[index] = position, height, width, depth
-        image = _image_offset(height * width * mask_depth, depth)
-        position = _aligned(position + image + height * width * channels * depth)
-    fields = struct.pack("<16s32s16sQQ", _MAGIC, key, os.urandom(16), len(sizes), position)
+    for index, (height, width) in enumerate(sizes):
+        table[index] = position, height, width
+        image = _aligned(position + height * width * mask_depth)
+        position = _aligned(image + height * width * channels * depth)
+    fields = struct.pack("<32sQQQ", key, depth, len(sizes), position)
     checksum = zlib.crc32(table.tobytes(), zlib.crc32(fields))
     return fields + checksum.to_bytes(4, "little") + table.tobytes(), position
-
-
-def _image_offset(mask_bytes: int, depth: int) -> int:
-    """Where in a slot the image begins, behind its mask: at a multiple of its values' size."""
-    return -(-mask_bytes // depth) * depth
 
 
 def _aligned(position: int) -> int:

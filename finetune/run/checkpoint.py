@@ -1,14 +1,12 @@
 """Complete training states: written aside, renamed into place whole, verified before use.
 
-One checkpoint is a folder `step-00000120/` with, for each named state, `<name>.json` (the
-structure: dicts, lists, numbers, strings) and `<name>.safetensors` (the tensors that the structure
-refers to), and `manifest.json` with the sizes and checksums of them all. Nothing is ever pickled
-or unpickled, and only files that the manifest names are opened.
+One checkpoint is a folder `step-00000120/` with a file `<name>.pt` for each named state, as
+`torch.save` writes it, and `manifest.json` with the sizes and checksums of them all. Only files
+that the manifest names are opened, and `torch.load(weights_only=True)` runs nothing in them.
 
-Whatever happens in between (kill, full disk, power cut), a folder named `step-*` is whole, or
-`latest` says what is wrong with it and takes the one before. Hidden neighbours are unfinished
-business: `.step-*.tmp` is being written, `.*.trash` is being deleted, `.*.old` is waiting for its
-replacement (see `swap_folder`).
+After a kill, a full disk or a power cut, each folder `step-*` is whole, or `latest` says what is
+wrong with it and takes the one before. Hidden neighbours are unfinished: `.step-*.tmp` is being
+written, `.*.trash` is being deleted, `.*.old` is waiting for its replacement (see `swap_folder`).
 """
 
 from __future__ import annotations
@@ -16,41 +14,30 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypedDict, cast
 
 import numpy as np
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from finetune.disk import discard, measure, recover, swap_folder, sync_folder
 from finetune.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 MANIFEST = "manifest.json"
 
-# Dtypes as the safetensors format spells them: https://github.com/huggingface/safetensors#format
-DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint64: "U64",
-    torch.uint32: "U32",
-    torch.uint16: "U16",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
+# What numpy's arrays and numbers are pickled with, beside what torch allows.
+NUMPY_GLOBALS: list[Any] = [
+    *(np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0]),
+    *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
+]
 
 REMEDIES = {
     errno.ENOSPC: "free some space there, or let `output` point to another disk",
@@ -144,22 +131,22 @@ def save(
 
     def write() -> None:
         for name, state in states.items():
-            if name == "rng":
-                entries.update(_write_state(temp, _rng_name(rank), state))
-            elif rank == 0:
-                entries.update(_write_state(temp, name, state))
+            if name == "rng" or rank == 0:
+                _refuse_others(state, name)
+                file = _rng_file(rank) if name == "rng" else f"{name}.pt"
+                entries[file] = _write_file(temp / file, partial(torch.save, state))
 
     def commit() -> None:
         if rank != 0:
             return
         if "rng" in states:
             for other in range(1, meta["world_size"]):
-                for file in _files_of(_rng_name(other)):
-                    size, checksum = measure(temp / file)
-                    entries[file] = {"size": size, "sha256": checksum}
+                size, checksum = measure(temp / _rng_file(other))
+                entries[_rng_file(other)] = {"size": size, "sha256": checksum}
         manifest = {"format": FORMAT, "step": step, **meta, "files": entries}
         manifest["sha256"] = _checksum(manifest)
-        _write_file(temp / MANIFEST, [json.dumps(manifest, indent=2).encode()])
+        text = json.dumps(manifest, indent=2).encode()
+        _write_file(temp / MANIFEST, lambda out: out.write(text))
         sync_folder(temp)
         swap_folder(temp, folder)
 
@@ -178,57 +165,50 @@ def save(
     return folder
 
 
-def _write_state(folder: Path, name: str, state: Any) -> dict[str, FileEntry]:
-    encoder = _Encoder(name)
-    structure = json.dumps(encoder.encode(state), indent=1, allow_nan=False).encode()
-    structure_file, tensor_file = _files_of(name)
-    return {
-        structure_file: _write_file(folder / structure_file, [structure]),
-        tensor_file: _write_file(folder / tensor_file, _safetensors(encoder.tensors)),
-    }
+class _Hashed:
+    """A file for `torch.save`: passes an OSError on, which a path given to torch does not."""
+
+    def __init__(self, file: Any):
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
-def _safetensors(tensors: dict[str, Tensor]) -> Iterable[Any]:
-    """The bytes of a safetensors file, tensor by tensor.
-
-    Not `safetensors.torch.save_file`: it refuses tensors that share memory, holds a second copy of
-    all of them, and reports a full disk as a string without an errno.
-    """
-    # Widest first keeps every tensor aligned in the file, as readers that map it expect.
-    ordered = sorted(tensors.items(), key=lambda item: -item[1].element_size())
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in ordered:
-        start, end = end, end + tensor.numel() * tensor.element_size()
-        header[name] = {
-            "dtype": DTYPES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for _, tensor in ordered:
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        yield flat.view(torch.uint8).numpy().data  # as bytes: numpy has no bfloat16
-
-
-def _write_file(path: Path, chunks: Iterable[Any]) -> FileEntry:
-    """Write chunks of bytes to disk for good; a file that fails half-way is removed."""
-    digest, size = hashlib.sha256(), 0
+def _write_file(path: Path, write: Callable[[Any], object]) -> FileEntry:
+    """Let `write` fill a file, for good; a file that fails half-way is removed."""
     try:
         with open(path, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                digest.update(chunk)
-                size += len(chunk)
+            hashed = _Hashed(file)
+            write(hashed)
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
         error.filename = error.filename or str(path)  # a failing write does not say which file
         raise
-    return {"size": size, "sha256": digest.hexdigest()}
+    return {"size": hashed.size, "sha256": hashed.digest.hexdigest()}
+
+
+def _refuse_others(value: Any, path: str) -> None:
+    """Raises a TypeError for what `load` would refuse: torch.save pickles everything."""
+    if type(value) in (dict, OrderedDict):
+        for key, item in value.items():
+            _refuse_others(key, path)
+            _refuse_others(item, f"{path}.{key}")
+    elif type(value) in (list, tuple, torch.Size):
+        for index, item in enumerate(value):
+            _refuse_others(item, f"{path}.{index}")
+    elif isinstance(value, np.ndarray | np.generic):
+        if value.dtype.kind not in "biufc":
+            raise TypeError(f"{path}: a checkpoint cannot hold numpy's {value.dtype}")
+    elif type(value) not in (type(None), bool, int, float, str) and not isinstance(value, Tensor):
+        raise TypeError(f"{path}: a checkpoint cannot hold {type(value).__name__}")
 
 
 def _cannot_write(error: OSError, folder: Path) -> str:
@@ -249,7 +229,7 @@ def latest(root: Path) -> Path | None:
     it is tried.
 
     Raises:
-        UserError: A newer version of this package wrote the newest one.
+        UserError: Another version of this package wrote the newest one.
     """
     for folder in _checkpoints(root):
         try:
@@ -266,11 +246,11 @@ def verify(folder: Path) -> Manifest:
 
     Raises:
         DamagedError: A file is missing or is not what was written.
-        UserError: A newer version of this package wrote it.
+        UserError: Another version of this package wrote it.
     """
     manifest = _read_manifest(folder)
     for file, entry in manifest["files"].items():
-        _read_checked(folder, file, entry)
+        _check(folder, file, entry)
     return manifest
 
 
@@ -284,18 +264,22 @@ def load(folder: Path, rank: int = 0) -> tuple[Manifest, dict[str, Any]]:
 
     Raises:
         DamagedError: A file that is read is missing or is not what was written.
-        UserError: A newer version of this package wrote it.
+        UserError: Another version of this package wrote it.
     """
     manifest = _read_manifest(folder)
-    files = manifest["files"]
     states = {}
-    for name in (file.removesuffix(".json") for file in files if file.endswith(".json")):
-        if name.startswith("rng-") and name != _rng_name(rank):
-            continue
-        structure_file, tensor_file = _files_of(name)
-        structure = json.loads(_read_checked(folder, structure_file, files[structure_file]))
-        tensors = safetensors.torch.load(_read_checked(folder, tensor_file, files[tensor_file]))
-        states["rng" if name.startswith("rng-") else name] = _decode(structure, tensors)
+    for file, entry in manifest["files"].items():
+        name = file.removesuffix(".pt")
+        if name.startswith("rng-"):
+            if file != _rng_file(rank):
+                continue
+            name = "rng"
+        _check(folder, file, entry)
+        try:
+            with torch.serialization.safe_globals(NUMPY_GLOBALS):
+                states[name] = torch.load(folder / file, map_location="cpu", weights_only=True)
+        except Exception as error:  # a file that was made to look right may fail in any way
+            raise DamagedError(f"checkpoint {folder} is damaged: {file} holds no state") from error
     return manifest, states
 
 
@@ -307,28 +291,32 @@ def _read_manifest(folder: Path) -> Manifest:
         raise DamagedError(
             f"checkpoint {folder} is damaged: {MANIFEST} is missing or cut"
         ) from error
-    if isinstance(version, int) and version > FORMAT:
+    if isinstance(version, int) and version != FORMAT:
+        remedy = (
+            "upgrade finetune to go on from it"
+            if version > FORMAT
+            else "go on with the version that wrote it, or let `output` name a new folder"
+        )
         raise UserError(
-            f"checkpoint {folder} has format {version}, this version of finetune reads up to "
-            f"{FORMAT}: upgrade finetune to go on from it"
+            f"checkpoint {folder} has format {version}, this version of finetune reads {FORMAT}: "
+            f"{remedy}"
         )
     if checksum != _checksum(manifest):
         raise DamagedError(f"checkpoint {folder} is damaged: {MANIFEST} is not what was written")
     return cast(Manifest, {**manifest, "sha256": checksum})
 
 
-def _read_checked(folder: Path, file: str, entry: FileEntry) -> bytes:
+def _check(folder: Path, file: str, entry: FileEntry) -> None:
     try:
-        data = (folder / file).read_bytes()
+        size, checksum = measure(folder / file)
     except OSError as error:
         raise DamagedError(f"checkpoint {folder} is damaged: {file}: {error.strerror}") from error
-    if len(data) != entry["size"]:
+    if size != entry["size"]:
         raise DamagedError(
-            f"checkpoint {folder} is damaged: {file} has {len(data)} of {entry['size']} bytes"
+            f"checkpoint {folder} is damaged: {file} has {size} of {entry['size']} bytes"
         )
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+    if checksum != entry["sha256"]:
         raise DamagedError(f"checkpoint {folder} is damaged: {file} does not match its checksum")
-    return data
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -370,84 +358,9 @@ def _checkpoints(root: Path) -> list[Path]:
     return [by_name[name] for name in sorted(by_name, reverse=True)]
 
 
-def _rng_name(rank: int) -> str:
-    return f"rng-{rank:05d}"
-
-
-def _files_of(name: str) -> tuple[str, str]:
-    return f"{name}.json", f"{name}.safetensors"
+def _rng_file(rank: int) -> str:
+    return f"rng-{rank:05d}.pt"
 
 
 def _checksum(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-# --- Trees as JSON ----------------------------------------------------------------------------
-# JSON's own types stand for themselves. Everything else is an object with one key that begins
-# with "$": {"$tensor": name}, {"$array": name}, {"$tuple": [...]}, {"$float": "nan"}, and
-# {"$dict": [[key, value], ...]} for a dict with other keys than plain strings.
-
-
-class _Encoder:
-    """Takes a tree apart into JSON and named tensors."""
-
-    def __init__(self, name: str):
-        self.name = name
-        self.tensors: dict[str, Tensor] = {}
-        self._names: dict[tuple, str] = {}  # a view of memory -> the name it is stored under
-
-    def encode(self, value: Any, path: str = "") -> Any:
-        """`value` as JSON; its tensors go to `self.tensors`, named by their path in the tree."""
-        if isinstance(value, np.generic):
-            value = value.item()
-        if value is None or type(value) in (bool, int, str):
-            return value
-        if type(value) is float:
-            return value if math.isfinite(value) else {"$float": str(value)}
-        if isinstance(value, Tensor):
-            return {"$tensor": self._store(value, path)}
-        if isinstance(value, np.ndarray):
-            # A copy: torch takes neither read-only memory nor negative strides.
-            return {"$array": self._store(torch.from_numpy(np.array(value)), path)}
-        if isinstance(value, list):
-            return [self.encode(item, f"{path}.{i}") for i, item in enumerate(value)]
-        if type(value) in (tuple, torch.Size):
-            return {"$tuple": self.encode(list(value), path)}
-        if isinstance(value, dict):
-            pairs = [(key, self.encode(item, f"{path}.{key}")) for key, item in value.items()]
-            if all(type(key) is str and not key.startswith("$") for key in value):
-                return dict(pairs)
-            return {"$dict": [[self.encode(key), item] for key, item in pairs]}
-        raise TypeError(f"{self.name}{path}: a checkpoint cannot hold {type(value).__name__}")
-
-    def _store(self, tensor: Tensor, path: str) -> str:
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{self.name}{path}: a checkpoint cannot hold {tensor.dtype}")
-        view = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
-        if tensor.numel() and view in self._names:
-            return self._names[view]  # tied weights: stored once, and one tensor again when loaded
-        name = path.removeprefix(".") or "tensor"
-        while name in self.tensors:  # {"a.b": t} beside {"a": {"b": t}}
-            name += "'"
-        self.tensors[name] = tensor
-        self._names[view] = name
-        return name
-
-
-def _decode(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What `_Encoder.encode` took apart."""
-    if isinstance(value, list):
-        return [_decode(item, tensors) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if "$tensor" in value:
-        return tensors[value["$tensor"]]
-    if "$array" in value:
-        return tensors[value["$array"]].numpy()
-    if "$float" in value:
-        return float(value["$float"])
-    if "$tuple" in value:
-        return tuple(_decode(value["$tuple"], tensors))
-    if "$dict" in value:
-        return {_decode(key, tensors): _decode(item, tensors) for key, item in value["$dict"]}
-    return {key: _decode(item, tensors) for key, item in value.items()}

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from finetune.errors import UserError
 from finetune.run import checkpoint
 from finetune.run.folder import RunFolder
 from finetune.run.processes import agree, on_main
@@ -82,15 +81,9 @@ class States:
             The step, and what `save` was given as `loop`.
 
         Raises:
-            UserError: the checkpoint is damaged, or an earlier version of this package wrote it.
+            UserError: the checkpoint is damaged, or another version of this package wrote it.
         """
         manifest, saved = checkpoint.load(path, self.rank)
-        if missing := [name for name in (*self.parts, _LOOP) if name not in saved]:
-            raise UserError(
-                f"checkpoint {path}: holds no {missing[0]}, since an earlier version of finetune "
-                "wrote it. Finish this run with that version (environment.json names it), or "
-                "start another output from its model (model.init)"
-            )
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         rng = saved.get("rng", {})

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from benchmarks import limits, memory
+from benchmarks.training import StockTask
 from finetune import cli
 from finetune.errors import UserError
 from finetune.inference import Preprocessing
 from finetune.metrics import MeanIoU
 from finetune.programs.benchmark import benchmark, cases, meters, pictures
 from finetune.programs.benchmark import printing as tables
-from finetune.programs.benchmark.training import StockTask
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.segformer.costs import count_flop
@@ -30,7 +31,7 @@ TINY = ["--size", "64", "--num-labels", "7", "--rounds", "2", "--threads", "2", 
 
 @pytest.fixture(autouse=True)
 def small_products(monkeypatch):
-    monkeypatch.setitem(meters.PRODUCT_SIDES, "cpu", (512,))
+    monkeypatch.setitem(limits.PRODUCT_SIDES, "cpu", (512,))
 
 
 def run(*arguments: str) -> list[dict]:
@@ -108,6 +109,17 @@ def test_this_package_alone():
     assert row["keeps_freed_memory"] is True
 
 
+def test_a_wheel_measures_time_alone_and_says_where_the_rest_is(monkeypatch):
+    monkeypatch.setattr(benchmark.finetune, "__file__", "/nowhere/finetune/__init__.py")
+    (row,) = run("forward", "--variant", "b0")
+    assert row["ratio"]["ours"] > 0
+    assert row["limit"] == row["peak_bytes"] == {}
+    for arguments in (["predict"], ["training", "--recipe", "shapes"]):
+        done = CliRunner().invoke(cli.app, ["benchmark", *arguments])
+        assert isinstance(done.exception, UserError)
+        assert f"benchmark {arguments[0]}: only in a checkout" in str(done.exception)
+
+
 def test_half_precision_runs_on_both_sides():
     (row,) = run("forward", "--variant", "b0", "--no-memory", "--dtype", "bfloat16")
     assert row["dtype"] == "bfloat16"
@@ -175,14 +187,14 @@ def test_wrong_options_exit_2_and_are_named(arguments, message, capsys, monkeypa
 
 
 def test_peak_bytes_sees_what_is_freed_again():
-    peak = meters.peak_bytes(lambda: torch.ones(10_000_000).sum(), "cpu")
+    peak = memory.peak_bytes(lambda: torch.ones(10_000_000).sum(), "cpu")
     assert 39.5e6 <= peak < 60e6  # the kernel counts resident pages in batches
 
 
 def test_bytes_and_arithmetic_are_counted():
     x, weight = torch.randn(3, 4), torch.randn(5, 4)
     assert count_flop(lambda: x @ weight.T) == 2 * 3 * 4 * 5
-    assert meters.count_bytes(lambda: x @ weight.T) == 4 * (3 * 4 + 4 * 5 + 3 * 5)
+    assert limits.count_bytes(lambda: x @ weight.T) == 4 * (3 * 4 + 4 * 5 + 3 * 5)
     q = torch.randn(1, 2, 16, 8)
     attention = count_flop(lambda: torch.nn.functional.scaled_dot_product_attention(q, q, q))
     assert attention == 2 * 2 * 2 * 16 * 16 * 8

@@ -1,8 +1,9 @@
 """How fast this package is against stock transformers: the program behind `finetune benchmark`.
 
 One process, taking turns (A B A B), medians. On a shared machine only ratios of these mean
-anything; memory is measured in a fresh process a side. `plan` turns options into cases, `measure`
-measures one, `show` prints; `finetune.programs.benchmark.training` trains both for equal minutes.
+anything. `plan` turns options into cases, `measure` measures one. Peak memory, the machine's
+limits, `predict` and `training` are in `benchmarks/` beside the package of a checkout, see
+`beside`.
 
 Both sides live with what the process is told: its threads, and what the C library does with freed
 memory. By default that is its own habit, as in anybody's script; with `--keep-freed-memory` it is
@@ -10,24 +11,22 @@ kept, as `fit` does, which is worth more to stock, whose tensors are larger.
 """
 
 import functools
+import importlib
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 
+import finetune
 from finetune.errors import UserError
 from finetune.machine import device, is_out_of_memory, keep_freed_memory, set_threads, take_turns
 from finetune.pictures.reading import image_size
 from finetune.programs.benchmark.cases import BENCHMARKS, DTYPES, Case, Work
-from finetune.programs.benchmark.children import peak_of
-from finetune.programs.benchmark.meters import (
-    differences,
-    distance_to_limit,
-    machine,
-    peak_flop_per_second,
-)
+from finetune.programs.benchmark.meters import differences, machine
 from finetune.segformer import VARIANTS, SegformerConfig
 from finetune.segformer.configuration import smallest_side
 from finetune.segformer.costs import count_flop
@@ -35,7 +34,6 @@ from finetune.segformer.costs import count_flop
 TABLE = (*BENCHMARKS, "loader")
 """What is measured unless told otherwise; `training` takes its minutes twice."""
 LOADER_ROUNDS = 9
-PREDICT_ROUNDS = 5
 PER_PICTURE = ("loader", "predict")
 
 
@@ -73,9 +71,9 @@ class Result:
     difference: dict[str, float]
     """Of ours to stock, relative to the largest value; the worst of our sides."""
     peak_bytes: dict[str, int | None] = field(default_factory=dict)
-    """Above the loaded model and the inputs; None: it did not fit."""
+    """Above the loaded model and the inputs; None: it did not fit. Empty without a checkout."""
     limit: dict[str, float] = field(default_factory=dict)
-    """How near our fastest side comes to what the machine can do."""
+    """How near our fastest side comes to what the machine can do. Empty without a checkout."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain and flat, for JSON."""
@@ -83,6 +81,33 @@ class Result:
         if self.case.what in PER_PICTURE:
             values["images_per_second"] = {side: 1 / value for side, value in self.seconds.items()}
         return {key: value for key, value in values.items() if key not in ("case", "machine")}
+
+
+def beside(name: str) -> ModuleType | None:
+    """A module of `benchmarks/`, which a checkout has beside the package; None in a wheel."""
+    root = Path(finetune.__file__).parents[1]
+    if (
+        not (root / "benchmarks" / f"{name}.py").is_file()
+        or not (root / "pyproject.toml").is_file()
+    ):
+        return None
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    return importlib.import_module(f"benchmarks.{name}")
+
+
+def from_checkout(what: str) -> ModuleType:
+    """The module of a benchmark that a wheel does not hold.
+
+    Raises:
+        UserError: This is no checkout.
+    """
+    if (module := beside(what)) is None:
+        raise UserError(
+            f"benchmark {what}: only in a checkout of the source, with `pip install -e .`; "
+            f"here are {', '.join(TABLE)}"
+        )
+    return module
 
 
 def plan(what: Iterable[str], options: Options) -> list[Case]:
@@ -110,15 +135,10 @@ def plan(what: Iterable[str], options: Options) -> list[Case]:
             cases.append(Case(variant=None, **common, **shape))  # type: ignore[arg-type]
             continue
         if name == "predict":
-            if options.data is None or options.model is None:
-                raise UserError("predict: needs --model and --data, a folder of images")
-            from finetune.programs.benchmark.predicting import (
-                picture_files,  # here, as the loader's
-            )
-
-            size = image_size(picture_files(options.data)[0])
-            shape = {"size": size, "batch": options.batch or 1, "dtype": options.dtype}
-            cases.append(Case(variant=None, device=where, **common, **shape))  # type: ignore[arg-type]
+            files = from_checkout(name).picture_files(options)
+            shape = {"size": image_size(files[0]), "batch": options.batch or 1}
+            shape |= {"dtype": options.dtype, "device": where}
+            cases.append(Case(variant=None, **common, **shape))  # type: ignore[arg-type]
             continue
         benchmark = BENCHMARKS[name]
         shape = {
@@ -147,7 +167,7 @@ def measure(case: Case, options: Options) -> Result:
     if case.what == "loader":
         return _measure_loader(case, options)
     if case.what == "predict":
-        return _measure_predict(case, options)
+        return from_checkout(case.what).measure(case, options)
     try:
         return _measure(case, options)
     except (MemoryError, RuntimeError) as error:
@@ -170,28 +190,28 @@ def _measure(case: Case, options: Options) -> Result:
         sides = [side for side in sides if side.startswith("ours")]
     works = {side: benchmark.load(case, side) for side in sides}
     inputs = benchmark.inputs(case)
-    difference = _differences(works, inputs)
+    difference = worst_differences(works, inputs)
     rounds = options.rounds or benchmark.rounds
     eager = works["ours"]  # a compiled graph cannot be looked into
+    limits = beside("limits") if eager.products else None
+    # Its peak right before and right after: shared machines change their pace.
+    before = limits.peak_flop_per_second(case.dtype, case.device) if limits else 0.0
+    seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
+    eager.reset()
     limit: dict[str, float] = {}
-    if eager.products is None:
-        seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
-    else:
-        # Its peak right before and right after: shared machines change their pace.
-        before = peak_flop_per_second(case.dtype, case.device)
-        seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
-        eager.reset()
-        limit = distance_to_limit(
+    if limits and eager.products:
+        limit = limits.distance_to_limit(
             count_flop(functools.partial(eager.products, *inputs)) * benchmark.passes,
             functools.partial(eager.run, *inputs),
             seconds={side: value for side, value in seconds.items() if side.startswith("ours")},
-            peak=max(before, peak_flop_per_second(case.dtype, case.device)),
+            peak=max(before, limits.peak_flop_per_second(case.dtype, case.device)),
             device=case.device,
         )
     facts = machine(case.device, keeps_memory=options.keep_freed_memory)
     del works, eager, inputs  # room for the children
-    peaks = {side: peak_of(case, side) for side in sides} if options.memory else {}
-    return Result(case, rounds, facts, seconds, _ratios(seconds), difference, peaks, limit)
+    memory = beside("memory") if options.memory else None
+    peaks = {side: memory.peak_of(case, side) for side in sides} if memory else {}
+    return Result(case, rounds, facts, seconds, ratios(seconds), difference, peaks, limit)
 
 
 def _measure_loader(case: Case, options: Options) -> Result:
@@ -216,27 +236,11 @@ def _measure_loader(case: Case, options: Options) -> Result:
         seconds = take_turns(works, (), rounds=rounds, device="cpu")
         facts = machine("cpu", keeps_memory=options.keep_freed_memory)
     seconds = {side: value / (BATCH * BATCHES) for side, value in seconds.items()}
-    return Result(case, rounds, facts, seconds, _ratios(seconds), {})
+    return Result(case, rounds, facts, seconds, ratios(seconds), {})
 
 
-def _measure_predict(case: Case, options: Options) -> Result:
-    from finetune.programs.benchmark.predicting import predicting  # here, as above
-
-    model, data = options.model, options.data
-    assert model is not None, "plan() asks for it"
-    assert data is not None, "and for this"
-    rounds = options.rounds or PREDICT_ROUNDS
-    with predicting(case, model, data) as (works, count):
-        if options.vs == "none":
-            del works["stock"]
-        difference = _differences(works, ())
-        seconds = take_turns(works, (), rounds=rounds, device=case.device)
-        facts = machine(case.device, keeps_memory=options.keep_freed_memory)
-    seconds = {side: value / count for side, value in seconds.items()}
-    return Result(case, rounds, facts, seconds, _ratios(seconds), difference)
-
-
-def _differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, float]:
+def worst_differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, float]:
+    """How far our sides' results are from stock's, by name; {} without stock."""
     results = {side: work.compare(*inputs) for side, work in works.items()}
     stock = [side for side in results if side.startswith("stock")]
     worst: dict[str, float] = {}
@@ -246,7 +250,8 @@ def _differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, flo
     return worst
 
 
-def _ratios(seconds: dict[str, float]) -> dict[str, float]:
+def ratios(seconds: dict[str, float]) -> dict[str, float]:
+    """Stock's seconds over those of each of our sides; {} without stock."""
     stock = [value for side, value in seconds.items() if side.startswith("stock")]
     ours = {side: value for side, value in seconds.items() if side.startswith("ours")}
     return {side: stock[0] / value for side, value in ours.items()} if stock else {}

@@ -1,14 +1,11 @@
-"""Prints results: one JSON object a line, or tables that fit into 80 columns."""
+"""Prints results as tables that fit into 80 columns."""
 
-import json
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from finetune.programs.benchmark.benchmark import Result
-from finetune.programs.benchmark.training import Trained
 
 LEGEND = """\
 time    median of a run, of a picture for the loader
@@ -18,31 +15,6 @@ peak    the model's arithmetic a second over that of the machine's best product,
         or, on a GPU, bytes a second over those of a copy, whichever is nearer
 memory  highest during a run, above the loaded model and its inputs
 loader  one worker a side, which treats freed memory as it does in a training"""
-
-
-def print_json(result: Result | Sequence[Trained]) -> None:
-    """One line, written out at once."""
-    values: dict[str, Any]
-    if isinstance(result, Result):
-        values = result.to_dict()
-    else:
-        values = {"what": "training", **{side.side: vars(side) for side in result}}
-    print(json.dumps(values), flush=True)
-
-
-def print_training(sides: Sequence[Trained]) -> None:
-    """One row a side."""
-    table = _table("training", "images", "minutes", "images/s", "mean IoU", "run folder")
-    for side in sides:
-        table.add_row(
-            "this" if side.side == "ours" else side.side,
-            f"{side.images:,}",
-            f"{side.seconds / 60:.1f}",
-            f"{side.images_per_second:.1f}",
-            "-" if side.mean_iou is None else f"{side.mean_iou:.1%}",
-            side.output,
-        )
-    Console().print(table)
 
 
 def print_tables(results: Sequence[Result]) -> None:
@@ -67,7 +39,7 @@ def _dtypes(results: Sequence[Result]) -> str:
 
 
 def _times(results: Sequence[Result]) -> Table:
-    table = _table("time", "images", "this", "stock", "ratio", "differs", "peak")
+    table = columns_of("time", "images", "this", "stock", "ratio", "differs", "peak")
     for result in results:
         stock = [value for side, value in result.seconds.items() if side.startswith("stock")]
         worst = max(result.difference.values(), default=None)
@@ -87,7 +59,7 @@ def _times(results: Sequence[Result]) -> Table:
 
 
 def _memory(results: Sequence[Result]) -> Table:
-    table = _table("memory", "images", "this", "stock", "ratio")
+    table = columns_of("memory", "images", "this", "stock", "ratio")
     for result in results:
         stock = [value for side, value in result.peak_bytes.items() if side.startswith("stock")]
         for side in (side for side in result.peak_bytes if side.startswith("ours")):
@@ -102,7 +74,8 @@ def _memory(results: Sequence[Result]) -> Table:
     return table
 
 
-def _table(*columns: str) -> Table:
+def columns_of(*columns: str) -> Table:
+    """A table without a box, the first two columns to the left."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)

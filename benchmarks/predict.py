@@ -22,37 +22,56 @@ from torch import Tensor
 
 from finetune.errors import UserError
 from finetune.inference import Segmenter
-from finetune.machine import keep_freed_memory, set_threads
+from finetune.machine import keep_freed_memory, set_threads, take_turns
 from finetune.pictures.reading import read_mask
 from finetune.pictures.references import IMAGE_SUFFIXES
+from finetune.programs.benchmark.benchmark import Options, Result, ratios, worst_differences
 from finetune.programs.benchmark.cases import Case, Work
+from finetune.programs.benchmark.meters import machine
 from finetune.programs.predict.predict import predict
 
 PICTURES = 32
 """Of the folder, that a turn takes."""
+ROUNDS = 5
 _COMPARED = 4
 
 
-def picture_files(folder: Path) -> list[Path]:
+def picture_files(options: Options) -> list[Path]:
     """Those of a turn.
 
     Raises:
-        UserError: There are none.
+        UserError: There are none, or an option is missing.
     """
-    found = (path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if options.data is None or options.model is None:
+        raise UserError("predict: needs --model and --data, a folder of images")
+    found = (path for path in options.data.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not (files := sorted(found)[:PICTURES]):
-        raise UserError(f"--data {folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
+        raise UserError(f"--data {options.data}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
 
 
+def measure(case: Case, options: Options) -> Result:
+    """Both sides, in turns."""
+    assert options.model is not None, "`picture_files` asks for it"
+    files = [str(path) for path in picture_files(options)]
+    rounds = options.rounds or ROUNDS
+    with predicting(case, options.model, files) as works:
+        if options.vs == "none":
+            del works["stock"]
+        difference = worst_differences(works, ())
+        seconds = take_turns(works, (), rounds=rounds, device=case.device)
+        facts = machine(case.device, keeps_memory=options.keep_freed_memory)
+    seconds = {side: value / len(files) for side, value in seconds.items()}
+    return Result(case, rounds, facts, seconds, ratios(seconds), difference)
+
+
 @contextmanager
-def predicting(case: Case, model: Path, folder: Path) -> Iterator[tuple[dict[str, Work], int]]:
-    """Both sides, and the number of pictures of a turn.
+def predicting(case: Case, model: Path, files: list[str]) -> Iterator[dict[str, Work]]:
+    """Both sides.
 
     Raises:
-        UserError: The folder holds no images, or the model cannot be read.
+        UserError: The model cannot be read.
     """
-    files = [str(path) for path in picture_files(folder)]
     Segmenter.load(model)  # which says what is wrong with it
     context = multiprocessing.get_context("spawn")
     near, far = context.Pipe()
@@ -62,7 +81,7 @@ def predicting(case: Case, model: Path, folder: Path) -> Iterator[tuple[dict[str
         child.start()
         far.close()  # so that its end is an error here, and no wait
         try:
-            yield {"ours": _ours(files, near), "stock": _stock(case, model, files)}, len(files)
+            yield {"ours": _ours(files, near), "stock": _stock(case, model, files)}
         finally:
             with suppress(OSError):
                 near.send(None)

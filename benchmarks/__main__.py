@@ -1,4 +1,4 @@
-"""The child processes of `finetune benchmark`, see `children`. Not for people."""
+"""The child processes of `finetune benchmark`, see `memory.start`. Not for people."""
 
 import json
 import sys
@@ -11,11 +11,11 @@ def main() -> int:
     task = json.loads(sys.argv[1])
     try:
         if task["do"] == "memory":
-            from finetune.programs.benchmark.children import measure_memory
+            from benchmarks.memory import measure_memory
 
             print(measure_memory(task))
         else:
-            from finetune.programs.benchmark.training import train_side
+            from benchmarks.training import train_side
 
             train_side(task)
     except UserError as error:

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import transformers
+from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from benchmarks.memory import start
 from finetune.errors import UserError
-from finetune.programs.benchmark.children import start
+from finetune.programs.benchmark.printing import columns_of
 from finetune.recipe import PLAIN_LOSS, Recipe, load_recipe
 from finetune.run.log import rows
 from finetune.trainers import Batch, tasks
@@ -151,3 +153,18 @@ def _trained(output: Path, side: str) -> Trained:
     mean_iou = [row["eval/mean_iou"] for row in written if "eval/mean_iou" in row][-1]
     images = recipe.train.steps * recipe.train.global_batch
     return Trained(side, images, seconds, images / seconds, mean_iou, recipe.output)
+
+
+def print_training(sides: Sequence[Trained]) -> None:
+    """One row a side."""
+    table = columns_of("training", "images", "minutes", "images/s", "mean IoU", "run folder")
+    for side in sides:
+        table.add_row(
+            "this" if side.side == "ours" else side.side,
+            f"{side.images:,}",
+            f"{side.seconds / 60:.1f}",
+            f"{side.images_per_second:.1f}",
+            "-" if side.mean_iou is None else f"{side.mean_iou:.1%}",
+            side.output,
+        )
+    Console().print(table)
