@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -251,3 +252,12 @@ def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):
         assert isinstance(done.exception, UserError)
         with pytest.raises(UserError, match=expected):
             raise done.exception
+
+
+def test_help_wraps_as_paragraphs():
+    """A line break inside a paragraph of help would stand in the middle of an 80 column line."""
+    verbs = typer.main.get_command(cli.app).commands
+    assert len(verbs) > 12
+    for name, verb in verbs.items():
+        assert verb.help, name
+        assert all("\n" not in paragraph for paragraph in verb.help.split("\n\n")), name

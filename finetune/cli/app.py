@@ -1,14 +1,32 @@
 """The `finetune` command itself, and the arguments that several verbs take."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 import typer
 
 import finetune
 
-app = typer.Typer(
+Verb = TypeVar("Verb", bound=Callable[..., Any])
+
+
+class App(typer.Typer):
+    """Verbs whose help wraps as paragraphs: typer breaks lines where the docstring does."""
+
+    def command(self, *arguments: Any, **options: Any) -> Callable[[Verb], Verb]:
+        """As typer's, with the docstring's paragraphs each in one line."""
+
+        def register(verb: Verb) -> Verb:
+            paragraphs = (inspect.getdoc(verb) or "").split("\n\n")
+            text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+            return super(App, self).command(*arguments, help=text, **options)(verb)
+
+        return register
+
+
+app = App(
     help="Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
