@@ -32,6 +32,18 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, if they are not there.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from error
+
+
 @contextmanager
 def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]:
     """Locks a folder until the end of the block, or of the process.

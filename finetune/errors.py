@@ -15,3 +15,8 @@ class UserError(ValueError):
     def __init__(self, message: str = "", *, kind: str = "") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what another library says, or the error's name."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

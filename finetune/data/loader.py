@@ -77,36 +77,36 @@ class Whole:
         return self.protocol.resize(sample["image"]), sample["mask"], sample["id"]
 
 
+@dataclass(eq=False)
 class TrainSamples(Dataset[Any]):
     """Augmented samples, addressed by (position, index)."""
 
-    def __init__(self, samples: Samples, augmented: Augmented):
-        self.samples = samples
-        self.augmented = augmented
+    samples: Samples
+    augmented: Augmented
 
     def __getitem__(self, address: tuple[int, int]) -> _Arrays:
         position, index = address
         return self.augmented(self.samples[index], position)
 
 
+@dataclass(eq=False)
 class EvalSamples(Dataset[Any]):
     """Whole samples by index."""
 
-    def __init__(self, samples: Samples, whole: Whole):
-        self.samples = samples
-        self.whole = whole
+    samples: Samples
+    whole: Whole
 
     def __getitem__(self, index: int) -> _Arrays:
         return self.whole(self.samples[index])
 
 
+@dataclass(eq=False)
 class TrainStream(IterableDataset[Any]):
     """The augmented batches of one worker, read from front to back."""
 
-    def __init__(self, samples: Streamed, augmented: Augmented, order: StreamOrder):
-        self.samples = samples
-        self.augmented = augmented
-        self.order = order
+    samples: Streamed
+    augmented: Augmented
+    order: StreamOrder
 
     def __iter__(self) -> "Iterator[list[Batch] | UserError]":
         size = self.order.micro_batch
@@ -121,20 +121,20 @@ class TrainStream(IterableDataset[Any]):
             yield _batches(arrays, size, one_size=True)
 
 
+@dataclass(eq=False)
 class EvalStream(IterableDataset[Any]):
     """The whole batches of one worker, a share of the batches that are cut by index."""
 
-    def __init__(
-        self, samples: Streamed, whole: Whole, *, batch_size: int, share: tuple[int, int, int]
-    ):
-        self.samples = samples
-        self.whole = whole
-        self.batch_size = batch_size
-        self.rank, self.world_size, self.workers = share
+    samples: Streamed
+    whole: Whole
+    batch_size: int
+    share: tuple[int, int, int]
+    """Rank, number of processes, workers of each."""
 
     def __iter__(self) -> "Iterator[list[Batch] | UserError]":
-        workers = max(self.workers, 1)
-        parts, part = self.world_size * workers, self.rank * workers + _worker()
+        rank, world_size, workers = self.share
+        workers = max(workers, 1)
+        parts, part = world_size * workers, rank * workers + _worker()
         count = len(self.samples)
         firsts = range(0, count, self.batch_size)
         share = firsts[len(firsts) * part // parts : len(firsts) * (part + 1) // parts]
@@ -198,8 +198,7 @@ def eval_loader(
     """
     whole = Whole(protocol)
     if isinstance(samples, Streamed):
-        share = rank, world_size, workers
-        stream = EvalStream(samples, whole, batch_size=batch_size, share=share)
+        stream = EvalStream(samples, whole, batch_size, (rank, world_size, workers))
         return _serve(_loader(stream, workers, pin_memory))
     chunks = [
         list(range(first, min(first + batch_size, len(samples))))
@@ -271,12 +270,12 @@ def _as_it_is(batches: Any) -> Any:
     return batches
 
 
+@dataclass(eq=False)
 class _Batches(Dataset[Any]):
     """A data set by batches."""
 
-    def __init__(self, dataset: Dataset[Any], one_size: bool):
-        self.dataset = dataset
-        self.one_size = one_size
+    dataset: Dataset[Any]
+    one_size: bool
 
     def __getitems__(self, addresses: list[Any]) -> list[Batch] | UserError:
         """Called by torch for a batch."""

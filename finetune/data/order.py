@@ -1,7 +1,7 @@
 """The order of samples: the sample at each place of the global sequence."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -10,6 +10,7 @@ _SHIFT = 2**32
 """Keeps the draw of the cut apart from those of blocks."""
 
 
+@dataclass(eq=False)
 class GlobalOrder(Sampler[list[tuple[int, int]]]):
     """The micro-batches of one process, as lists of (position, index).
 
@@ -27,26 +28,17 @@ class GlobalOrder(Sampler[list[tuple[int, int]]]):
         last_step: last step, exclusive.
     """
 
-    def __init__(
-        self,
-        num_samples: int,
-        *,
-        seed: int,
-        micro_batch: int,
-        accumulation: int,
-        rank: int,
-        world_size: int,
-        first_step: int,
-        last_step: int,
-    ):
-        self.num_samples = num_samples
-        self.seed = seed
-        self.micro_batch = micro_batch
-        self.accumulation = accumulation
-        self.rank = rank
-        self.world_size = world_size
-        self.first_step = first_step
-        self.last_step = last_step
+    num_samples: int
+    _: KW_ONLY
+    seed: int
+    micro_batch: int
+    accumulation: int
+    rank: int
+    world_size: int
+    first_step: int
+    last_step: int
+
+    def __post_init__(self) -> None:
         self._epoch = -1
         self._order = np.empty(0, np.int64)
 
@@ -56,10 +48,8 @@ class GlobalOrder(Sampler[list[tuple[int, int]]]):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for turn in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
             first = (turn * self.world_size + self.rank) * self.micro_batch
-            yield [(position, self._index(position)) for position in self._positions(first)]
-
-    def _positions(self, first: int) -> range:
-        return range(first, first + self.micro_batch)
+            positions = range(first, first + self.micro_batch)
+            yield [(position, self._index(position)) for position in positions]
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self.num_samples)

@@ -15,7 +15,7 @@ import datasets
 import fsspec
 import pyarrow.parquet as pq
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 
 _NUM_THREADS = 16  # footers wait for the network
 _NUM_TRIES = 4  # per connection, 2 + 4 + 8 seconds apart
@@ -169,6 +169,4 @@ class _Opened:
             raise self._mistake(error) from error
 
     def _mistake(self, error: Exception) -> UserError:
-        lines = str(error).strip().splitlines()
-        reason = lines[0] if lines else type(error).__name__
-        return UserError(f"{self.address}: cannot be read as Parquet ({reason}).")
+        return UserError(f"{self.address}: cannot be read as Parquet ({first_line(error)}).")

@@ -267,17 +267,14 @@ def without_detail(model: SegformerForSemanticSegmentation, stage: int) -> Itera
         hook.remove()
 
 
-def mean_iou(
-    segmenter: Segmenter, pictures: Iterable[tuple[np.ndarray, np.ndarray]], ignore_index: int = 255
-) -> float:
+def mean_iou(segmenter: Segmenter, pictures: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     """The mean IoU of a model over pictures of any sizes, one at a time.
 
     Args:
         segmenter: the model.
-        pictures: images (H, W, C) and their class ids (H, W).
-        ignore_index: the id that does not count.
+        pictures: images (H, W, C) and their class ids (H, W), 255 where none counts.
     """
-    metric = MeanIoU(len(segmenter.names), ignore_index)
+    metric = MeanIoU(len(segmenter.names))
     for image, truth in pictures:
         found = segmenter(image, confidence=False)
         metric.add(prediction=found.mask, reference=truth)

@@ -6,11 +6,10 @@ from typing import Any
 
 from transformers.utils import cached_file
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.inference.preprocessing import Preprocessing
 from finetune.segformer import SegformerConfig
 from finetune.segformer.configuration import smallest_side
-from finetune.weights.folders import first_line
 
 
 def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Preprocessing:

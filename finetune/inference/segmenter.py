@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.inference.models import class_colors, class_names, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import predict_confident_masks, predict_masks
@@ -234,8 +234,7 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         found = torch.device(wanted)
         torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {wanted}: cannot be used here ({reason})") from error
+        raise UserError(f"device {wanted}: cannot be used here ({first_line(error)})") from error
     return found
 
 

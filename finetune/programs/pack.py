@@ -30,7 +30,7 @@ import finetune
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.sources.opening import open_split
 from finetune.data.threads import in_order
-from finetune.disk import alone_in, measure, write_whole
+from finetune.disk import alone_in, make_folder, measure, write_whole
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.machine import usable_cores
@@ -264,7 +264,7 @@ def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
         UserError: The folder holds something else, or another call is writing there.
     """
     marker, identity = output / _MARKER, _identity(recipe)
-    _make(output)
+    make_folder(output)
     with alone_in(output, f"{output}: another `finetune pack` is writing there."):
         others = [path.name for path in output.iterdir() if path.name != _MARKER]
         files: dict[str, Any] = {}
@@ -284,17 +284,10 @@ def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
                 )
         elif others:
             raise UserError(f"{output}: holds other files ({others[0]}). Choose a new folder.")
-        _make(output / "data")
+        make_folder(output / "data")
         journal = _Journal(output, identity, files)
         journal.save()
         yield journal
-
-
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be made a folder ({error.strerror}).") from error
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 import subprocess
@@ -13,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from finetune.machine import processor, usable_cores
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate", "albumentations", "finetune")
 
@@ -26,14 +27,11 @@ def environment(*, world_size: int) -> dict[str, Any]:
     Args:
         world_size: The number of processes that train together.
     """
-    usable = (
-        os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    )
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},
         "platform": platform.platform(),
-        "cpus": len(usable),
+        "cpus": usable_cores(),
         "threads": torch.get_num_threads(),
         "devices": _devices(),
         "world_size": world_size,
@@ -69,11 +67,7 @@ def _devices() -> list[str]:
         return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         return ["Apple GPU (mps)"]
-    try:
-        model = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        model = None
-    return [model.group(1) if model else platform.processor() or platform.machine()]
+    return [processor()]
 
 
 def _git(folder: Path) -> dict[str, Any]:

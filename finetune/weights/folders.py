@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 from finetune.weights.cards import licence_of
 from finetune.weights.reading import is_checkpoint_file
@@ -77,8 +77,3 @@ def read_model(
         raise UserError(f"{what}: its weights are not finite (NaN or infinity); take another")
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return loaded.float(), sorted(fresh)
-
-
-def first_line(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

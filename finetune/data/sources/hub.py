@@ -15,7 +15,7 @@ import fsspec
 
 from finetune.data.columns import Columns, table_samples
 from finetune.data.shards import Shard, read_footers
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.labels.translation import Labels
 
 T = TypeVar("T")
@@ -279,11 +279,9 @@ def _asked(path: str, ask: Callable[[], T]) -> T:
 
 
 def _not_opened(path: str, error: Exception) -> UserError:
-    lines = str(error).strip().splitlines()
-    reason = lines[0] if lines else type(error).__name__
-    hint = ""
+    reason, hint = first_line(error), ""
     if "Config name is missing" in reason:
-        names = " ".join(lines[1:])
+        names = " ".join(str(error).strip().splitlines()[1:])
         return UserError(f"data.subset: {path} has several subsets; name one. {names}")
     if "://" not in path and not Path(path).expanduser().exists():
         hint = " A Hub id is owner/name; private sets need `hf auth login`."

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import finetune
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 from finetune.machine import device, is_out_of_memory, keep_freed_memory, set_threads, take_turns
 from finetune.pictures.reading import image_size
 from finetune.programs.benchmark.cases import BENCHMARKS, DTYPES, Case, Work
@@ -285,6 +285,5 @@ def _device(name: str | None) -> str:
             raise UserError(f"--device {name!r}: only cpu and cuda can be measured")
         torch.empty(0, device=kind)
     except (RuntimeError, AssertionError) as error:  # torch's: an unknown name; no such GPU here
-        reason = str(error).splitlines()[0]
-        raise UserError(f"--device {name!r}: not usable here ({reason})") from error
+        raise UserError(f"--device {name!r}: not usable here ({first_line(error)})") from error
     return name

@@ -1,13 +1,12 @@
 """Where a figure was measured, and how far the two sides' results are apart."""
 
-import platform
-import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+
+from finetune.machine import processor
 
 
 def machine(device: str, *, keeps_memory: bool) -> dict[str, Any]:
@@ -15,20 +14,12 @@ def machine(device: str, *, keeps_memory: bool) -> dict[str, Any]:
     kind = torch.device(device).type
     return {
         "device": device,
-        "device_name": torch.cuda.get_device_name(device) if kind == "cuda" else _processor(),
+        "device_name": torch.cuda.get_device_name(device) if kind == "cuda" else processor(),
         "threads": torch.get_num_threads(),
         "keeps_freed_memory": keeps_memory,
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    except OSError:
-        found = None
-    return found[1] if found else platform.processor() or platform.machine()
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:

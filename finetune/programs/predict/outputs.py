@@ -16,7 +16,7 @@ together at the end from the journals, one a process, in `OUT/.predict`.
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +26,12 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from finetune.disk import alone_in, write_whole
+from finetune.disk import alone_in, make_folder, write_whole
 from finetune.errors import UserError
 from finetune.pictures.drawing import Color, overlay, with_legend
 from finetune.pictures.reading import read_mask
 from finetune.programs.predict.inputs import Item
-from finetune.programs.predict.summaries import AreasCsv, AreasJson, CocoJson, Table, not_written
+from finetune.programs.predict.summaries import TABLES, not_written, write_table
 
 WRITES = ("overlay", "palette", "confidence", "coco", "areas")
 """What can be asked for beside the ids."""
@@ -150,13 +150,13 @@ class Outputs:
             mask = read_mask(self._path("ids", item.name))
         except UserError:
             return False
-        self._append(self.row(item, mask))
+        self.enter(self.row(item, mask))
         return True
 
     def begin(self, item: Item) -> None:
         """The files of a picture will be there."""
         row = {"name": item.name, "source": item.source, "begun": item.state()}
-        self._append(row)
+        self.enter(row)
         self._begun[item.name] = row
 
     def write(self, prediction: Prediction) -> dict[str, Any]:
@@ -192,20 +192,25 @@ class Outputs:
 
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
         """What the journal says of a picture."""
+        counts = np.bincount(mask.ravel())
         row: dict[str, Any] = {
             "name": item.name,
             "source": item.source,
             "image": item.where,
             "size": [int(side) for side in mask.shape],
-            "pixels": _pixels(mask),
+            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
         }
         if "coco" in self.writes:
             row["rle"] = {label: _rle(mask == int(label)) for label in row["pixels"]}
         return row
 
     def enter(self, row: Mapping[str, Any]) -> None:
-        """A picture's files are there; `row` is of `write`."""
-        self._append(row)
+        """A line of the journal, such as `write` gives when a picture's files are there."""
+        try:
+            with open(self._journal, "a", encoding="utf-8") as file:
+                file.write(json.dumps({**row, "time": time.time()}) + "\n")
+        except OSError as error:
+            raise not_written(self._journal, error) from error
 
     def enter_video(
         self, item: Item, counts: np.ndarray, size: tuple[int, int], frames: int
@@ -219,25 +224,16 @@ class Outputs:
             "frames": frames,
             "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
         }
-        self._append(row)
+        self.enter(row)
 
     def fail(self, item: Item, reason: str) -> None:
         """A picture cannot be predicted; it is tried again by the next call."""
-        self._append(
-            {"name": item.name, "source": item.source, "image": item.where, "error": reason}
-        )
-
-    def _append(self, row: Mapping[str, Any]) -> None:
-        try:
-            with open(self._journal, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**row, "time": time.time()}) + "\n")
-        except OSError as error:
-            raise not_written(self._journal, error) from error
+        self.enter({"name": item.name, "source": item.source, "image": item.where, "error": reason})
 
     def video_path(self, name: str) -> Path:
         """Where a video's overlay goes; its folder is made."""
         path = self.folder / "video" / f"{name}.mp4"
-        _make(path.parent)
+        make_folder(path.parent)
         return path
 
     def _rows(self) -> Iterator[dict[str, Any]]:
@@ -274,23 +270,17 @@ class Outputs:
         done, of_these = 0, 0
         failed: dict[str, str] = {}
         message = f"{self.folder}: another process has been writing its tables for ten minutes"
-        with ExitStack() as stack:
-            stack.enter_context(alone_in(self._hidden, message, patience=600))
-            kinds: list[Callable[..., Table]] = []
-            kinds += [AreasCsv, AreasJson] if "areas" in self.writes else []
-            kinds += [CocoJson] if "coco" in self.writes else []
-            tables = [kind(self.folder, self.names) for kind in kinds]
-            for table in tables:
-                stack.enter_context(table)
+        with alone_in(self._hidden, message, patience=600):
             for row in self._rows():
-                if "error" in row:
-                    if row["name"] in wanted:
-                        failed[row["name"]] = f"{row['image']}: {row['error']}"
-                    continue
-                done += 1
-                of_these += row["name"] in wanted
-                for table in tables:
-                    table.take(row)
+                if "pixels" in row:
+                    done += 1
+                    of_these += row["name"] in wanted
+                elif row["name"] in wanted:
+                    failed[row["name"]] = f"{row['image']}: {row['error']}"
+            for what in self.writes:
+                for name, lines in TABLES.get(what, {}).items():
+                    predicted = (row for row in self._rows() if "pixels" in row)
+                    write_table(self.folder / name, lines(predicted, self.names))
             content = {
                 "model": self.model,
                 **self.identity,
@@ -298,8 +288,6 @@ class Outputs:
                 "missing": len(wanted) - of_these - len(failed),
                 "failed": failed,
             }
-            for table in tables:
-                table.finish()
             write_whole(self.folder / "predict.json", json.dumps(content, indent=1) + "\n")
         return content
 
@@ -307,8 +295,8 @@ class Outputs:
         marker = self._hidden / "identity.json"
         if not marker.exists():
             self._refuse_others()
-        _make(self._hidden)
-        _make(self._own)
+        make_folder(self._hidden)
+        make_folder(self._own)
         message = f"{self.folder}: another `finetune predict` is writing there"
         self._cleanup.enter_context(alone_in(self._own, message))
         with alone_in(self._hidden, message, patience=60):
@@ -361,13 +349,8 @@ class Outputs:
 
     def _write(self, folder: str, name: str, content: bytes) -> None:
         path = self._path(folder, name)
-        _make(path.parent)
+        make_folder(path.parent)
         write_whole(path, content)
-
-
-def _pixels(mask: np.ndarray) -> dict[str, int]:
-    counts = np.bincount(mask.ravel())
-    return {str(label): int(counts[label]) for label in np.flatnonzero(counts)}
 
 
 def _rle(binary: np.ndarray) -> dict[str, Any]:
@@ -394,10 +377,3 @@ def _jpeg(pixels: np.ndarray) -> bytes:
     written, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
     assert written, "overlays are RGB"
     return data.tobytes()
-
-
-def _make(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from error

@@ -145,7 +145,9 @@ def predict(
     ):
         share = _Share(found, rank, world_size)
         outputs.check((*share.pictures(), *share.videos()))
-        with closing(_bar(share, show_progress and rank == 0)) as bar:
+        show = show_progress and rank == 0
+        bar = progress_bar(total=len(share), desc="predicting", unit="image", show=show)
+        with closing(bar):
             work = _Work(segmenter, outputs, bar, batch_size, workers, max_pixels)
             work.pictures(share.pictures())
             work.videos(share.videos())
@@ -221,26 +223,19 @@ class _Share:
         return self.found.videos[self.rank :: self.world_size]
 
 
-def _bar(share: _Share, show: bool) -> "tqdm[Any]":
-    return progress_bar(total=len(share), desc="predicting", unit="image", show=show)
-
-
+@dataclass
 class _Work:
-    """What one process does."""
+    """What one process does, and what it has done."""
 
-    def __init__(
-        self,
-        segmenter: Segmenter,
-        outputs: Outputs,
-        bar: "tqdm[Any]",
-        batch_size: int | None,
-        workers: int,
-        max_pixels: int | None,
-    ):
-        self.max_pixels = max_pixels
-        self.segmenter, self.outputs, self.bar = segmenter, outputs, bar
-        self.batch_size, self.num_workers = batch_size, workers
-        self.made = self.there = self.frames = 0
+    segmenter: Segmenter
+    outputs: Outputs
+    bar: "tqdm[Any]"
+    batch_size: int | None
+    num_workers: int
+    max_pixels: int | None
+    made: int = 0
+    there: int = 0
+    frames: int = 0
 
     def pictures(self, items: Iterable[Item]) -> None:
         """Reads, predicts and writes pictures."""

@@ -2,134 +2,82 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from finetune.errors import UserError
 
-
-class Table:
-    """A file that is written line by line, aside, and renamed at the end."""
-
-    def __init__(self, folder: Path, names: Sequence[str], name: str):
-        self.names = names
-        self.path = folder / name
-        self.temp = self.path.with_name(f".{name}.new")
-
-    def __enter__(self) -> "Table":
-        try:
-            # Names of files may hold any bytes.
-            options: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-            self.file = open(self.temp, "w", **options)
-        except OSError as error:
-            raise not_written(self.path, error) from error
-        self.begin()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError):  # what is left in its buffer is not wanted, and the disk is full
-            self.file.close()
-        self.temp.unlink(missing_ok=True)
-
-    def begin(self) -> None:
-        """Writes what comes first."""
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """Writes what a picture adds."""
-
-    def end(self) -> None:
-        """Writes what comes last."""
-
-    def take(self, row: Mapping[str, Any]) -> None:
-        """`add`, on a disk that may be full."""
-        try:
-            self.add(row)
-        except OSError as error:
-            raise not_written(self.path, error) from error
-
-    def finish(self) -> None:
-        """Puts the file into place."""
-        try:
-            self.end()
-            self.file.close()
-            self.temp.replace(self.path)
-        except OSError as error:
-            raise not_written(self.path, error) from error
+Rows = Iterable[Mapping[str, Any]]
+"""Lines of the journal, one a picture or video."""
 
 
-class AreasCsv(Table):
-    """A line a class that occurs in a picture."""
+def write_table(path: Path, lines: Iterable[str]) -> None:
+    """Writes a file line by line, aside, and renames it at the end.
 
-    def __init__(self, folder: Path, names: Sequence[str]):
-        super().__init__(folder, names, "areas.csv")
+    Raises:
+        UserError: It cannot be written.
+    """
+    temp = path.with_name(f".{path.name}.new")
+    # Names of files may hold any bytes.
+    options: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    try:
+        with open(temp, "w", **options) as file:
+            file.writelines(lines)
+        temp.replace(path)
+    except OSError as error:
+        raise not_written(path, error) from error
+    finally:
+        temp.unlink(missing_ok=True)
 
-    def begin(self) -> None:
-        """The head."""
-        self.rows = csv.writer(self.file)
-        self.rows.writerow(["name", "image", "class_id", "class", "pixels", "share"])
 
-    def add(self, row: Mapping[str, Any]) -> None:
-        """A picture's part."""
+class _Line:
+    """What csv.writer writes to: gives the line back."""
+
+    def write(self, text: str) -> str:
+        return text
+
+
+def areas_csv(rows: Rows, names: Sequence[str]) -> Iterator[str]:
+    """A line for each class that occurs in a picture."""
+    line: Any = csv.writer(_Line()).writerow
+    yield line(["name", "image", "class_id", "class", "pixels", "share"])
+    for row in rows:
         total = sum(row["pixels"].values())
         for label, pixels in row["pixels"].items():
-            known = self.names[int(label)]
             share = f"{pixels / total:.6f}"
-            self.rows.writerow([row["name"], row["image"], label, known, pixels, share])
+            yield line([row["name"], row["image"], label, names[int(label)], pixels, share])
 
 
-class AreasJson(Table):
+def areas_json(rows: Rows, names: Sequence[str]) -> Iterator[str]:
     """{picture: {class: {pixels, share}}}."""
-
-    def __init__(self, folder: Path, names: Sequence[str]):
-        super().__init__(folder, names, "areas.json")
-        self.separator = "\n"
-
-    def begin(self) -> None:
-        """The head."""
-        self.file.write("{")
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """A picture's part."""
+    separator = "{\n"
+    for row in rows:
         total = sum(row["pixels"].values())
         areas = {
-            self.names[int(label)]: {"pixels": pixels, "share": round(pixels / total, 6)}
+            names[int(label)]: {"pixels": pixels, "share": round(pixels / total, 6)}
             for label, pixels in row["pixels"].items()
         }
-        self.file.write(f"{self.separator}{json.dumps(row['name'])}: {json.dumps(areas)}")
-        self.separator = ",\n"
-
-    def end(self) -> None:
-        """The foot."""
-        self.file.write("\n}\n")
+        yield f"{separator}{json.dumps(row['name'])}: {json.dumps(areas)}"
+        separator = ",\n"
+    yield "\n}\n" if separator == ",\n" else "{}\n"
 
 
-class CocoJson(Table):
-    """One annotation a class and picture, numbered from 1 as COCO's are."""
-
-    def __init__(self, folder: Path, names: Sequence[str]):
-        super().__init__(folder, names, "coco.json")
-        self.images: list[dict[str, Any]] = []
-        self.annotations = 0
-
-    def begin(self) -> None:
-        """The head."""
-        self.file.write('{"annotations": [')
-
-    def add(self, row: Mapping[str, Any]) -> None:
-        """A picture's part."""
+def coco_json(rows: Rows, names: Sequence[str]) -> Iterator[str]:
+    """One annotation for each class of a picture, numbered from 1 as COCO's are."""
+    images: list[dict[str, Any]] = []
+    annotations = 0
+    yield '{"annotations": ['
+    for row in rows:
         if "rle" not in row:  # a video
-            return
+            continue
         height, width = row["size"]
-        number = len(self.images) + 1
-        image = {"id": number, "file_name": row["image"], "height": height, "width": width}
-        self.images.append(image)
+        number = len(images) + 1
+        images.append({"id": number, "file_name": row["image"], "height": height, "width": width})
         for label, rle in row["rle"].items():
-            self.file.write(",\n" if self.annotations else "\n")
-            self.annotations += 1
+            annotations += 1
             annotation = {
-                "id": self.annotations,
+                "id": annotations,
                 "image_id": number,
                 "category_id": int(label),
                 "segmentation": {"size": [height, width], "counts": rle["counts"]},
@@ -137,13 +85,16 @@ class CocoJson(Table):
                 "bbox": rle["bbox"],
                 "iscrowd": 0,
             }
-            self.file.write(json.dumps(annotation))
+            yield ("\n" if annotations == 1 else ",\n") + json.dumps(annotation)
+    categories = [{"id": i, "name": name} for i, name in enumerate(names)]
+    yield f'\n], "images": {json.dumps(images)}, "categories": {json.dumps(categories)}}}\n'
 
-    def end(self) -> None:
-        """The foot."""
-        categories = [{"id": i, "name": name} for i, name in enumerate(self.names)]
-        self.file.write(f'\n], "images": {json.dumps(self.images)}, ')
-        self.file.write(f'"categories": {json.dumps(categories)}}}\n')
+
+TABLES = {
+    "areas": {"areas.csv": areas_csv, "areas.json": areas_json},
+    "coco": {"coco.json": coco_json},
+}
+"""The files of what `--write` asks for."""
 
 
 def not_written(path: Path, error: OSError) -> UserError:
