@@ -50,9 +50,9 @@ class _Attention(nn.Module):
             torch.cat([inner.key.weight, inner.value.weight]),
             torch.cat([inner.key.bias, inner.value.bias]),
         )
-        self.sr = inner.sr if inner.sr_ratio > 1 else None
+        self.sr = _convolution(inner.sr) if inner.sr_ratio > 1 else None
         self.norm = inner.layer_norm if inner.sr_ratio > 1 else None
-        self.dense = attention.output.dense
+        self.dense = _linear(attention.output.dense.weight, attention.output.dense.bias)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, N, C) -> the same
         reduced = x
@@ -107,6 +107,14 @@ class _Stage(nn.Module):
         for block in self.blocks:
             x = block(x, size)
         return _as_map(self.norm_out(x), size)
+
+
+def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
+    """The layer as torch's own convolution: ours is a product on patches, which fixes sizes."""
+    size = (layer.kernel_size[0], layer.kernel_size[1])
+    plain = nn.Conv2d(layer.in_channels, layer.out_channels, size, stride=size)
+    plain.weight, plain.bias = layer.weight, layer.bias
+    return plain
 
 
 class PlainForm(nn.Module):

@@ -27,7 +27,10 @@ from finetune.programs.push.staging import stage
 from finetune.recipe import recipe_from_yaml
 
 ROOT = Path(program.__file__).parents[3]
-CODE = {"bands.py", "configuration.py", "functional.py", "kernels.py", "modeling.py"}
+CODE = {
+    *("autograd.py", "bands.py", "configuration.py", "cpu.py", "functional.py"),
+    *("kernels.py", "layers.py", "modeling.py", "operators.py"),
+}
 
 
 def contents(folder):
