@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -221,19 +220,25 @@ def test_files_are_listed_though_the_table_fails(exported, tmp_path, monkeypatch
 
 def test_synonyms_of_classes_are_the_same_classes(exported):
     _, segmenter, _ = exported
-    recipe = SimpleNamespace(
-        model=SimpleNamespace(num_channels=3),
-        labels=SimpleNamespace(names=["television ", *NAMES[1:]]),
+    names = ["television ", *NAMES[1:]]
+    rows = [f"labels.names={json.dumps(names)}", "labels.preset=null", "labels.colors=null"]
+    folder = ["data.path=anywhere", *rows]
+    other = Segmenter(
+        segmenter.model,
+        segmenter.preprocessing,
+        names=["television receiver", *NAMES[1:]],
+        device="cpu",
     )
-    names = ["television receiver", *NAMES[1:]]
-    other = Segmenter(segmenter.model, segmenter.preprocessing, names=names, device="cpu")
-    SegmentationTask(recipe).check_model(other, "model")
-    recipe.labels.names[0] = "radio"
+    SegmentationTask(load_recipe("folder", folder)).check_model(other, "model")
+    rows[0] = rows[0].replace("television ", "radio")
     with pytest.raises(UserError, match="model: its 6 classes"):
-        SegmentationTask(recipe).check_model(other, "model")
-    recipe.model.num_channels = 4
+        SegmentationTask(load_recipe("folder", ["data.path=anywhere", *rows])).check_model(
+            other, "model"
+        )
+    deep = [*folder, "model.num_channels=4"]
+    deep += ["data.image_mean=[0.5,0.5,0.5,0.5]", "data.image_std=[0.5,0.5,0.5,0.5]"]
     with pytest.raises(UserError, match=r"model: reads images of 3 channels, but .* is 4"):
-        SegmentationTask(recipe).check_model(other, "model")
+        SegmentationTask(load_recipe("folder", deep)).check_model(other, "model")
 
 
 @pytest.mark.parametrize(
