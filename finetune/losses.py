@@ -4,12 +4,30 @@ The weight depends on the labels alone. So it is known before a forward pass, ca
 micro-batches and processes first, and each term is its mean over the global batch.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from finetune.segformer.functional import CrossEntropySums, cross_entropy_sums
+
+Sums = CrossEntropySums
+"""Loss, weight, and the number of labels that are neither a class nor ignored."""
+
+
+class Term(Protocol):
+    """One term of a loss.
+
+    Evaluations call `sums` on bands of rows and add up the results. So a loss that needs whole
+    images, such as Dice, also needs another way through `SegmentationTask.evaluate`.
+    """
+
+    def weight(self, labels: Tensor) -> Tensor:
+        """The divisor, a float64 scalar: of the labels (B, H, W) alone."""
+
+    def sums(self, logits: Tensor, labels: Tensor) -> Sums:
+        """The sum over the batch, the same weight, and the number of invalid labels."""
 
 
 class CrossEntropy:
@@ -50,7 +68,7 @@ class CrossEntropy:
         table = self._table(labels.device)
         return table[labels.where(counted, 0).long()].where(counted, 0).sum(dtype=torch.float64)
 
-    def sums(self, logits: Tensor, labels: Tensor) -> CrossEntropySums:
+    def sums(self, logits: Tensor, labels: Tensor) -> Sums:
         """The sum of the pixels' losses, its weight, and the number of invalid labels.
 
         Args:
@@ -73,5 +91,5 @@ class CrossEntropy:
         return self._class_weights
 
 
-LOSSES = {"cross_entropy": CrossEntropy}
+LOSSES: dict[str, Callable[..., Term]] = {"cross_entropy": CrossEntropy}
 """The terms by the name that a recipe gives them."""

@@ -42,3 +42,17 @@ def test_the_sum_over_the_weight_is_torch_s_mean(class_weights, options):
     (wanted,) = torch.autograd.grad(expected, logits)
     assert mean.item() == pytest.approx(expected.item(), rel=1e-6)
     assert torch.allclose(gradient, wanted, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_sums_of_two_images_are_those_of_each_together(name):
+    """Micro-batches and processes rely on it, and evaluations, which also cut rows."""
+    torch.manual_seed(0)
+    logits = torch.randn(3, 5, 5, 6, dtype=torch.float64)
+    loss = LOSSES[name](5, 255)
+    whole = loss.sums(logits, LABELS)
+    parts = [loss.sums(logits[i : i + 1], LABELS[i : i + 1]) for i in range(3)]
+    for key in ("loss", "weight", "stray"):
+        added = sum(float(getattr(part, key)) for part in parts)
+        assert added == pytest.approx(float(getattr(whole, key)), rel=1e-9), key
+    assert float(whole.weight) == loss.weight(LABELS).item()

@@ -15,7 +15,7 @@ import datasets
 import numpy as np
 
 from finetune.data.duplicates import same_files
-from finetune.data.masks import IdMasks, MaskForm, Size
+from finetune.data.masks import MaskForm, Size, picture_masks
 from finetune.data.objects import CocoObjects
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
@@ -43,7 +43,7 @@ def as_samples(
         masks: Their masks, as references that `form` understands.
         ids: Their names.
         labels: What raw values mean.
-        form: How masks are kept. None means files of ids.
+        form: How masks are kept. None means files of ids or colours, as the labels say.
         pictures: How images are kept. None means files.
 
     Raises:
@@ -56,7 +56,9 @@ def as_samples(
         raise UserError(
             f"data.path: a file name is not valid UTF-8 ({error.object!r}). Rename it."
         ) from error
-    return data.with_transform(ReadSamples(labels, form or IdMasks(), pictures or PATHS))
+    return data.with_transform(
+        ReadSamples(labels, form or picture_masks(labels), pictures or PATHS)
+    )
 
 
 def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Dataset:

@@ -2,6 +2,9 @@
 
 Loader, loss, metric, model config and card read one `Labels`, built once from the recipe's
 `labels:` block. Nothing else in the package reduces zeros, maps, merges, mends or ignores.
+
+A mask's way: `pictures.reading` -> `data.masks` -> `data.samples.ReadSamples` -> `Labels.encode`
+(255 becomes the ignore id) -> `augment` (pads with it) -> `losses` -> `segformer.operators`.
 """
 
 import functools

@@ -1,6 +1,6 @@
 """The section `data`: a section class for each source, told apart by `source`.
 
-A new source is a class here, in `Data` and `SOURCE_CLASSES`, and an opener in
+A new source is a class here, a member of `AnySource`, and an opener in
 `finetune/data/sources/opening.py`.
 """
 
@@ -211,14 +211,8 @@ class OfficialData(FileData):
     source: Literal["camvid", "ade20k", "cityscapes", "voc", "coco-stuff"]
 
 
-SOURCE_CLASSES: tuple[type[DataSection], ...] = (
-    ShapesData,
-    FolderData,
-    HubData,
-    CocoData,
-    UltralyticsData,
-    OfficialData,
-)
+AnySource = ShapesData | FolderData | HubData | CocoData | UltralyticsData | OfficialData
+SOURCE_CLASSES: tuple[type[DataSection], ...] = get_args(AnySource)
 SOURCES: dict[str, type[DataSection]] = {
     source: section
     for section in SOURCE_CLASSES
@@ -267,10 +261,7 @@ def _plain(value: Any) -> Any:
 
 
 Data = Annotated[
-    Annotated[
-        ShapesData | FolderData | HubData | CocoData | UltralyticsData | OfficialData,
-        Field(discriminator="source"),
-    ],
+    Annotated[AnySource, Field(discriminator="source")],
     BeforeValidator(_of_its_source),
 ]
 _ADAPTER: TypeAdapter[DataSection] = TypeAdapter(Data)

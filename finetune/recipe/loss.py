@@ -11,12 +11,17 @@ from pydantic import BeforeValidator, Field, PlainSerializer, SerializationInfo,
 from finetune.recipe.section import Section
 
 
-class CrossEntropySection(Section):
-    """Cross entropy, and what changes how much a pixel counts in it."""
+class TermSection(Section):
+    """The keys of every term."""
 
     weight: Annotated[float, Field(gt=0)] = Field(
         1.0, description="factor of the term in the sum of terms"
     )
+
+
+class CrossEntropySection(TermSection):
+    """Cross entropy, and what changes how much a pixel counts in it."""
+
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
         description="class: how much its pixels count; 1 where not named. `finetune doctor` "
@@ -46,9 +51,9 @@ class LossTerm(Section):
         return next(iter(self.model_fields_set))
 
     @property
-    def options(self) -> CrossEntropySection:
+    def options(self) -> TermSection:
         """The keys of that loss."""
-        found: CrossEntropySection = getattr(self, self.name)
+        found: TermSection = getattr(self, self.name)
         return found
 
     def _problems(self) -> Iterator[str]:

@@ -120,7 +120,7 @@ class Recipe(Section):
             yield f"loss: {name} is there twice"
         for number, term in enumerate(self.loss):
             where = "loss" if len(terms) == 1 else f"loss.{number}.{term.name}"
-            weights = term.options.class_weights
+            weights = getattr(term.options, "class_weights", {})  # not every term has them
             for name in weights:
                 if name not in names:
                     close = difflib.get_close_matches(name, names, n=1)

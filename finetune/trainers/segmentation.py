@@ -34,7 +34,7 @@ from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import score_bands
 from finetune.labels.presets import official_names
 from finetune.labels.translation import Labels
-from finetune.losses import LOSSES, CrossEntropy
+from finetune.losses import LOSSES, Term
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow, panel
 from finetune.publish import model_card, save_model_folder
@@ -430,13 +430,12 @@ class SegmentationTask:
         return Evaluation(row, iou_table(result, names, pixels))
 
 
-def _built(term: LossTerm, labels: Labels) -> CrossEntropy:
+def _built(term: LossTerm, labels: Labels) -> Term:
     """A term of the recipe's loss; class weights by name become numbers in the order of ids."""
-    options = term.options.model_dump(exclude={"weight", "class_weights"})
-    given = term.options.class_weights
-    weights = [given.get(name, 1.0) for name in labels.names] if given else None
-    loss = LOSSES[term.name]
-    return loss(labels.num_labels, labels.ignore_index, class_weights=weights, **options)
+    options = term.options.model_dump(exclude={"weight"})
+    if given := options.pop("class_weights", None):
+        options["class_weights"] = [given.get(name, 1.0) for name in labels.names]
+    return LOSSES[term.name](labels.num_labels, labels.ignore_index, **options)
 
 
 def _on_device(

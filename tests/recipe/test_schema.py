@@ -53,7 +53,7 @@ def test_valid(text):
         "data: {source: coco, masks: m}",
         "data: {source: hubb}",
         "data: {maks: m}",
-        "loss: [{dice: {}}]",
+        "loss: [{no_such_loss: {}}]",
         "loss: [{}]",
         "loss: {gamma: 2}",
         "model: {variant: b6}",
