@@ -1,4 +1,4 @@
-"""The `finetune` command itself, and the arguments that several verbs take."""
+"""The `finetune` command itself, and the arguments that several verbs share."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -13,10 +13,10 @@ Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
 class App(typer.Typer):
-    """Verbs whose help wraps as paragraphs: typer breaks lines where the docstring does."""
+    """Verbs whose help wraps as paragraphs; typer keeps the line breaks of a docstring."""
 
     def command(self, *arguments: Any, **options: Any) -> Callable[[Verb], Verb]:
-        """As typer's, with the docstring's paragraphs each in one line."""
+        """Registers a verb; each paragraph of its docstring becomes one line."""
 
         def register(verb: Verb) -> Verb:
             paragraphs = (inspect.getdoc(verb) or "").split("\n\n")
@@ -27,7 +27,7 @@ class App(typer.Typer):
 
 
 app = App(
-    help="Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model.",
+    help="Fine-tune SegFormer from a recipe; the result is a stock Hugging Face model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -35,7 +35,7 @@ app = App(
 
 
 def complete_recipe(incomplete: str) -> Iterator[str]:
-    """What a shell offers where a recipe is wanted: names that ship, YAML files, folders."""
+    """Completes a recipe in a shell: shipped names, YAML files and folders."""
     from finetune.recipe import shipped_recipes
 
     yield from (p.stem for p in shipped_recipes() if p.stem.startswith(incomplete))
@@ -60,7 +60,7 @@ Overrides = Annotated[
 
 
 def version(wanted: bool) -> None:
-    """Prints the version and leaves."""
+    """Prints the version and exits."""
     if wanted:
         print(f"finetune {finetune.__version__}")
         raise typer.Exit
@@ -72,4 +72,4 @@ def options(
         bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model."""
+    """Fine-tune SegFormer from a recipe; the result is a stock Hugging Face model."""

@@ -36,12 +36,12 @@ def init(
         int | None, typer.Option(help="Number of the layout, if several fit the folder.")
     ] = None,
 ) -> None:
-    """Write a recipe for a folder of images and masks that trains as it stands.
+    """Write a ready-to-train recipe for a folder of images and masks.
 
     Recognises Ultralytics' data.yaml, COCO's JSON, the official folders of ADE20K, Cityscapes, VOC,
     COCO-Stuff and CamVid, two folders or name endings with the same names, one file per class, and
-    Parquet or Arrow that `datasets` wrote. Prints what it saw and assumed; both are comments in the
-    recipe. Of a data set elsewhere it reads the columns and the first rows only.
+    Parquet or Arrow files of `datasets`. Prints its findings and assumptions, and writes them into
+    the recipe as comments. Reads only the columns and the first rows of a remote data set.
 
     Example: finetune init my_data -o my_recipe.yaml
 
@@ -104,23 +104,23 @@ def doctor(
         int | None, typer.Option(help="Number of the layout, if several fit a folder.")
     ] = None,
 ) -> None:
-    """Read a whole data set and list its faults, file by file, before a training meets them.
+    """Read a whole data set and list its faults by file, before a training meets them.
 
-    Finds files that are damaged, empty, of unequal size or without a partner; mask values without a
-    rule, or that look like slips; classes that never occur, or in validation only; images that are
-    in two splits, exactly or nearly, or have two different masks. Counts classes, ignored pixels
-    and sizes, and suggests class weights, mean and standard deviation.
+    Finds files that are damaged, empty, of unequal size or without a partner. Finds mask values
+    without a rule, and values that look like slips. Finds classes that never occur or occur in
+    validation only. Finds images that are in two splits, exactly or nearly, or that have two
+    different masks. Counts classes, ignored pixels and sizes, and suggests class weights, mean and
+    standard deviation.
 
     Example: finetune doctor camvid data.path=CamVid -o out
 
     Example: finetune doctor my_data
 
-    For a folder without a recipe, the layout and labels of `finetune init` are used; key=value
-    changes them.
+    A folder without a recipe gets the layout and labels of `finetune init`; key=value changes them.
 
-    Exit status: 0 without problems (warnings do not count), 2 with problems (doctor.json and
-    doctor.html are written either way) or after a mistake that the message names, 130 stopped by
-    Ctrl-C.
+    Exit status: 0 without problems (warnings are allowed), 2 with problems or after a mistake that
+    the message names, 130 after Ctrl-C. doctor.json and doctor.html are written with and without
+    problems.
     """
     from finetune.programs.doctor import screen
     from finetune.programs.doctor.doctor import examine
@@ -154,10 +154,10 @@ def pack(
         int | None, typer.Option(min=1, help="Threads. Default: one per usable core.")
     ] = None,
 ) -> None:
-    """Write a recipe's data as sharded Parquet, to stream it from a disk or a bucket.
+    """Write a recipe's data as sharded Parquet, for streaming from a disk or a bucket.
 
     Masks become PNGs of class ids; images keep their bytes. OUT/recipe.yaml trains on the result. A
-    stopped call resumes where it was.
+    stopped call resumes where it stopped.
 
     Example: finetune pack ade20k packed data.path=ADEChallengeData2016
     """
@@ -175,7 +175,7 @@ def pack(
 
 
 def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None) -> "Layout":
-    """The only layout, the one of a number, or the answer on a terminal; else a UserError."""
+    """The only layout, layout number `choice`, or the terminal's answer; else a UserError."""
     if len(layouts) == 1 and choice in (None, 1):
         return layouts[0]
     lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]

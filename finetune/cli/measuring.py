@@ -1,4 +1,4 @@
-"""The verb that measures."""
+"""The verb that measures speed and memory."""
 
 import json
 from pathlib import Path
@@ -30,7 +30,7 @@ def benchmark(
         typer.Option(help="512, or height x width. Default: 512; eval-image 1024x2048."),
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images at once. Default: 1; train-step 2.")
+        int | None, typer.Option(min=1, help="Images per batch. Default: 1; train-step 2.")
     ] = None,
     num_labels: Annotated[int, typer.Option(help="Classes, 2 to 255.")] = 150,
     dtype: Annotated[
@@ -43,34 +43,36 @@ def benchmark(
         int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Timed runs a side. Default: 5 to 15.")
+        int | None, typer.Option(min=1, help="Timed runs per side. Default: 5 to 15.")
     ] = None,
     compiled: Annotated[
         bool,
-        typer.Option("--compile", help="This also compiled, stock only compiled. Takes minutes."),
+        typer.Option(
+            "--compile", help="Measure this package compiled too; stock only compiled. Slow."
+        ),
     ] = False,
     vs: Annotated[str, typer.Option(help="stock, or none: measure this package alone.")] = "stock",
     memory: Annotated[
-        bool, typer.Option(help="Measure the peak of memory, each side in its own process.")
+        bool, typer.Option(help="Measure peak memory, each side in its own process.")
     ] = True,
     keep_freed_memory: Annotated[
         bool, typer.Option(help="Let glibc keep freed memory, as training does; on both sides.")
     ] = False,
     data: Annotated[
         Path | None,
-        typer.Option(help="loader, predict: a folder of images. Default of loader: drawn ones."),
+        typer.Option(help="loader, predict: a folder of images. Default for loader: drawn ones."),
     ] = None,
     model: Annotated[
         Path | None, typer.Option(help="predict: a model folder, on both sides.")
     ] = None,
     recipe: Annotated[str | None, typer.Option(help="training: the recipe, on both sides.")] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="training: of each side, evaluation not counted.")
+        float, typer.Option(min=0.01, help="training: for each side, without evaluation.")
     ] = 20.0,
     output: Annotated[
         Path, typer.Option(help="training: where the run folders ours and stock go.")
     ] = Path("runs/benchmark-training"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Measure time and memory against stock transformers: the figures of docs/speed.md.
 
@@ -78,11 +80,12 @@ def benchmark(
 
     Example: finetune benchmark training --recipe camvid data.path=CamVid --minutes 20
 
-    Both sides run in one process in turns, with the same weights and inputs; medians, and the
-    largest difference of the results over the largest value. "of peak": arithmetic of the model a
-    second, of what the largest matrix products reach here (on a GPU, or of its bandwidth).
-    training runs the whole loop for equal minutes with our model and with stock's. Memory, the
-    peak, predict and training need a checkout of the source: a wheel measures time alone.
+    Both sides run in turns in one process, with the same weights and inputs. The tables show
+    medians, and the largest difference of the results over the largest value. "of peak" is the
+    model's arithmetic per second, as a share of the rate of the largest matrix products here (on a
+    GPU, or as a share of its bandwidth). training runs the whole loop for equal minutes with our
+    model and with stock's. Memory, the peak, predict and training need a checkout of the source; a
+    wheel measures time alone.
     """
     from finetune.programs.benchmark import benchmark as program
     from finetune.programs.benchmark import printing as table
@@ -122,7 +125,7 @@ def benchmark(
                 results.append(program.measure(case, options))
             if as_json:
                 print(json.dumps(results[-1].to_dict()), flush=True)
-    finally:  # what has been measured is shown, whatever came after
+    finally:  # finished results are shown, even after an error
         if results and not as_json:
             table.print_tables(results)
     if training is not None:

@@ -1,4 +1,4 @@
-"""Verbs about a saved model: score it, use it, bring it in, export it."""
+"""Verbs about a saved model: evaluate, predict, convert and export."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def evaluate(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
 ) -> None:
-    """Score a saved model: IoU and accuracy per class, in the folder's own protocol.
+    """Score a saved model: IoU and accuracy per class, by the folder's own protocol.
 
     Example: finetune eval runs/camvid/best --recipe camvid data.path=CamVid
     """
@@ -52,22 +52,24 @@ def predict(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A new folder, or one to go on in.")
+        Path, typer.Option("--output", "-o", help="A new folder, or that of an earlier call.")
     ],
     write: Annotated[
         str,
         typer.Option(
-            help="What to write beside the class ids, separated by commas: overlay, palette, "
+            help="Outputs besides the class ids, separated by commas: overlay, palette, "
             "confidence, coco, areas; or none."
         ),
     ] = "overlay,areas",
     batch_size: Annotated[
         int | None,
-        typer.Option(min=1, help="Images of one size at once. Default: by their size, up to 8."),
+        typer.Option(min=1, help="Images of one size per batch. Default: by their size, up to 8."),
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads that decode and write. Default: one a core, at most 8."),
+        typer.Option(
+            min=1, help="Threads that decode and write. Default: one per core, at most 8."
+        ),
     ] = None,
     device: Annotated[
         str | None, typer.Option(help="cpu, cuda or cuda:N. Default: this process's GPU, or cpu.")
@@ -77,39 +79,42 @@ def predict(
     ] = "float32",
     window: Annotated[
         str | None,
-        typer.Option(help="Sliding window, as 1024 or 512x1024. Default: as the model's folder."),
+        typer.Option(help="Sliding window, as 1024 or 512x1024. Default: the model folder's."),
     ] = None,
     stride: Annotated[
-        str | None, typer.Option(help="Of the window. Default: three quarters of it.")
+        str | None, typer.Option(help="Stride of the window. Default: three quarters of it.")
     ] = None,
     scales: Annotated[
-        str | None, typer.Option(help="Several scales, such as 0.75,1,1.25: slower, better.")
+        str | None, typer.Option(help="Scales to average, such as 0.75,1,1.25: slower, better.")
     ] = None,
     flip: Annotated[
-        bool | None, typer.Option(help="Show images mirrored as well. Default: as the folder.")
+        bool | None,
+        typer.Option(help="Average with the mirrored image. Default: the model folder's."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Of a data set that has several.")] = None,
+    split: Annotated[
+        str | None, typer.Option(help="Split of a data set with several splits.")
+    ] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Of a data set. Default: known by its name.")
+        str | None, typer.Option(help="Image column of a data set. Default: found by its name.")
     ] = None,
     max_pixels: Annotated[
         int | None,
-        typer.Option(min=1, help="Images with more are refused. Default: 178,956,970."),
+        typer.Option(min=1, help="Pixels of the largest image that is read. Default: 178,956,970."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no bar.")] = False,
 ) -> None:
-    """Predict masks for images, videos and data sets. Goes on where an earlier call stopped.
+    """Predict masks for images, videos and data sets. A stopped call resumes where it stopped.
 
     Example: finetune predict runs/camvid/best photos clip.mp4 -o out
 
     Example: accelerate launch --num_processes 2 -m finetune.cli predict MODEL photos -o out
 
-    OUT/ids holds PNGs of class ids; overlay, palette and confidence pictures; areas.csv and
-    areas.json pixels and share of each class; coco.json COCO's RLE; video overlay videos;
-    predict.json what was done.
+    OUT/ids holds PNGs of class ids. OUT/overlay, OUT/palette, OUT/confidence and OUT/video hold
+    pictures and overlay videos. areas.csv and areas.json hold the pixels and the share of each
+    class, coco.json holds COCO's RLE. predict.json describes the call.
 
-    Exit status: 0 done, 2 if an image cannot be read (it is named, the rest is done) or after a
-    mistake, 130 stopped by Ctrl-C; what is done is whole, and the same command goes on.
+    Exit status: 0 done, 2 if an image cannot be read (the message names it, the others are done) or
+    after a mistake, 130 after Ctrl-C. Finished files are whole, and the same command resumes.
     """
     import torch
 
@@ -194,17 +199,17 @@ def convert(
         str | None,
         typer.Option(
             metavar="N,N,N,N",
-            help="Heads of attention a stage, for files of sizes that were never published.",
+            help="Attention heads per stage, for files of unpublished sizes.",
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
 ) -> None:
-    """Turn weights of others into a stock folder that gives the same logits.
+    """Convert published weights to a stock folder that gives the same logits.
 
-    Reads .pth of NVlabs (segmentors, and mit_b*: the encoder with ImageNet's classifier) and of
-    mmsegmentation (its encoder; its head only where stock's can express it, else this says why
-    not), and folders and files in transformers' layout. Nothing in a file is run. Says what it
-    assumed, and which licence it knows of.
+    Reads .pth files of NVlabs (segmentors, and mit_b*: the encoder with ImageNet's classifier) and
+    of mmsegmentation. Reads mmsegmentation's head only if stock's can express it, and otherwise
+    says why it cannot. Reads folders and files in transformers' layout. Runs no code from a file.
+    Prints its assumptions and the known licence.
 
     Example: finetune convert segformer.b0.512x512.ade.160k.pth b0-ade20k
 
@@ -235,42 +240,44 @@ def export(
         bool,
         typer.Option(
             "--labels",
-            help="onnx/model_labels.onnx too: class ids, at the size of pixel_values (the size "
-            "that was shown to the model, not the picture's own).",
+            help="Also onnx/model_labels.onnx: class ids at the size of pixel_values (the model's "
+            "input, not the original picture).",
         ),
     ] = False,
     int8: Annotated[
         bool,
         typer.Option(
             "--int8",
-            help="onnx/model_quantized.onnx too: 8 bit, calibrated on training images of --recipe.",
+            help="Also onnx/model_quantized.onnx: 8 bit, calibrated on training images of --recipe.",
         ),
     ] = False,
     fp16: Annotated[
         bool,
         typer.Option(
-            "--fp16", help="onnx/model_fp16.onnx too: half the size; slower on most CPUs."
+            "--fp16", help="Also onnx/model_fp16.onnx: half the size; slower on most CPUs."
         ),
     ] = False,
     pt2: Annotated[
-        bool, typer.Option("--pt2", help="model.pt2 too, for torch.export.load without finetune.")
+        bool, typer.Option("--pt2", help="Also model.pt2, for torch.export.load without finetune.")
     ] = False,
     web: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="A page for any static file server, with the model."),
+        typer.Option(
+            metavar="DIR", help="Folder for a page with the model, for any static file server."
+        ),
     ] = None,
     web_runtime: Annotated[
         Path | None,
         typer.Option(
-            help="Folder dist of the npm package onnxruntime-web, to be copied beside the page, "
+            help="Folder dist of the npm package onnxruntime-web. A copy goes beside the page, "
             "which then needs no network. Default: the page loads it from jsDelivr."
         ),
     ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="The recipe whose validation split gives the mIoU of each form, and whose "
-            "training split the ranges of --int8; key=value overrides it.",
+            help="Its validation split gives the mIoU of each form, its training split the ranges "
+            "of --int8; key=value overrides it.",
             autocompletion=complete_recipe,
         ),
     ] = None,
@@ -282,27 +289,27 @@ def export(
         bool, typer.Option(help="Measure size, latency and mIoU of each form.")
     ] = True,
     size: Annotated[
-        str, typer.Option(help="Of the table's picture: 512, or height x width.")
+        str, typer.Option(help="Size of the table's picture: 512, or height x width.")
     ] = "512",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="PyTorch compiled in the table too. Takes minutes.")
+        bool, typer.Option("--compile", help="Add compiled PyTorch to the table. Takes minutes.")
     ] = False,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
 ) -> None:
-    """Write a model as ONNX, for transformers.js, ONNX Runtime and browsers; checked file by file.
+    """Write a model as ONNX for transformers.js, ONNX Runtime and browsers, and check each file.
 
     Example: finetune export runs/camvid/best
 
     Example: finetune export runs/camvid/best --int8 --web page --recipe camvid data.path=CamVid
 
     onnx/model.onnx goes beside config.json and preprocessor_config.json, where transformers.js
-    looks for it; with -o these are copied. It takes (batch, channels, height, width) of any size
-    and gives logits at a quarter of it. Classes, colours, mean, std and sizes stand in its
-    metadata, as JSON. Each file is compared with PyTorch at several sizes before it is written.
-    Needs the packages of the extra `export` (onnx, onnxruntime, onnxscript).
+    looks for it; -o copies these as well. The file takes (batch, channels, height, width) of any
+    size and gives logits at a quarter of the size. Its metadata holds classes, colours, mean, std
+    and sizes as JSON. Each file is compared with PyTorch at several sizes before it is written. The
+    verb needs the packages of the extra `export` (onnx, onnxruntime, onnxscript).
     """
     from finetune.machine import set_threads
     from finetune.programs.export import comparison as tables
@@ -331,5 +338,5 @@ def export(
     try:
         if table:
             rows = tables.measure(segmenter, files, loaded, size=shape, compiled=compiled)
-    finally:  # what is written is listed, come what may of the table
+    finally:  # written files are listed, even if the table fails
         tables.show(model, files, rows, page=web, as_json=as_json)

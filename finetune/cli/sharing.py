@@ -1,4 +1,4 @@
-"""The verbs that share a model."""
+"""The verbs that share a model: push and demo."""
 
 import importlib.util
 import os
@@ -59,17 +59,17 @@ def push(
 
     Example: finetune push runs/camvid me/camvid-b0 --public --onnx data.path=CamVid
 
-    The card has the metrics in its header, the classes in their colours, results by class, the
-    best and worst predictions beside the truth, protocol, recipe, hardware, limits and licences.
-    The model is run on 64 images of the recipe's validation split; four of them, with their names,
-    are in the picture: think of that before --public. key=value names their folder, as in
-    data.path=CamVid; without them the card shows the training's own picture. Paths of this machine
-    and files that are not the model's are not sent.
+    The card has the metrics in its header, the classes in their colours, results by class, the best
+    and worst predictions beside the truth, protocol, recipe, hardware, limits and licences. The
+    model is run on 64 images of the recipe's validation split. The picture shows four of them with
+    their names: think of that before --public. key=value names their folder, as in
+    data.path=CamVid; without it the card shows the training's own picture. Paths of this machine
+    and files that do not belong to the model are not sent.
 
     Log in with `hf auth login`, or set HF_TOKEN. A dry run needs neither token nor network.
 
-    Exit status: 0 done, 2 a mistake that the message names, 130 stopped by Ctrl-C; the same
-    command goes on.
+    Exit status: 0 done, 2 after a mistake that the message names, 130 after Ctrl-C; the same
+    command resumes.
     """
     from finetune.machine import set_threads
     from finetune.programs.push import push as program
@@ -98,7 +98,7 @@ def push(
         print("\nstopped; the same command goes on", file=sys.stderr, flush=True)
         os._exit(
             130
-        )  # Python would wait for the client's threads, and they for a silent connection
+        )  # else Python waits for the client's threads, and they for a silent connection
     if as_json:
         print(done.to_json())
     else:
@@ -106,7 +106,7 @@ def push(
 
 
 def _exporter() -> Callable[[Path], object]:
-    """`finetune export` of a folder. A missing package is an error now, before the push begins."""
+    """`finetune export` of a folder. A missing package is an error here, before the push begins."""
     from finetune.programs.export.export import export, need_packages
 
     need_packages()
@@ -117,14 +117,15 @@ def _exporter() -> Callable[[Path], object]:
 def demo(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
     second: Annotated[
-        str | None, typer.Argument(metavar="[MODEL2]", help="Another, to see both side by side.")
+        str | None,
+        typer.Argument(metavar="[MODEL2]", help="A second model, shown beside the first."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines use the page.")
     ] = "127.0.0.1",
     port: Annotated[
         int | None,
-        typer.Option(min=1, max=65535, help="Default: the first free one from 7860 on."),
+        typer.Option(min=1, max=65535, help="Default: the first free port from 7860 on."),
     ] = None,
     example: Annotated[
         list[Path] | None, typer.Option(help="A picture to offer; may be given several times.")
@@ -133,17 +134,17 @@ def demo(
         str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
     ] = None,
 ) -> None:
-    """Show a model on a page: drop a picture or take one, see its classes, areas and confidence.
+    """Show a model on a web page: drop or take a picture, see its classes, areas and confidence.
 
     Example: finetune demo runs/camvid/best --example street.jpg
 
     Example: finetune demo runs/camvid/best runs/camvid-b2/best
 
     Choosing a class shows it alone; mask and overlay can be downloaded. The page needs no network,
-    and pictures go to this process and nowhere else. One is segmented at a time, others wait in a
-    queue. It needs Gradio, the extra `demo` of this package.
+    and pictures go to this process only. One picture is segmented at a time, the others wait in a
+    queue. The verb needs Gradio, the extra `demo` of this package.
 
-    Exit status: 2 after a mistake that the message names, 130 stopped by Ctrl-C.
+    Exit status: 2 after a mistake that the message names, 130 after Ctrl-C.
     """
     if importlib.util.find_spec("gradio") is None:
         raise UserError("`finetune demo` needs Gradio: pip install 'segformer-finetune[demo]'")

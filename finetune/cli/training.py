@@ -25,14 +25,14 @@ def train(
     overrides: Overrides = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes on this machine; default: one a GPU, else one."),
+        typer.Option(min=1, help="Processes on this machine. Default: one per GPU, else one."),
     ] = None,
 ) -> None:
-    """Train on all local devices. Goes on where an earlier run of the same recipe stopped.
+    """Train on all local devices. A stopped run of the same recipe resumes where it stopped.
 
     Example: finetune train camvid data.path=CamVid train.steps=2000
 
-    Exit status: 0 done, 2 a mistake that the message names, 130 / 143 stopped by Ctrl-C / SIGTERM
+    Exit status: 0 done, 2 after a mistake that the message names, 130 / 143 after Ctrl-C / SIGTERM
     with the state saved (143 at train.max_minutes, too), 1 a defect of this package.
     """
     import torch
@@ -47,7 +47,7 @@ def train(
         raise typer.Exit(run(recipe, overrides))
     if 0 < torch.cuda.device_count() < processes:
         raise UserError(f"--processes {processes}: here are {torch.cuda.device_count()} GPUs")
-    quiet_libraries(main_process=False)  # rank 0 will say what there is to warn of
+    quiet_libraries(main_process=False)  # rank 0 prints the warnings
     load_recipe(recipe, overrides).batch_split(processes)
     raise typer.Exit(_launch(["--recipe", recipe, *overrides], processes))
 
@@ -87,7 +87,7 @@ def show(
         bool, typer.Option("--schema", help="Print the JSON Schema of recipe files, for editors.")
     ] = False,
 ) -> None:
-    """Print a recipe resolved: every value that a run of it would use.
+    """Print a resolved recipe: every value that a run would use.
 
     Example: finetune show ade20k model.variant=b2
     """
@@ -114,7 +114,8 @@ def report(
 ) -> None:
     """Write RUN/report.html anew: curves, scores, pictures and recipe on a page that opens offline.
 
-    A run writes it at its end; this shows one that still trains, or that was stopped.
+    A run writes the page at its end. This verb writes it for a run that still trains or was
+    stopped.
 
     Example: finetune report runs/camvid
     """
@@ -124,11 +125,11 @@ def report(
 
 
 def _launch(arguments: list[str], processes: int) -> int:
-    """Runs `finetune.train` once a device and returns the ranks' status.
+    """Runs `finetune.train` once per device and returns the ranks' status.
 
-    The ranks are in sessions of their own, so that Ctrl-C reaches them once, from here, and not
-    from the terminal as well; then this waits for as long as they save. If one fails, the others
-    would wait for it for ever: they are ended.
+    The ranks have sessions of their own: Ctrl-C reaches them once, from here, and not from the
+    terminal as well. This process waits while they save. If one rank fails, the others are ended,
+    since they would wait for it for ever.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -155,18 +156,18 @@ def _launch(arguments: list[str], processes: int) -> int:
             "MASTER_PORT": str(port),
         }
         command = [sys.executable, "-m", "finetune.train", *arguments]
-        if received:  # before all are started
+        if received:  # before all ranks are started
             break
         ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
     while any(process.poll() is None for process in ranks):
         if any(process.poll() for process in ranks):
-            time.sleep(5)  # for messages, and for the others to end by themselves
+            time.sleep(5)  # for messages, and for ranks that end by themselves
             for process in ranks:
                 process.terminate()
             _wait_or_kill(ranks)
         time.sleep(0.2)
-    # A UserError is raised on every rank; a crash elsewhere must not hide behind a 143.
-    # One that a signal ended before it could save anything has its number, negative.
+    # A UserError is raised on every rank; a crash elsewhere must not hide behind a 143. A rank that
+    # a signal ended before it could save has the signal's negative number.
     statuses = [128 - p.returncode if p.returncode < 0 else p.returncode for p in ranks]
     statuses += [128 + number for number in received[:1] if not ranks]
     return next((status for status in (2, 1, 130, 143) if status in statuses), int(any(statuses)))

@@ -1,1 +1,1 @@
-"""What stands behind the verbs of `finetune`, one room or file a verb."""
+"""The programs behind the verbs of `finetune`: one folder or file for each verb."""

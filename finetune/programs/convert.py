@@ -1,7 +1,7 @@
-"""`finetune convert`: weights of others, and stock folders, as a stock folder in float32.
+"""`finetune convert`: makes a stock folder in float32 of published weights or a stock folder.
 
-The result opens in stock transformers and gives the original's logits. What neither the file nor
-its shapes say (classes, how images are shown) is assumed, and each assumption is listed.
+The result opens in stock transformers and gives the original's logits. Classes and preprocessing
+are assumed if neither the file nor its shapes state them. Each assumption is listed.
 """
 
 import json
@@ -40,8 +40,7 @@ _KEPT = ("license", "license_name", "license_link", "base_model", "datasets", "l
 _EPSILON = (
     "layer norms use stock's epsilon 1e-5 everywhere, the original 1e-6 in blocks and after stages"
 )
-# The published protocols, by the number of classes of the sets that they belong to: the recipes
-# ade20k and cityscapes.
+# The published protocols by the number of classes, as in the recipes ade20k and cityscapes.
 _PROTOCOLS = {
     "ade20k": InferenceProtocol(shortest_edge=512, longest_edge=2048, size_divisor=32),
     "cityscapes": InferenceProtocol(window=(1024, 1024), stride=(768, 768)),
@@ -58,18 +57,18 @@ _PURPOSES: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was made of what.
+    """The result of a conversion.
 
     Attributes:
         source: the file, folder or Hub id.
         output: the folder.
         kind: "segmentation", "classification" or "encoder".
-        loaded: what was read, in words.
-        parameters: how many.
+        loaded: a description of the source.
+        parameters: their number.
         classes: their names; empty without a head.
-        assumed: what neither the source nor its shapes say, in sentences.
+        assumed: sentences about facts that neither the source nor its shapes state.
         left_out: tensors of the source that no logit depends on.
-        licence: what is known of it, or empty.
+        licence: the known licence, or empty.
         next: a command that uses the folder.
     """
 
@@ -85,11 +84,11 @@ class Conversion:
     next: str
 
     def to_json(self) -> str:
-        """One object, for programs."""
+        """One JSON object."""
         return json.dumps(asdict(self))
 
     def to_text(self) -> str:
-        """For people."""
+        """Text for people."""
         lines = [f"Loaded: {self.loaded}, {self.parameters / 1e6:.2f} M parameters"]
         if self.left_out:
             count, first = len(self.left_out), self.left_out[0]
@@ -102,7 +101,7 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Source:
-    """A model, and all that is known and assumed about it."""
+    """A model, with the facts and assumptions about it."""
 
     model: PreTrainedModel
     kind: Kind
@@ -117,15 +116,15 @@ class _Source:
 
 
 def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None) -> Conversion:
-    """Makes a stock folder of a checkpoint file, a stock folder or a Hub id.
+    """Converts a checkpoint file, a stock folder or a Hub id to a stock folder.
 
     Args:
         checkpoint: the file, folder or id.
         output: the folder to write; new or empty.
-        heads: of attention, a stage each, for files whose shapes do not tell.
+        heads: attention heads per stage, for files whose shapes do not tell.
 
     Raises:
-        UserError: the output is in use; the checkpoint cannot be read, or stock's model cannot
+        UserError: the output is in use; or the checkpoint cannot be read, or stock's model cannot
             express it. Nothing is written then.
     """
     _check_output(output)
@@ -207,7 +206,7 @@ def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.state.items()})
     preprocessing, said = _assumed_preprocessing(weights.kind, preset, config)
     is_stock = weights.layout == "transformers"
-    # A file out of a model folder is of what the card beside it says.
+    # The card of a model folder also describes a file from that folder.
     fields = _fields(card_of(str(Path(checkpoint).parent))) if is_stock else {"license": "other"}
     facts = {} if is_stock else {"epsilon": _EPSILON}
     return _Source(
@@ -237,7 +236,7 @@ def _open_folder(checkpoint: str) -> _Source:
             f"config.json says, {missing[0]} among them"
         )
     if kind != "encoder":
-        class_names(config, checkpoint)  # refuses what names them not one by one
+        class_names(config, checkpoint)  # refuses names that do not match the classes one by one
     folder = Path(checkpoint)
     assumed: tuple[str, ...] = ()
     preset = _PRESET_OF.get(len(config.id2label or {})) if kind == "segmentation" else None
@@ -272,7 +271,7 @@ def _open_folder(checkpoint: str) -> _Source:
 def _assumed_preprocessing(
     kind: Kind, preset: str | None, config: SegformerConfig
 ) -> tuple[Preprocessing, str]:
-    """How images are shown where nothing says so, and the sentence that says what is assumed."""
+    """The assumed preprocessing, and a sentence that states the assumption."""
     if kind != "segmentation":
         protocol = InferenceProtocol(fixed_size=(224, 224))
         of = "images of 224 x 224, as in pretraining"
@@ -308,7 +307,7 @@ def _metadata(kind: Kind, more: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fields(card: Card) -> dict[str, Any]:
-    """What a card says of a licence and of where the model comes from, for ours."""
+    """The licence and the source model in a card, as fields for our card."""
     kept = {key: card.header[key] for key in _KEPT if card.header.get(key)}
     return {**kept, "license": "other"} if licence_in(card) else kept
 

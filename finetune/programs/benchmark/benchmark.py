@@ -1,13 +1,13 @@
-"""How fast this package is against stock transformers: the program behind `finetune benchmark`.
+"""`finetune benchmark`: compares the speed of this package with stock transformers.
 
-One process, taking turns (A B A B), medians. On a shared machine only ratios of these mean
-anything. `plan` turns options into cases, `measure` measures one. Peak memory, the machine's
-limits, `predict` and `training` are in `benchmarks/` beside the package of a checkout, see
-`beside`.
+One process runs both sides in turns (A B A B) and takes medians. On a shared machine only their
+ratios mean anything. `plan` turns options into cases, `measure` measures one. Peak memory, the
+machine's limits, `predict` and `training` are in `benchmarks/` beside the package of a checkout,
+see `beside`.
 
-Both sides live with what the process is told: its threads, and what the C library does with freed
-memory. By default that is its own habit, as in anybody's script; with `--keep-freed-memory` it is
-kept, as `fit` does, which is worth more to stock, whose tensors are larger.
+Both sides share the process's settings: its threads, and the C library's handling of freed memory.
+By default glibc gives freed memory back, as in any script. With `--keep-freed-memory` it keeps it,
+as `fit` does; stock gains more from that, since its tensors are larger.
 """
 
 import functools
@@ -32,14 +32,14 @@ from finetune.segformer.configuration import smallest_side
 from finetune.segformer.costs import count_flop
 
 TABLE = (*BENCHMARKS, "loader")
-"""What is measured unless told otherwise; `training` takes its minutes twice."""
+"""The default benchmarks; `training` is not among them, since it takes its minutes twice."""
 LOADER_ROUNDS = 9
 PER_PICTURE = ("loader", "predict")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says; None and () leave the choice to each benchmark."""
+    """The options of the command line; None and () leave the choice to each benchmark."""
 
     variants: Sequence[str] = ()
     size: str | None = None
@@ -59,7 +59,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """One row: the case, the machine, and what was measured. Sides are the keys."""
+    """One row: the case, the machine and the figures, with the sides as keys."""
 
     case: Case
     rounds: int
@@ -67,16 +67,16 @@ class Result:
     seconds: dict[str, float]
     """Median of a run (of a picture, for `loader` and `predict`)."""
     ratio: dict[str, float]
-    """Stock's seconds over those of each side of ours."""
+    """Stock's seconds over the seconds of each of our sides."""
     difference: dict[str, float]
-    """Of ours to stock, relative to the largest value; the worst of our sides."""
+    """Difference from stock, relative to the largest value; the worst of our sides."""
     peak_bytes: dict[str, int | None] = field(default_factory=dict)
-    """Above the loaded model and the inputs; None: it did not fit. Empty without a checkout."""
+    """Peak beyond loaded model and inputs; None: it did not fit. Empty without a checkout."""
     limit: dict[str, float] = field(default_factory=dict)
-    """How near our fastest side comes to what the machine can do. Empty without a checkout."""
+    """Our fastest side relative to the machine's limits. Empty without a checkout."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain and flat, for JSON."""
+        """A flat dict for JSON."""
         values = {**vars(self.case), **self.machine, **vars(self)}
         if self.case.what in PER_PICTURE:
             values["images_per_second"] = {side: 1 / value for side, value in self.seconds.items()}
@@ -84,7 +84,7 @@ class Result:
 
 
 def beside(name: str) -> ModuleType | None:
-    """A module of `benchmarks/`, which a checkout has beside the package; None in a wheel."""
+    """A module of `benchmarks/`, which lies beside the package in a checkout; None in a wheel."""
     root = Path(finetune.__file__).parents[1]
     if (
         not (root / "benchmarks" / f"{name}.py").is_file()
@@ -97,10 +97,10 @@ def beside(name: str) -> ModuleType | None:
 
 
 def from_checkout(what: str) -> ModuleType:
-    """The module of a benchmark that a wheel does not hold.
+    """The module of a benchmark that only a checkout has.
 
     Raises:
-        UserError: This is no checkout.
+        UserError: The package is not in a checkout.
     """
     if (module := beside(what)) is None:
         raise UserError(
@@ -111,10 +111,10 @@ def from_checkout(what: str) -> ModuleType:
 
 
 def plan(what: Iterable[str], options: Options) -> list[Case]:
-    """The cases of some benchmarks, in order.
+    """The cases of the given benchmarks, in order.
 
     Raises:
-        UserError: names the option that is wrong and what it may be.
+        UserError: An option is wrong; the message names it and its possible values.
     """
     where = _device(options.device)
     size = None if options.size is None else _size(options.size)
@@ -157,10 +157,12 @@ def measure(case: Case, options: Options) -> Result:
     """Measures one case on each side.
 
     Raises:
-        UserError: it does not fit into the device's memory; names the options that decide.
+        UserError: The case does not fit into the device's memory; the message names the options
+            that decide.
     """
     set_threads(options.threads)
-    # float32 means float32: by default convolutions on a GPU are rounded to TF32, products are not.
+    # float32 means float32: on a GPU, torch rounds convolutions to TF32 by default, but not
+    # products.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if options.keep_freed_memory:
         keep_freed_memory()
@@ -184,7 +186,7 @@ def _measure(case: Case, options: Options) -> Result:
     benchmark = BENCHMARKS[case.what]
     sides = ["ours", "stock"]
     if options.compile and benchmark.compiles:
-        torch.compiler.reset()  # what was compiled for the case before counts against a limit
+        torch.compiler.reset()  # graphs of earlier cases count against a limit
         sides = ["ours", "ours_compiled", "stock_compiled"]
     if options.vs == "none":
         sides = [side for side in sides if side.startswith("ours")]
@@ -194,7 +196,7 @@ def _measure(case: Case, options: Options) -> Result:
     rounds = options.rounds or benchmark.rounds
     eager = works["ours"]  # a compiled graph cannot be looked into
     limits = beside("limits") if eager.products else None
-    # Its peak right before and right after: shared machines change their pace.
+    # Measured right before and right after: shared machines change their pace.
     before = limits.peak_flop_per_second(case.dtype, case.device) if limits else 0.0
     seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
     eager.reset()
@@ -208,14 +210,14 @@ def _measure(case: Case, options: Options) -> Result:
             device=case.device,
         )
     facts = machine(case.device, keeps_memory=options.keep_freed_memory)
-    del works, eager, inputs  # room for the children
+    del works, eager, inputs  # frees memory for the child processes
     memory = beside("memory") if options.memory else None
     peaks = {side: memory.peak_of(case, side) for side in sides} if memory else {}
     return Result(case, rounds, facts, seconds, ratios(seconds), difference, peaks, limit)
 
 
 def _measure_loader(case: Case, options: Options) -> Result:
-    # Here, because libraries that children never need take seconds to import.
+    # Imported here: these libraries take seconds, and child processes never need them.
     from finetune.programs.benchmark.pictures import (
         BATCH,
         BATCHES,
@@ -240,7 +242,7 @@ def _measure_loader(case: Case, options: Options) -> Result:
 
 
 def worst_differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, float]:
-    """How far our sides' results are from stock's, by name; {} without stock."""
+    """The largest difference between stock and each of our sides, by name; {} without stock."""
     results = {side: work.compare(*inputs) for side, work in works.items()}
     stock = [side for side in results if side.startswith("stock")]
     worst: dict[str, float] = {}
@@ -251,7 +253,7 @@ def worst_differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str
 
 
 def ratios(seconds: dict[str, float]) -> dict[str, float]:
-    """Stock's seconds over those of each of our sides; {} without stock."""
+    """Stock's seconds over the seconds of each of our sides; {} without stock."""
     stock = [value for side, value in seconds.items() if side.startswith("stock")]
     ours = {side: value for side, value in seconds.items() if side.startswith("ours")}
     return {side: stock[0] / value for side, value in ours.items()} if stock else {}
@@ -284,6 +286,6 @@ def _device(name: str | None) -> str:
         if kind.type not in ("cpu", "cuda"):
             raise UserError(f"--device {name!r}: only cpu and cuda can be measured")
         torch.empty(0, device=kind)
-    except (RuntimeError, AssertionError) as error:  # torch's: an unknown name; no such GPU here
+    except (RuntimeError, AssertionError) as error:  # an unknown name, or no such GPU here
         raise UserError(f"--device {name!r}: not usable here ({first_line(error)})") from error
     return name

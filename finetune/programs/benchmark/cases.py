@@ -1,7 +1,7 @@
-"""What is compared: each sub-benchmark as the same work on both sides, from the same numbers.
+"""The compared cases: each benchmark is the same work on both sides, on the same numbers.
 
-"ours" is this package; "stock" is what its user would write with transformers, torch and evaluate
-instead. A side ending in "_compiled" runs under `torch.compile`.
+"ours" is this package. "stock" is the code that a user of transformers, torch and evaluate would
+write. A side ending in "_compiled" runs under `torch.compile`.
 """
 
 import functools
@@ -21,14 +21,14 @@ from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSe
 from finetune.segformer.functional import upsampled_argmax, upsampled_cross_entropy
 
 IGNORE = 255
-"""The label that does not count, on both sides."""
+"""The ignored label, on both sides."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One row of the table: what is run, on what, and how."""
+    """One row of the table: the work, its inputs and its settings."""
 
     what: str
     variant: str | None
@@ -37,11 +37,11 @@ class Case:
     batch: int
     num_labels: int
     dtype: str
-    """Of the products, by autocast; the weights are float32."""
+    """Type of the products under autocast; the weights are float32."""
     device: str
 
     def autocast(self) -> AbstractContextManager:
-        """What both sides run under; off in float32."""
+        """The autocast context of both sides; off in float32."""
         kind = torch.device(self.device).type
         dtype = DTYPES[self.dtype]
         if dtype == torch.float32:
@@ -64,14 +64,16 @@ class Work:
     run: Callable[..., Any]
     """The timed work, on the case's inputs."""
     compare: Callable[..., Mapping[str, Any]]
-    """What must be equal on both sides, by name: tensors or numbers."""
+    """The results that must be equal on both sides, by name: tensors or numbers."""
     reset: Callable[[], None] = _nothing
-    """Undoes what a run leaves behind, outside of the timing."""
+    """Undoes the effects of a run, outside the timing."""
     products: Callable[..., object] | None = None
-    """The forward pass of the model alone, whose arithmetic sets the limit; for both losses alike
-    the upsampling is memory traffic, however it is written."""
+    """The forward pass of the model alone; its arithmetic sets the limit.
+
+    The upsampling of both losses counts as memory traffic, however it is written.
+    """
     prepare: Callable[..., object] = _nothing_of
-    """Lays the inputs out as the side's model would have given them; neither timed nor counted."""
+    """Lays the inputs out as the side's model gives them; neither timed nor counted."""
 
 
 @dataclass(frozen=True)
@@ -81,21 +83,21 @@ class Benchmark:
     load: Callable[[Case, str], Work]
     inputs: Callable[[Case], tuple[Tensor, ...]]
     variants: tuple[str | None, ...]
-    """Those measured unless told otherwise; None where there is no model."""
+    """The default variants; None where there is no model."""
     rounds: int
     size: tuple[int, int] = (512, 512)
     batch: int = 1
     compiles: bool = True
     """Whether --compile changes anything."""
     passes: int = 1
-    """Forward passes' worth of arithmetic; a backward pass is two."""
+    """Arithmetic in forward passes; a backward pass counts as two."""
 
 
 # ----------------------------------------------------------------------------------------- models
 
 
 def load_model(case: Case, side: str) -> nn.Module:
-    """The model of one side, in float32, with the same fresh weights whatever the side."""
+    """The model of one side, in float32; both sides have the same fresh weights."""
     assert case.variant is not None, "plan() gives one"
     name, _, compiled = side.partition("_")
     torch.manual_seed(0)
@@ -115,12 +117,12 @@ def load_model(case: Case, side: str) -> nn.Module:
         return model
     if name == "stock":
         with torch.no_grad():
-            model(torch.zeros(1, 3, 64, 64, device=case.device))  # its first call does not compile
+            model(torch.zeros(1, 3, 64, 64, device=case.device))  # its first call skips compilation
     return torch.compile(model, fullgraph=name == "ours", dynamic=False)  # type: ignore[return-value]
 
 
 def images(case: Case) -> tuple[Tensor, ...]:
-    """Contiguous NCHW, what an image processor gives: both sides get the same tensor."""
+    """Contiguous NCHW images, as an image processor gives them; both sides get the same tensor."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(case.batch, 3, *case.size, generator=generator)
     return (pixels.to(case.device),)
@@ -149,7 +151,7 @@ def forward(case: Case, side: str) -> Work:
 def train_step(case: Case, side: str) -> Work:
     """Forward, loss and backward in train mode, through the model's own `labels=`; no optimiser.
 
-    Dropout draws differently on the two sides, so what is compared is the loss in eval mode.
+    Dropout differs between the sides, so their losses are compared in eval mode.
     """
     model = load_model(case, side).train()
 
@@ -194,7 +196,7 @@ def eval_image(case: Case, side: str) -> Work:
 
 
 def logits_and_labels(case: Case) -> tuple[Tensor, ...]:
-    """Logits at 1/4 as a model gives them in the case's type, and labels."""
+    """Logits at 1/4 in the case's type, as a model gives them, and labels."""
     generator = torch.Generator().manual_seed(0)
     height, width = (-(-side // 4) for side in case.size)
     logits = torch.randn(case.batch, case.num_labels, height, width, generator=generator)
@@ -202,9 +204,9 @@ def logits_and_labels(case: Case) -> tuple[Tensor, ...]:
 
 
 def regions_and_labels(case: Case) -> tuple[Tensor, ...]:
-    """As `logits_and_labels`, but with regions, which the logits of a trained model have.
+    """As `logits_and_labels`, but with regions, as in the logits of a trained model.
 
-    Seeds of 16 logits; our argmax leaves out what lies inside of a region, 77 % here.
+    Seeds of 16 logits; our argmax skips the inside of a region, 77 % here.
     """
     logits, target = logits_and_labels(case)
     seeds = F.avg_pool2d(logits, 16, ceil_mode=True) * 16
@@ -213,7 +215,7 @@ def regions_and_labels(case: Case) -> tuple[Tensor, ...]:
 
 
 def loss(case: Case, side: str) -> Work:
-    """Small logits and full-size labels to the loss and its gradient."""
+    """The loss and its gradient from small logits and full-size labels."""
     name, _, compiled = side.partition("_")
 
     def ours(logits: Tensor, target: Tensor) -> Tensor:
@@ -241,7 +243,7 @@ def loss(case: Case, side: str) -> Work:
 
 
 def metric(case: Case, side: str) -> Work:
-    """Small logits and full-size labels to the mean IoU of the batch."""
+    """The batch's mean IoU from small logits and full-size labels."""
     classes = _classes(side)
     score = _mean_iou if side == "ours" else _stock_mean_iou
 
@@ -258,7 +260,7 @@ def metric(case: Case, side: str) -> Work:
 
 @functools.lru_cache(maxsize=2)
 def _laid_out(logits: Tensor, side: str) -> Tensor:
-    """Each side's own memory, made once: our model gives channels last, stock's NCHW."""
+    """The logits in each side's memory format, made once: ours channels last, stock's NCHW."""
     return logits.contiguous(
         memory_format=torch.channels_last if side == "ours" else torch.contiguous_format
     )
@@ -279,7 +281,7 @@ def _classes(side: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
 
 
 def _mean_iou(predicted: Tensor, truth: Tensor, num_labels: int) -> float:
-    from finetune.metrics import MeanIoU  # `evaluate` takes seconds, which other cases are spared
+    from finetune.metrics import MeanIoU  # imports `evaluate`, which takes seconds
 
     counts = MeanIoU(num_labels, IGNORE)
     counts.add_batch(predictions=predicted, references=truth)
@@ -299,18 +301,18 @@ def _stock_mean_iou(predicted: Tensor, truth: Tensor, num_labels: int) -> float:
 
 @functools.cache
 def _evaluate_mean_iou() -> Any:
-    """A metric of `evaluate`'s with the features and the algorithm of its mean_iou script.
+    """A metric of `evaluate` with the features and the algorithm of its mean_iou script.
 
-    The script itself is fetched from the Hub when it is loaded, which a benchmark must not depend
-    on. What surrounds it, storing the maps in Arrow and reading them again, is `evaluate`'s own.
+    `evaluate` fetches the script itself from the Hub, and a benchmark must not depend on the Hub.
+    The code around it is `evaluate`'s own: it stores the maps in Arrow and reads them again.
     """
-    import datasets  # these two take seconds, which other cases are spared
+    import datasets  # imported here: these two take seconds
     import evaluate
 
     maps = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
 
     class Script(evaluate.Metric):
-        """Mean IoU from three histograms an image."""
+        """Mean IoU from three histograms per image."""
 
         def _info(self) -> evaluate.MetricInfo:
             return evaluate.MetricInfo(

@@ -1,4 +1,4 @@
-"""Where a figure was measured, and how far the two sides' results are apart."""
+"""The machine behind a figure, and the difference between the two sides' results."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +10,7 @@ from finetune.machine import processor
 
 
 def machine(device: str, *, keeps_memory: bool) -> dict[str, Any]:
-    """What a figure means nothing without."""
+    """The facts about machine and process that a figure depends on."""
     kind = torch.device(device).type
     return {
         "device": device,
@@ -23,7 +23,7 @@ def machine(device: str, *, keeps_memory: bool) -> dict[str, Any]:
 
 
 def differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, float]:
-    """The largest difference over the largest value; of class maps, the share that differs."""
+    """The largest difference over the largest value; for class maps, the share that differs."""
     return {name: _difference(mine[name], theirs[name]) for name in theirs}
 
 

@@ -1,8 +1,9 @@
-"""`loader`: from files to augmented batches, our way and as transformers' example script does it.
+"""`loader`: from files to augmented batches, with our loader and with transformers' example script.
 
-Both through torch's DataLoader with one worker of one thread, up to normalised float batches in the
-training's own process: there ours receives bytes and normalises them, here on the CPU. Each side's
-worker does what it does in a training: ours keeps freed memory, whatever the other benchmarks do.
+Both use torch's DataLoader with one worker of one thread. They end at normalised float batches in
+the training's own process. Our side receives bytes there and normalises them, here on the CPU. Each
+side's worker behaves as in a training: ours keeps freed memory, even if the other benchmarks do
+not.
 """
 
 import itertools
@@ -32,12 +33,12 @@ from finetune.pictures.references import IMAGE_SUFFIXES
 from finetune.programs.benchmark.cases import IGNORE, Case, Work
 
 PICTURES = 16
-"""Drawn, or taken from a folder."""
+"""Number of images, drawn or taken from a folder."""
 BATCH = 4
 BATCHES = 8
-"""That a turn takes; before and after it the workers are idle."""
+"""Batches per turn; the workers are idle before and after a turn."""
 SIZE = (512, 683)
-"""Height and width of a drawn picture: ADE20K's most frequent."""
+"""Height and width of a drawn picture: ADE20K's most frequent size."""
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE = (0.5, 2.0)
 
@@ -46,7 +47,7 @@ _CACHE = "FINETUNE_CACHE"
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """As in a loader's worker."""
+    """One thread, as in a loader's worker."""
     threads, opencv_threads = torch.get_num_threads(), cv2.getNumThreads()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
@@ -59,12 +60,12 @@ def one_thread() -> Iterator[None]:
 
 @contextmanager
 def picture_files(folder: Path | None, num_labels: int) -> Iterator[list[tuple[str, str]]]:
-    """Pairs of an image and a mask; without a folder of images they are drawn, as masks always are.
+    """Pairs of an image and a mask; masks are always drawn, images only without a folder.
 
-    Until the end of the block decoded samples are cached beside the masks.
+    Decoded samples are cached beside the masks until the end of the block.
 
     Raises:
-        UserError: there are no images in the folder, or one cannot be read.
+        UserError: The folder holds no images, or one cannot be read.
     """
     with tempfile.TemporaryDirectory() as temporary, _cache_in(temporary):
         if folder is None:
@@ -79,7 +80,7 @@ def picture_files(folder: Path | None, num_labels: int) -> Iterator[list[tuple[s
         pairs = []
         for index, path in enumerate(images):
             mask = Path(temporary) / f"{index}.png"
-            size = read_image(path).shape[:2]  # which names a file that cannot be read
+            size = read_image(path).shape[:2]  # names a file that it cannot read
             Image.fromarray(draw_mask(index, size, num_labels)).save(mask)
             pairs.append((str(path), str(mask)))
         yield pairs
@@ -100,8 +101,8 @@ def _cache_in(folder: str) -> Iterator[None]:
 def draw_picture(index: int) -> np.ndarray:
     """uint8 (H, W, 3): noise whose amplitude falls with frequency as that of photographs does.
 
-    A JPEG of it is then as long (ADE20K's first pictures at quality 90: 1.7 to 2.1 bits a pixel)
-    and as slow to decode.
+    Its JPEG is as long as a photograph's and as slow to decode (ADE20K's first pictures at quality
+    90: 1.7 to 2.1 bits per pixel).
     """
     rng = np.random.default_rng([0, index])
     rows, columns = np.meshgrid(np.fft.fftfreq(SIZE[0]), np.fft.rfftfreq(SIZE[1]), indexing="ij")
@@ -115,7 +116,7 @@ def draw_picture(index: int) -> np.ndarray:
 
 
 def draw_mask(index: int, size: tuple[int, int], num_labels: int) -> np.ndarray:
-    """uint8 (H, W): the regions nearest to each of twelve points, each of a class."""
+    """uint8 (H, W): the regions nearest to twelve points, one class per region."""
     rng = np.random.default_rng([1, index])
     points = rng.uniform(0, 1, (12, 2)) * size
     rows, columns = np.indices(size)
@@ -124,10 +125,10 @@ def draw_mask(index: int, size: tuple[int, int], num_labels: int) -> np.ndarray:
 
 
 def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> Work:
-    """The training's own loader, whose bytes are then normalised.
+    """The training's own loader; its bytes are then normalised.
 
-    With `cached` decoded samples are kept, as from the second epoch on: the first run fills it, and
-    what is measured reads from memory.
+    With `cached` decoded samples are kept, as from the second epoch on: the first run fills the
+    cache, and the timed runs read from memory.
     """
     images, masks = zip(*pairs, strict=True)
     labels = Labels.build([str(i) for i in range(case.num_labels)])
@@ -161,7 +162,7 @@ def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> 
 
 
 def load_stock(case: Case, pairs: Sequence[tuple[str, str]]) -> Work:
-    """As transformers' run_semantic_segmentation.py, with the published recipe's transforms."""
+    """The loader of transformers' run_semantic_segmentation.py, with the published transforms."""
     loader = DataLoader(
         _StockSamples(case, pairs),
         batch_sampler=_Turns(len(pairs)),
@@ -178,7 +179,7 @@ def load_stock(case: Case, pairs: Sequence[tuple[str, str]]) -> Work:
 
 
 class _Turns(Sampler[list[tuple[int, int]]]):
-    """BATCHES lists of (position, index) a pass, at positions that never come back."""
+    """Passes of BATCHES lists of (position, index); no position comes twice."""
 
     def __init__(self, count: int):
         self.count = count
@@ -196,12 +197,12 @@ class _Turns(Sampler[list[tuple[int, int]]]):
 class _StockSamples(Dataset[dict[str, Tensor]]):
     """The example's data set and transforms, by (position, index).
 
-    ColorJitter runs half the time with four parts, where ours runs each of four parts half the
-    time; crops of one class are not drawn again.
+    ColorJitter changes all four properties half the time; ours changes each of the four half the
+    time. Crops of one class are not drawn again.
     """
 
     def __init__(self, case: Case, pairs: Sequence[tuple[str, str]]):
-        import albumentations as A  # after finetune.augment, which keeps it from asking the network
+        import albumentations as A  # after finetune.augment, which turns off its network request
         from albumentations.pytorch import ToTensorV2
 
         self.pairs = pairs

@@ -18,7 +18,7 @@ loader  one worker a side, which treats freed memory as it does in a training"""
 
 
 def print_tables(results: Sequence[Result]) -> None:
-    """What ran where, then time, then memory."""
+    """Prints the machine, then the times, then the memory."""
     console = Console()
     facts = results[0].machine
     console.print(
@@ -75,7 +75,7 @@ def _memory(results: Sequence[Result]) -> Table:
 
 
 def columns_of(*columns: str) -> Table:
-    """A table without a box, the first two columns to the left."""
+    """A table without a box; its first two columns are aligned to the left."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for index, column in enumerate(columns):
         table.add_column(column, justify="left" if index < 2 else "right", no_wrap=True)
