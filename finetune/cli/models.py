@@ -248,7 +248,7 @@ def export(
         bool,
         typer.Option(
             "--int8",
-            help="Also onnx/model_quantized.onnx: 8 bit, calibrated on training images of --recipe.",
+            help="Also onnx/model_quantized.onnx: 8 bit, calibrated on --recipe's training images.",
         ),
     ] = False,
     fp16: Annotated[
@@ -276,8 +276,8 @@ def export(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="Its validation split gives the mIoU of each form, its training split the ranges "
-            "of --int8; key=value overrides it.",
+            help="A recipe: its validation split gives the mIoU of each form, its training split "
+            "the ranges of --int8; key=value overrides it.",
             autocompletion=complete_recipe,
         ),
     ] = None,

@@ -1,4 +1,4 @@
-"""Scores a saved model folder: the table that training printed, from the folder alone."""
+"""`finetune eval`: scores a saved model folder, from the folder alone."""
 
 import json
 import warnings
@@ -21,16 +21,16 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Evaluation:
     """Evaluates a model folder (or Hub id) on a recipe's validation split.
 
-    Images are shown to it as the folder says, in the precision of its own `recipe.yaml` if it has
-    one. A stock folder says only what stock can do, which is not what the published scores were
-    measured with: of it only mean and deviation are taken, the rest is the recipe's. Data, labels
-    and batch size are the recipe's.
+    The folder decides how images are shown, and its own `recipe.yaml`, if there is one, the
+    precision. A stock folder states only stock's protocol, and the published scores were measured
+    with another. So only mean and deviation come from a stock folder, and the rest from the recipe.
+    Data, labels and batch size are always the recipe's.
 
     Args:
         model: the folder or id.
         recipe: resolved.
-        overridden: keys of the recipe's `evaluation` that count whatever the folder says; with ""
-            all of them.
+        overridden: keys of the recipe's `evaluation` that override the folder's; "" stands for all
+            of them.
 
     Raises:
         UserError: the folder cannot be read, or its classes are not the recipe's.
@@ -85,7 +85,7 @@ def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
 
 
 def _load(model: str, recipe: Recipe) -> Segmenter:
-    """The model, which must be of the recipe's classes and channels."""
+    """Loads the model, which must have the recipe's classes and channels."""
     segmenter = Segmenter.load(model)
     task_of(recipe).check_model(segmenter, f"model {model}")
     return segmenter

@@ -1,7 +1,7 @@
-"""`finetune demo`: a page on which people drop pictures and see what a model finds.
+"""`finetune demo`: a page on which people drop pictures and see a model's classes in them.
 
-`app` is the page and its server, and a Space's app.py too; `answers` says what a picture becomes;
-viewer.html, viewer.css and viewer.js draw it in the browser. The server keeps nothing of a
-picture but files, which are deleted after a while: opacity, single classes and confidence are the
-browser's work.
+`demo` is the page and its server, and a Space's app.py too. `answers` turns a picture into files
+and words; viewer.html, viewer.css and viewer.js draw them in the browser. The server keeps only a
+picture's files, and deletes them after a while. The browser handles opacity, single classes and
+confidence.
 """

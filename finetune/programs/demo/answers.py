@@ -1,4 +1,4 @@
-"""What the page shows of a picture: files that the browser draws from, and words."""
+"""The page's answer to a picture: files that the browser draws from, and words."""
 
 import time
 import zlib
@@ -17,33 +17,34 @@ from finetune.machine import is_out_of_memory
 from finetune.pictures.references import Encoded
 
 MAX_PIXELS = 25_000_000
-"""Of a picture; phones take 12 and 24 million."""
+"""Pixels of the largest picture; phones take 12 and 24 million."""
 SHOWN = 2048
-"""Longer side of what the page draws, in pixels; masks are downloaded in full."""
-_NUM_SPOKEN = 6  # classes that a screen reader is told of
+"""Longer side of the drawn picture, in pixels; masks are downloaded in full."""
+_NUM_SPOKEN = 6  # classes that a screen reader names
 
 
 @dataclass(frozen=True)
 class Model:
-    """A model and what the page calls it."""
+    """A model and its name on the page."""
 
     name: str
     segmenter: Segmenter
 
 
 def answer(models: Sequence[Model], picture: Encoded, folder: Path) -> dict[str, Any]:
-    """What models find in a picture.
+    """The classes that models find in a picture.
 
     Args:
         models: one, or two to compare.
-        picture: the file that somebody chose.
-        folder: empty; what the browser reads goes there.
+        picture: the uploaded file.
+        folder: empty; files for the browser go there.
 
     Returns:
-        For JSON; files as `Path`. Either only `problem`, what is wrong with the picture in words;
-        or `name`, `size` (width, height), `drawn` (the same of what is drawn), `picture`,
-        `results` (one a model, see `_result`) and `agreement`, the share of pixels of which two
-        models with the same classes say the same, or None.
+        A dict for JSON, with files as `Path`. For a bad picture it holds only `problem`, a text.
+        Otherwise it holds `name`, `size` (width, height), `drawn` (the size of the drawn picture),
+        `picture`,
+        `results` (one per model, see `_result`) and `agreement`: the share of pixels on which two
+        models with the same classes agree, or None.
     """
     found: list[Segmentation] = []
     seconds: list[float] = []
@@ -80,13 +81,14 @@ def answer(models: Sequence[Model], picture: Encoded, folder: Path) -> dict[str,
 def _result(
     model: str, found: Segmentation, seconds: float, drawn: tuple[int, int], folder: Path
 ) -> dict[str, Any]:
-    """One model's part.
+    """One model's part of the answer.
 
     Returns:
         `model`; `seconds`; `classes` that occur, the largest first: `id`, `name`, `color`,
         `pixels` and `share`; `summary`, the same in a sentence; `mask`, a PNG of class ids, 16 bit
-        where 8 are too few; `ids` and `confidence`, what is drawn, row by row and compressed
-        (zlib): ids of `id_bytes` each, little-endian, and a byte of confidence, of which 255 is 1.
+        where 8 are too few; `ids` and `confidence`, the drawn maps, row by row and compressed
+        (zlib): ids of `id_bytes` each, little-endian, and one byte of confidence, where 255 means
+        1.
     """
     folder.mkdir()
     mask = found.mask
@@ -119,7 +121,7 @@ def _result(
 
 
 def _summary(classes: Sequence[dict[str, Any]]) -> str:
-    """What a screen reader says in place of the picture: "road 45 %, sky 20 %"."""
+    """The screen reader's text for the picture: "road 45 %, sky 20 %"."""
     said = [f"{one['name']} {_percent(one['share'])}" for one in classes[:_NUM_SPOKEN]]
     more = len(classes) - len(said)
     return ", ".join(said) + (f", and {more} more" if more else "")
@@ -136,7 +138,7 @@ def _agreement(found: Sequence[Segmentation]) -> float | None:
 
 
 def _words(error: UserError, name: str) -> str:
-    """For people who did not make the data set that messages about files speak of."""
+    """The message for visitors; messages about files speak of a data set that is not theirs."""
     if error.kind == "too-large":
         limit = f"{MAX_PIXELS // 1_000_000} million pixels"
         return f"{name} is too large: this page takes up to {limit}. Make it smaller and try again."

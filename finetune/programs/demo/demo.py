@@ -2,8 +2,8 @@
 
     finetune demo runs/camvid/best
 
-The same file is the app.py of a Space: beside it lie this package and a README.md whose `models:`
-are shown. FINETUNE_MODELS, Hub ids or folders separated by commas, is used instead if it is set.
+The same file is the app.py of a Space. This package lies beside it, and a README.md whose `models:`
+are shown. FINETUNE_MODELS overrides them: Hub ids or folders, separated by commas.
 """
 
 import contextlib
@@ -36,13 +36,13 @@ from finetune.programs.demo.answers import MAX_PIXELS, Model, answer
 from finetune.weights import licence_of
 
 MAX_MEGABYTES = 32
-"""Of an upload."""
+"""Largest upload."""
 MAX_WAITING = 100
-"""Pictures that wait for their turn; one is segmented at a time."""
+"""Longest queue of pictures; one is segmented at a time."""
 KEPT_SECONDS = 900
-"""For which files of a picture stay on the server."""
+"""Time for which a picture's files stay on the server."""
 _SWEEP_SECONDS = 60
-_NUM_SESSIONS = 100  # of which Gradio keeps the last values: small, since files are apart
+_NUM_SESSIONS = 100  # sessions whose last values Gradio keeps: small, since files are apart
 
 _CSS = """
 footer { display: none !important; }
@@ -54,13 +54,13 @@ footer { display: none !important; }
 def build(
     models: Sequence[Model], *, examples: Sequence[Path] = (), title: str = "", remark: str = ""
 ) -> gr.Blocks:
-    """The page.
+    """Builds the page.
 
     Args:
-        models: one, or two to compare; none: `remark` says why.
+        models: one, or two to compare; if there are none, `remark` says why.
         examples: pictures to try.
-        title: its heading. Default: the models' names.
-        remark: a line below it, Markdown.
+        title: the heading. Default: the models' names.
+        remark: a line below the heading, in Markdown.
     """
     heading = title or " and ".join(model.name for model in models)
     with gr.Blocks(title=heading, analytics_enabled=False) as page:
@@ -75,7 +75,7 @@ def build(
                     type="filepath",
                     height=260,
                     buttons=[],
-                    # A phone's camera on the back, and nothing mirrored.
+                    # A phone's back camera, and a picture that is not mirrored.
                     webcam_options=WebcamOptions(
                         mirror=False,
                         constraints={"video": {"facingMode": {"ideal": "environment"}}},
@@ -83,10 +83,11 @@ def build(
                     alt_text="the picture that is segmented",
                     elem_id="picture",
                 )
-                # Gradio's own would open the file, and answer a text file with a traceback. Not a
-                # class derived from Image: Gradio writes a .pyi beside the module of such classes.
+                # Gradio's own method opens the file, and answers a text file with a traceback. A
+                # class derived from Image is no way out: Gradio writes a .pyi beside the module of
+                # such classes.
                 picture.preprocess = _upload  # type: ignore[assignment, method-assign]
-                # And it would fetch whatever address a client names instead of a file.
+                # Gradio's own method fetches any address that a client sends in place of a file.
                 moved = picture.async_move_resource_to_block_cache
                 picture.async_move_resource_to_block_cache = (  # type: ignore[method-assign]
                     lambda url_or_file_path: moved(_no_address(url_or_file_path))
@@ -100,7 +101,7 @@ def build(
                         label="Examples",
                         elem_id="examples",
                     )
-                    # Not gr.Examples, which makes the input anew, without what is set above.
+                    # gr.Examples would make the input anew, without the two methods above.
                     offered.click(
                         lambda index: offered.samples[index][0]["path"],
                         offered,
@@ -120,7 +121,7 @@ def build(
                     examples=[path.stem for path in examples],
                 )
 
-        # Gradio's threads come and go, and each would keep memory and helpers of torch's.
+        # Gradio's threads come and go, and each would keep memory and helper threads of torch.
         worker = ThreadPoolExecutor(1)
 
         def segment(chosen: Encoded | None) -> dict[str, Any] | None:
@@ -131,12 +132,12 @@ def build(
             return _with_files(worker.submit(answer, models, chosen, folder).result())
 
         picture.change(segment, picture, viewer, api_name="segment", show_progress="minimal")
-    # Calls that go around the queue would run beside each other.
+    # Calls that bypass the queue would run at the same time.
     return page.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=1)
 
 
 def _upload(payload: ImageData | None) -> Encoded | None:
-    """What somebody chose, not yet decoded."""
+    """The uploaded file, not yet decoded."""
     if payload is None:
         return None
     name = Path(payload.orig_name or "").name[-80:] or "the picture"
@@ -157,7 +158,7 @@ def _no_address(path: Any) -> Any:
 
 
 def _with_files(value: Any) -> Any:
-    """Paths as Gradio wants files to be written in JSON."""
+    """The value with each path in the form in which Gradio writes files to JSON."""
     if isinstance(value, dict):
         return {key: _with_files(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -166,15 +167,15 @@ def _with_files(value: Any) -> Any:
 
 
 def _plain(text: str) -> str:
-    """Text that Markdown leaves as it is."""
+    """The text, escaped so that Markdown leaves it as it is."""
     return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
-    """Models by folder or Hub id, called by the end of their path.
+    """Loads models by folder or Hub id; the end of the path becomes a model's name.
 
     Raises:
-        UserError: one cannot be read.
+        UserError: a model cannot be read.
     """
     set_threads(None)
     called = [
@@ -189,7 +190,7 @@ def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
 
 
 def describe(models: Sequence[Model], names: Sequence[str]) -> str:
-    """The line below the heading: what the models know, where pictures go, whose weights."""
+    """The line below the heading: the models' classes, where pictures go, and whose weights."""
     counts = [f"{len(model.segmenter.names)} classes" for model in models]
     what = (
         f"SegFormer, {counts[0]}" if len(set(counts)) == 1 else f"SegFormer, {' and '.join(counts)}"
@@ -205,20 +206,20 @@ def describe(models: Sequence[Model], names: Sequence[str]) -> str:
 def serve(
     page: gr.Blocks, cache: Path, *, host: str | None = None, port: int | None = None
 ) -> None:
-    """Shows the page until the process is interrupted.
+    """Serves the page until the process is interrupted.
 
     Args:
         page: from `build`.
-        cache: from `private_cache`; what is old in it is deleted.
+        cache: from `private_cache`; its old files are deleted.
         host: the address to listen on. Default: Gradio's, loopback or $GRADIO_SERVER_NAME.
         port: default: the first free one from 7860 on.
 
     Raises:
-        UserError: it cannot listen there.
+        UserError: the server cannot listen there.
     """
     if host is not None:
         check_address(host, port or 0)
-    for key in ("no_proxy", "NO_PROXY"):  # Gradio asks its own server whether it is there
+    for key in ("no_proxy", "NO_PROXY"):  # Gradio sends a request to its own server
         known = [os.environ.get(key), "127.0.0.1", "localhost", host]
         os.environ[key] = ",".join(filter(None, known))
     try:
@@ -237,7 +238,7 @@ def serve(
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
-            # Named fonts would be loaded from elsewhere.
+            # Named fonts would be loaded from the network.
             theme=gr.themes.Default(
                 primary_hue="blue",
                 neutral_hue="slate",
@@ -250,7 +251,7 @@ def serve(
         where = "7860 to 7959" if port is None else str(port)
         raise UserError(f"--port {where}: in use; name another") from error
     logging.getLogger("uvicorn.error").addFilter(_is_news)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is below `finally` is done
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the `finally` blocks run
     print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
     if host not in (None, "127.0.0.1", "::1", "localhost"):
         print("Whoever reaches this machine can use it.", flush=True)
@@ -265,26 +266,26 @@ def serve(
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not that somebody closed the page in the middle of an upload, which has a traceback."""
+    """Whether a record is worth showing; an upload broken off by its visitor is not."""
     return record.exc_info is None or type(record.exc_info[1]).__name__ != "ClientDisconnect"
 
 
 def sweep(page: gr.Blocks, cache: Path, seconds: float) -> None:
-    """Deletes files of pictures that are older, and the folders that they leave empty.
+    """Deletes files of pictures older than `seconds`, and folders that become empty.
 
-    Not Gradio's `delete_cache`: that knows nothing of uploads that broke off, and it ends for good
-    where a file arrives while it looks.
+    Gradio's `delete_cache` does not know of uploads that broke off. It also ends for good if a file
+    arrives while it looks.
 
     Args:
-        page: whose examples stay.
+        page: its examples stay.
         cache: from `private_cache`.
-        seconds: since a file was written.
+        seconds: the age of a file.
     """
     blocks = page.blocks.values()
     kept = {Path(path) for block in blocks for path in getattr(block, "keep_in_cache", ())}
     for folder, _, names in os.walk(cache, topdown=False):
         for path in (Path(folder, name) for name in names):
-            with contextlib.suppress(OSError):  # gone meanwhile, or a folder that is not empty
+            with contextlib.suppress(OSError):  # gone meanwhile, or a folder that holds files
                 if path in kept or time.time() - path.lstat().st_ctime <= seconds:
                     continue
                 path.unlink()
@@ -295,7 +296,7 @@ def sweep(page: gr.Blocks, cache: Path, seconds: float) -> None:
 
 
 def check_address(host: str, port: int) -> None:
-    """Raises a UserError if nobody could listen there; port 0 is any."""
+    """Raises a UserError if the server cannot listen there; port 0 is any."""
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as probe:
@@ -312,29 +313,31 @@ def check_address(host: str, port: int) -> None:
 
 
 def check_examples(examples: Sequence[Path]) -> None:
-    """Raises a UserError if one is no picture."""
+    """Raises a UserError if an example is not a picture."""
     for path in examples:
         if not path.is_file():
             raise UserError(f"--example {path}: there is no such file")
         try:
             image_size(path)
-        except UserError as error:  # which speaks of a data set's files
+        except UserError as error:  # its message speaks of a data set's files
             raise UserError(f"--example {path}: not a picture that can be read") from error
 
 
 @contextlib.contextmanager
 def private_cache() -> Iterator[Path]:
-    """A folder for uploads and answers that nobody else reads, deleted at the end."""
+    """A private folder for uploads and answers, deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="finetune-demo-", ignore_cleanup_errors=True) as cache:
-        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(cache)  # as Gradio names what is in it
+        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(
+            cache
+        )  # resolved, as in Gradio's own paths
         yield Path(os.environ["GRADIO_TEMP_DIR"])
 
 
 @contextlib.contextmanager
 def ended_at_once() -> Iterator[None]:
-    """Ends the process where Ctrl-C or SIGTERM ends the page.
+    """Ends the process as soon as Ctrl-C or SIGTERM ends the page.
 
-    Python would wait for the thread that segments: for minutes, where the picture is a large one.
+    Python would wait for the segmenting thread, which takes minutes for a large picture.
     """
     try:
         yield
@@ -352,10 +355,10 @@ def run(
     examples: Sequence[Path] = (),
     device: str | None = None,
 ) -> None:
-    """`finetune demo`.
+    """Runs `finetune demo`.
 
     Raises:
-        UserError: a model or an example cannot be read, or it cannot listen there.
+        UserError: a model or an example cannot be read, or the server cannot listen there.
     """
     if host is not None:
         check_address(host, port or 0)
@@ -367,10 +370,10 @@ def run(
 
 
 def of_space(folder: Path) -> gr.Blocks:
-    """The page of a Space; a model that cannot be read is said there, where its owner looks.
+    """The page of a Space. It reports a model that cannot be read, since its owner looks there.
 
     Args:
-        folder: with README.md, and perhaps `examples/`.
+        folder: holds README.md, and perhaps `examples/`.
     """
     header = SpaceCard.load(folder / "README.md").data
     named = map(str.strip, os.environ.get("FINETUNE_MODELS", "").split(","))
@@ -392,7 +395,7 @@ def of_space(folder: Path) -> gr.Blocks:
 
 
 def main() -> None:
-    """A Space's app."""
+    """Runs the app of a Space."""
     with ended_at_once(), private_cache() as cache:
         serve(of_space(Path(__file__).resolve().parent), cache)
 

@@ -1,1 +1,1 @@
-"""`finetune doctor`: what is wrong with a data set."""
+"""`finetune doctor`: finds the faults of a data set."""

@@ -1,4 +1,4 @@
-"""`finetune doctor`: reads a whole data set once and says what is wrong with it, by file.
+"""`finetune doctor`: reads a whole data set once and lists its faults by file.
 
     examination = examine("camvid", ["data.path=CamVid"])
     examination.write(Path("out"))   # doctor.json and doctor.html
@@ -45,19 +45,19 @@ from finetune.run.screen import progress_bar
 from finetune.segformer.configuration import SegformerConfig, smallest_side
 
 VERSION = 1
-"""Of the form of doctor.json; another number where something is renamed or means something else."""
+"""Version of doctor.json; it changes when a key is renamed or changes its meaning."""
 DISTANCE = 8
 MAX_WORKERS = 8
 
 
 @dataclass(frozen=True)
 class Examination:
-    """A data set, read and judged."""
+    """A data set with its facts and findings."""
 
     name: str
     recipe: Recipe
     seen: tuple[str, ...]
-    """Of a folder without a recipe: how it was understood."""
+    """How a folder without a recipe was understood."""
     expected: Expectations
     splits: tuple[Split, ...]
     findings: tuple[Finding, ...]
@@ -66,11 +66,11 @@ class Examination:
 
     @property
     def clean(self) -> bool:
-        """Whether there is no problem; warnings do not count."""
+        """Whether there is no problem; warnings are allowed."""
         return not any(finding.severity == "problem" for finding in self.findings)
 
     def to_json(self) -> dict[str, Any]:
-        """What doctor.json holds."""
+        """The content of doctor.json."""
         return _to_json(self)
 
     def write(self, folder: Path) -> tuple[Path, Path]:
@@ -101,14 +101,15 @@ def examine(
     distance: int = DISTANCE,
     show_progress: bool = False,
 ) -> Examination:
-    """Reads everything that a recipe, or a folder, would train on and evaluate.
+    """Reads all data that a recipe or a folder would train on and evaluate.
 
     Args:
         target: A recipe's name or file, or a folder of images and masks.
-        overrides: "key=value" of the recipe; of a folder's, as `finetune init` would write it.
-        choose: Takes one of several layouts that a folder may have. None: that is a mistake.
-        workers: Threads; None: one a core, up to `MAX_WORKERS`. Never changes what is found.
-        distance: Bits, of 64, in which perceptual hashes of near duplicates differ, at most.
+        overrides: "key=value" of the recipe; for a folder, of the recipe that `finetune init` would
+            write.
+        choose: Takes one of several layouts that a folder may have. None: several are a mistake.
+        workers: Threads; None: one per core, up to `MAX_WORKERS`. They never change the findings.
+        distance: Most bits, of 64, in which the perceptual hashes of near duplicates differ.
         show_progress: Draw a bar on stderr.
 
     Raises:
@@ -160,10 +161,10 @@ def examine(
 
 
 def _folder(target: str, overrides: Sequence[str]) -> Path | None:
-    """The folder that is meant, or None if it is a recipe, as it is where a path is given beside.
+    """The folder, or None for a recipe; a target is a recipe if a path is given beside it.
 
     Raises:
-        UserError: It may be either, or is neither.
+        UserError: The target may be either, or is neither.
     """
     path = Path(target).expanduser()
     try:
@@ -185,13 +186,13 @@ def _recipe_of(
     overrides: Sequence[str],
     choose: Callable[[Sequence[Layout]], Layout] | None,
 ) -> tuple[Recipe, LabelGuess, tuple[str, ...]]:
-    """What `finetune init` would take a folder for, though some of its files are bad."""
+    """The recipe that `finetune init` would write for a folder; bad files are tolerated."""
     root = folder.absolute()
     layouts = recognise(root)
     if len(layouts) > 1 and choose is None:
         raise UserError(f"{folder}: may be understood in {len(layouts)} ways; choose one")
     layout = layouts[0] if choose is None else choose(layouts)
-    guessed = guess(root, layout, faults=[])  # which are found again when all is opened
+    guessed = guess(root, layout, faults=[])  # found again when all is opened
     values = {"data": layout.data, "labels": guessed.labels}
     recipe = recipe_from_values(values, root.name, overrides)
     images = open_split(recipe.data, recipe.labels.build(), recipe.data.train_split, faults=[])
@@ -206,10 +207,10 @@ def _recipe_of(
 def _opened(
     recipe: Recipe, labels: Labels
 ) -> tuple[list[str], list[datasets.Dataset], list[list[Fault]]]:
-    """Names and samples of the splits, and what does not make a sample.
+    """Names and samples of the splits, and the files that make no sample.
 
     Raises:
-        UserError: Not one can be opened.
+        UserError: No split can be opened.
     """
     names: list[str] = []
     opened: list[datasets.Dataset] = []
@@ -238,7 +239,7 @@ def _opened(
 def _guessed_again(
     splits: Sequence[Split], labels: Labels, guessed: LabelGuess, seen: tuple[str, ...]
 ) -> tuple[Labels, tuple[str, ...]]:
-    """Ids that mean nothing known yet, now that all masks were read: without the slips."""
+    """Labels guessed again from the values of all masks, without the slips."""
     values = figures.value_counts(splits)
     num_masks = sum(bool(len(facts.values)) for split in splits for facts in split.facts)
     if labels.kind == "colors" or not values:
@@ -247,7 +248,7 @@ def _guessed_again(
     counts = Counter({v: c.pixels for v, c in values.items() if v not in slips})
     try:
         again = guess_labels(MaskValues("ids", counts, None, num_masks), None)
-    except UserError:  # fewer than two classes: what was seen first will do
+    except UserError:  # fewer than two classes: the first guess stays
         return labels, seen
     block = {**again.labels, "colors": None}
     lines = tuple(line for line in seen if line not in (*guessed.found, *guessed.assumed))
@@ -367,5 +368,5 @@ def _sizes_json(done: Examination) -> dict[str, Any]:
 
 
 def _text(name: str) -> str:
-    """A name as valid Unicode: file systems keep any bytes."""
+    """A name as valid Unicode; file systems allow any bytes."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

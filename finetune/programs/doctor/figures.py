@@ -14,7 +14,7 @@ from finetune.programs.doctor.scan import Facts
 MAX_PLACES = 256
 """Masks of a value that are remembered by name; a value in more of them is not rare."""
 MAX_VALUES = 65536
-"""Values that are counted one by one; JPEG may make millions of colours."""
+"""Values that are counted one by one; JPEG can make millions of colours."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Split:
     """Names for messages; a mask without a name of its own has the image's."""
     facts: Sequence[Facts]
     faults: Sequence[Fault] = ()
-    """Files without a partner, and such."""
+    """Faults of files, such as a missing partner."""
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -66,7 +66,7 @@ class ClassCounts:
 
 
 def value_counts(splits: Sequence[Split]) -> dict[int, ValueCount]:
-    """Raw values of all masks, ascending; at most `MAX_VALUES`, first come, first served."""
+    """Raw values of all masks, ascending; at most `MAX_VALUES`, the first ones that occur."""
     found: dict[int, ValueCount] = {}
     for s, split in enumerate(splits):
         for i, facts in enumerate(split.facts):
@@ -151,7 +151,7 @@ def stored_kinds(splits: Sequence[Split]) -> Counter[str]:
 
 
 def value_name(value: int, kind: str) -> str:
-    """A raw value for people."""
+    """The text for a raw value."""
     if value == NO_OBJECT:
         return "no object (-1)"
     if value == UNCOUNTED:

@@ -1,4 +1,4 @@
-"""What can be wrong with a data set, in words: the kinds of findings and what to do about each.
+"""The kinds of findings: their names, messages and remedies.
 
 Their names stand in doctor.json: a kind keeps its name.
 """

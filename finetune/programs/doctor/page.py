@@ -22,7 +22,7 @@ from finetune.run.pages import Axes, render, ticks
 NUM_PICTURES = 36
 """Samples of the contact sheet."""
 NUM_WITH_FINDINGS = 18
-"""At most so many of them stand there for a finding."""
+"""At most so many of them are chosen for a finding."""
 MAX_LISTED = 200
 """Places of a finding that the page lists; doctor.json has them all."""
 _PICTURE = (240, 180)  # width and height that an image of the sheet is fitted into
@@ -36,13 +36,13 @@ def draw(
     findings: Sequence[Finding],
     data: Sequence[datasets.Dataset],
 ) -> str:
-    """The page, whole.
+    """Draws the whole page.
 
     Args:
-        facts: What doctor.json holds.
+        facts: The content of doctor.json.
         expected: Labels and crop.
-        splits: What was read.
-        findings: What is wrong with it.
+        splits: The splits' facts.
+        findings: The data set's faults.
         data: The splits' samples; those of the contact sheet are read again.
     """
     classes, masks = facts["classes"], facts["masks"]
@@ -74,7 +74,7 @@ def draw(
 
 
 def summary(facts: Mapping[str, Any]) -> str:
-    """The numbers of images and classes, in a line."""
+    """The numbers of images and classes, in one line."""
     splits = ", ".join(f"{name} {split['samples']:,}" for name, split in facts["splits"].items())
     return f"images with masks: {splits}; {len(facts['classes'])} classes"
 
@@ -86,7 +86,7 @@ def _verdict(facts: Mapping[str, Any]) -> str:
 
 
 def _sizes(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Width against height of the images; circles are larger where there are many."""
+    """Width against height of the images; larger circles stand for more images."""
     if "most_common" not in found:
         return {"axes": None}
     crop = found["crop"] or (0, 0)
@@ -122,9 +122,9 @@ def _colors(colors: Mapping[str, Any]) -> dict[str, str]:
 def chosen(
     splits: Sequence[Split], findings: Sequence[Finding]
 ) -> list[tuple[int, int, tuple[str, ...]]]:
-    """Split, place and kinds of findings of the samples to show, whose images can be read.
+    """Split, place and kinds of findings of the samples to show; their images can be read.
 
-    Some of each finding in turn, then others evenly spread over the splits.
+    Takes samples of each finding in turn, then others evenly spread over the splits.
     """
     where: dict[str, tuple[int, int]] = {}
     for s, split in enumerate(splits):
@@ -158,10 +158,10 @@ class Picture:
     split: str
     id: str
     kinds: tuple[str, ...]
-    """Of the findings that name it."""
+    """Kinds of the findings that name it."""
     alt: str
     jpeg: str
-    """In base64; empty if the image cannot be read."""
+    """The JPEG in base64; empty if the image cannot be read."""
 
 
 def _pictures(
@@ -182,7 +182,7 @@ def _pictures(
 
 
 def _image_and_overlay(reader: ReadSamples, image: str, mask: str) -> tuple[str, str]:
-    """What the picture shows, and the picture; grey in place of an overlay that cannot be made."""
+    """The picture's alternative text and JPEG; a grey half replaces an overlay without a mask."""
     try:
         pixels = as_rgb(read_image(reader.pictures.open(image), reader.num_channels))
     except UserError:

@@ -1,6 +1,6 @@
-"""Reads every image and mask of a split and keeps a few numbers of each.
+"""Reads every image and mask of a split and keeps a few numbers for each.
 
-What comes out is in the order of the samples and does not depend on the number of threads.
+The results are in the order of the samples and do not depend on the number of threads.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ from finetune.pictures.drawing import as_rgb
 from finetune.pictures.reading import image_size, read_image, stored_as
 
 MAX_VALUES = 256
-"""Of a mask with more values, those without a rule beyond the most frequent are only counted."""
+"""Most frequent values that are kept of a mask; rarer ones without a rule are only counted."""
 LARGE = 2**25
-"""Pixels of an image from which on only one is decoded at a time, for the memory's sake."""
-_CHUNK = 256  # rows taken out of the table at once
+"""Pixels from which only one image at a time is decoded, to save memory."""
+_CHUNK = 256  # rows taken from the table at once
 
 
 def _no_values() -> np.ndarray:
@@ -36,21 +36,21 @@ def _no_values() -> np.ndarray:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is kept of one sample: about a kilobyte, whatever its size."""
+    """The facts about one sample: about a kilobyte, whatever its size."""
 
     faults: tuple[Fault, ...] = ()
     size: Size | None = None
-    """Of the image; None if it cannot be read, as with all that follows."""
+    """Size of the image; None if it cannot be read. All later fields are empty then."""
     mean: tuple[float, ...] = ()
     """Per channel, of values in 0..1."""
     deviation: tuple[float, ...] = ()
     """Standard deviation per channel, of values in 0..1."""
     digest: bytes | None = None
-    """Of the decoded pixels."""
+    """Digest of the decoded pixels."""
     look: bytes | None = None
     """Perceptual hash."""
     stored: str = ""
-    """How the mask stores its pixels; "" if it is no picture."""
+    """How the mask stores its pixels; "" if it is not a picture."""
     mask_digest: bytes | None = None
     values: np.ndarray = field(default_factory=_no_values, repr=False)
     """Raw values of the mask, ascending; empty if it cannot be read."""
@@ -58,9 +58,9 @@ class Facts:
     """Pixels of each value."""
     other_values: int = 0
     other_pixels: int = 0
-    """Of values without a rule beyond `MAX_VALUES`."""
+    """Pixels of values without a rule beyond `MAX_VALUES`."""
     mended: int = 0
-    """Pixels whose colour was taken for its neighbour's, within the tolerance."""
+    """Pixels whose colour was read as its nearest rule's, within the tolerance."""
 
     @property
     def blank(self) -> bool:
@@ -85,7 +85,7 @@ def read_facts(
     one_large = threading.Lock()
 
     def pairs() -> Iterator[tuple[str, str]]:
-        for start in range(0, len(rows), _CHUNK):  # rows of COCO's are long: not all at once
+        for start in range(0, len(rows), _CHUNK):  # COCO's rows are long: not all at once
             part = rows[start : start + _CHUNK]
             yield from zip(part["image"], part["mask"], strict=True)
 
@@ -97,7 +97,7 @@ def read_facts(
 
 
 def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Lock) -> Facts:
-    """The facts of one sample; what is wrong with it is among them."""
+    """The facts about one sample, with its faults."""
     faults: list[Fault] = []
     facts = Facts()
     name = reader.pictures.name(image)
@@ -123,7 +123,7 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
         if isinstance(reader.form, IdMasks | ColorMasks):
             facts = replace(facts, stored=stored_as(reader.form.pictures.open(mask)))
     except UserError as error:
-        # What is no picture of its own is text that somebody's program wrote.
+        # Other forms of masks are text that a program wrote.
         pictures = isinstance(reader.form, IdMasks | ColorMasks)
         kind = "unreadable-file" if pictures else "bad-annotation"
         faults.append(_fault(error, where or name, kind))
@@ -133,15 +133,15 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
 def _fault(error: UserError, name: str, kind: str) -> Fault:
     kind = error.kind or kind
     if kind in ("empty-file", "missing-file", "mask-not-ids", "mask-not-colors"):
-        return Fault(kind, (name,))  # which says all
-    if kind == "unreadable-file":  # what the decoder said, without our own words around it
+        return Fault(kind, (name,))  # the kind says all
+    if kind == "unreadable-file":  # the decoder's words, without ours
         what = str(error.__cause__ or error)
         return Fault(kind, (name,), what.replace(f" {name!r}", "").removeprefix(f"{name}: "))
     return Fault(kind, (name,), str(error).removeprefix(f"{name}: "))
 
 
 def image_facts(pixels: np.ndarray) -> Facts:
-    """What is kept of an image, uint8 or uint16 (H, W, C)."""
+    """The facts about an image, uint8 or uint16 (H, W, C)."""
     full = np.iinfo(pixels.dtype).max
     mean, deviation = cv2.meanStdDev(pixels)
     return Facts(
@@ -156,9 +156,9 @@ def image_facts(pixels: np.ndarray) -> Facts:
 def _raw(
     reader: ReadSamples, mask: str, size: Size | None
 ) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Raw values of a mask as `Labels` takes them; and as they were, if colours were mended.
+    """Raw values of a mask as `Labels` takes them; and the original ones, if colours were mended.
 
-    None if the mask has no size of its own and the image's is not known.
+    None if the mask has no size of its own and the image's is unknown.
     """
     form = reader.form
     size = size or form.size(mask)

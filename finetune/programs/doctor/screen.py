@@ -1,4 +1,4 @@
-"""What `finetune doctor` prints."""
+"""The screen output of `finetune doctor`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,17 +11,17 @@ from rich.text import Text
 from finetune.programs.doctor.page import summary
 
 MAX_PLACES = 5
-"""Places of a finding that are named; doctor.json has them all."""
+"""Places of a finding that are printed; doctor.json has them all."""
 MAX_CLASSES = 40
-"""Classes beyond which the table is left to doctor.html."""
+"""Classes beyond which only doctor.html has the table."""
 _STYLES = {"problem": "bold red", "warning": "yellow"}
 
 
 def show(facts: Mapping[str, Any], files: Sequence[Path]) -> None:
-    """Prints the verdict: what was read, what is wrong, and where more about it stands.
+    """Prints the verdict: the data, its faults, and the files that say more.
 
     Args:
-        facts: What doctor.json holds.
+        facts: The content of doctor.json.
         files: doctor.json and doctor.html.
     """
     console = Console(highlight=False, soft_wrap=True)
@@ -46,7 +46,7 @@ def _print(console: Console, text: str, style: str = "") -> None:
 
 
 def _printable(text: str) -> str:
-    """Names as one line: a file may be called anything, escape sequences for terminals too."""
+    """Names on one line: a file name may hold any character, even terminal escape sequences."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Facts to findings: what is wrong with a set, and what to do. Reads no file."""
+"""Judges the facts: finds the faults of a data set and their remedies. Reads no file."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,22 +23,22 @@ from finetune.programs.doctor.figures import (
 from finetune.programs.doctor.kinds import KINDS, Severity
 
 FEW_SAMPLES = 10
-"""Masks below which nothing can be called rare."""
+"""A value can be called rare if there are at least so many masks."""
 RARE_SHARE = 5e-3
-"""Share of the pixels of its masks below which a value has few pixels."""
+"""A value below this share of its masks' pixels has few pixels."""
 RARE_CLASS = 3
-"""Masks of a class that has a name, up to which it is rare."""
+"""A named class in at most so many masks is rare."""
 DENSE = 0.5
-"""Share of the values from first to last that are frequent, if values between them are classes."""
+"""Share of frequent values from first to last; above it, values between them are classes."""
 MOST_PIXELS = 0.97
-"""What the values of masks that were not smeared hold together, all but a few."""
+"""Share of the pixels that a few values hold together; many values beside them are smears."""
 MOSTLY = 0.5
 _MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What is wrong in one or many places."""
+    """A fault in one or many places."""
 
     kind: str
     severity: Severity
@@ -46,46 +46,46 @@ class Finding:
 
     @property
     def message(self) -> str:
-        """What is wrong, and how often."""
+        """The fault and how often it occurs."""
         kind = KINDS[self.kind]
         return (kind.one if len(self.places) == 1 else kind.many).format(n=len(self.places))
 
     @property
     def remedy(self) -> str:
-        """What to do about it."""
+        """The advice about it."""
         return KINDS[self.kind].remedy
 
     @property
     def files(self) -> list[str]:
-        """Everybody concerned, once."""
+        """The files of all places, each once."""
         return list(dict.fromkeys(file for place in self.places for file in place.files))
 
 
 @dataclass(frozen=True)
 class Expectations:
-    """What a recipe says of its data, as far as findings depend on it."""
+    """The facts from a recipe that findings depend on."""
 
     labels: Labels
     known: bool = True
-    """Whether somebody said what the values of masks mean; otherwise `labels` is a guess."""
+    """Whether a recipe states the meaning of mask values; otherwise `labels` is a guess."""
     crop: Size | None = None
-    """Height and width of training crops; None if nobody said."""
+    """Height and width of training crops; None if unknown."""
     base_size: Size | None = None
     """As `augment.base_size`."""
     smallest_side: int = 1
-    """That the model takes."""
+    """The smallest side that the model takes."""
     drawn: bool = False
-    """Whether the split for evaluation is a share that was drawn."""
+    """Whether the evaluation split is a share that was drawn."""
     distance: int = 8
-    """Bits in which the perceptual hashes of near duplicates differ, at most."""
+    """Most bits in which the perceptual hashes of near duplicates differ."""
 
 
 def judge(splits: Sequence[Split], expected: Expectations) -> list[Finding]:
     """All findings, problems first.
 
     Args:
-        splits: The training split, and the one for evaluation if there is one.
-        expected: What a recipe says.
+        splits: The training split, and the evaluation split if there is one.
+        expected: The facts from the recipe.
     """
     places: list[Fault] = [fault for split in splits for fault in split.faults]
     places += [fault for split in splits for facts in split.facts for fault in facts.faults]
@@ -108,9 +108,9 @@ def judge(splits: Sequence[Split], expected: Expectations) -> list[Finding]:
 
 def _severity(kind: str, expected: Expectations) -> Severity:
     if kind == "class-only-in-val" and expected.drawn:
-        return "warning"  # so it was drawn; another draw may do
+        return "warning"  # the split was drawn; another draw may do
     if kind == "smeared-values" and expected.labels.kind == "colors":
-        return "warning"  # labels.tolerance mends what JPEG does
+        return "warning"  # labels.tolerance mends JPEG's errors
     return KINDS[kind].severity
 
 
@@ -118,10 +118,10 @@ def _severity(kind: str, expected: Expectations) -> Severity:
 
 
 def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> list[int]:
-    """Values in few masks and few pixels that are probably slips.
+    """Values in few masks and few pixels; they are probably slips.
 
-    Of ids, what lies among frequent values without great gaps is a class as well, a rare one; and
-    0, 255 and 65535 are never slips, being what "nothing" is called.
+    An id among frequent values without great gaps is a rare class instead. 0, 255 and 65535
+    commonly mean "nothing" and are never slips.
     """
     few = few_masks(num_masks)
     if num_masks < FEW_SAMPLES:
@@ -144,7 +144,7 @@ def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> 
 
 
 def few_masks(num_masks: int) -> int:
-    """How many masks are few: five, less in small sets and a fiftieth in large ones."""
+    """The number of masks that counts as few: five, less in small sets, a fiftieth in large ones."""
     return max(min(5, num_masks // 10), min(num_masks // 50, MAX_PLACES))
 
 
@@ -216,7 +216,7 @@ def _per_mask(
     splits: Sequence[Split],
     label_kind: str,
 ) -> Iterator[Fault]:
-    """A fault a mask that holds some values."""
+    """One fault for each mask that holds some of the values."""
     held: dict[tuple[int, int], list[str]] = defaultdict(list)
     for value in values:
         for s, i, pixels in counts[value].places:
@@ -240,7 +240,7 @@ def _of_classes(splits: Sequence[Split], expected: Expectations) -> Iterator[Fau
         if not any(images):
             yield Fault("class-never-seen", (), name)
             continue
-        # A train split that could not be read says nothing about its classes.
+        # An unreadable train split says nothing about its classes.
         if not images[0] and counts[0].total:
             yield Fault(
                 "class-only-in-val",
@@ -259,7 +259,7 @@ def _of_classes(splits: Sequence[Split], expected: Expectations) -> Iterator[Fau
 
 
 def _holders(splits: Sequence[Split], labels: Labels) -> dict[int, list[tuple[int, int]]]:
-    """Class id -> split and place of the first masks that show it."""
+    """Split and place of the first masks that show each class."""
     rules = dict(labels.rules)
     found: dict[int, list[tuple[int, int]]] = defaultdict(list)
     for s, split in enumerate(splits):
@@ -289,7 +289,7 @@ def _of_images(splits: Sequence[Split], expected: Expectations) -> Iterator[Faul
 
 
 def _smaller(size: Size, crop: Size, base_size: Size | None) -> bool:
-    """Whether an image at scale 1 does not fill a crop."""
+    """Whether an image at scale 1 is too small to fill a crop."""
     factor = 1.0
     if base_size is not None:
         factor = min(max(base_size) / max(size), min(base_size) / min(size))
@@ -297,7 +297,7 @@ def _smaller(size: Size, crop: Size, base_size: Size | None) -> bool:
 
 
 def _twice(splits: Sequence[Split]) -> Iterator[Fault]:
-    """Images that are there more than once, pixel for pixel; blank ones are another matter."""
+    """Images that occur more than once, pixel for pixel; blank ones are a finding of their own."""
     places = [(s, i) for s, split in enumerate(splits) for i in range(len(split))]
     facts = [splits[s].facts[i] for s, i in places]
     for group in groups(None if fact.blank else fact.digest for fact in facts):
@@ -320,7 +320,7 @@ def _twice(splits: Sequence[Split]) -> Iterator[Fault]:
 
 
 def _nearly_twice(splits: Sequence[Split], distance: int) -> Iterator[Fault]:
-    """Images for evaluation that look like one that is trained on."""
+    """Evaluation images that look like a training image."""
     train, val = splits[0], splits[-1]
     exact = {facts.digest for facts in train.facts}
 
@@ -349,7 +349,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def count(findings: Sequence[Finding]) -> Counter[str]:
-    """Places of problems and of warnings."""
+    """The numbers of places with problems and with warnings."""
     found: Counter[str] = Counter()
     for finding in findings:
         found[finding.severity] += len(finding.places)
