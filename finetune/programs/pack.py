@@ -1,13 +1,13 @@
-"""`finetune pack`: a data set as sharded Parquet, to be streamed from a disk or a bucket.
+"""`finetune pack`: writes a data set as sharded Parquet, for streaming from a disk or a bucket.
 
     OUT/data/train-00000-of-00040.parquet    image (the file as it was), mask (PNG of class ids), id
     OUT/index.json                           files with rows, sizes and checksums; the classes
     OUT/recipe.yaml                          the recipe, reading from OUT
-    OUT/README.md                            what it is, in the form of a data set card
+    OUT/README.md                            a data set card
 
 `datasets.load_dataset(OUT)` reads it as it stands, and so does the Hub. Labels are translated here,
-once: masks hold class ids and the ignore id. Every sample is decoded before it is written, so that
-nothing damaged gets in; the image's own bytes are kept, without another round of JPEG.
+once: masks hold class ids and the ignore id. Every sample is decoded before it is written, which
+keeps damaged ones out. The image's own bytes are kept, without another round of JPEG.
 """
 
 import hashlib
@@ -40,9 +40,9 @@ from finetune.run.screen import progress_bar
 
 FORMAT = 1
 SHARD = 512
-"""Samples of a file: 30 MB at 60 kB each, 256 MB of large photographs."""
+"""Samples per file: 30 MB at 60 kB each, 256 MB of large photographs."""
 ROW_GROUP = 64
-"""Samples that are read at once, at least."""
+"""Fewest samples that are read at once."""
 
 FEATURES = datasets.Features(
     {"id": datasets.Value("string"), "image": datasets.Image(), "mask": datasets.Image()}
@@ -52,7 +52,7 @@ _MARKER = ".pack.json"
 
 @dataclass(frozen=True)
 class Packed:
-    """What a pack holds: samples and bytes of each split, and how many files were there before."""
+    """Samples and bytes of each split, and the number of files that were there before."""
 
     samples: dict[str, int]
     bytes: dict[str, int]
@@ -62,16 +62,16 @@ class Packed:
 def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
     """Writes the training and the validation split of a recipe.
 
-    What an earlier, unfinished call has written is kept where its sources have not changed.
+    Files of an earlier, unfinished call are kept if their sources have not changed.
 
     Args:
         recipe: Resolved; its data must be files or tables, not shapes or a stream.
         output: A new or empty folder, or one of an earlier call.
-        workers: Threads; None: one a usable core.
+        workers: Threads; None: one per usable core.
 
     Raises:
-        UserError: The folder holds something else; or a sample is bad, and is named. Then what is
-            written stays, and the same call goes on from there.
+        UserError: The folder holds something else; or a sample is bad, and the message names it.
+            Written files stay then, and the same call resumes.
     """
     data = recipe.data
     if data.is_drawn or data.is_streamed:
@@ -79,7 +79,9 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
         raise UserError(f"data.source: {data.source} {what}: there is nothing to pack.")
     labels = recipe.labels.build()
     for key in ("train_split", "val_split"):
-        if not re.fullmatch(r"\w+(\.\w+)*", getattr(data, key)):  # `datasets` takes no other
+        if not re.fullmatch(
+            r"\w+(\.\w+)*", getattr(data, key)
+        ):  # the only names that `datasets` takes
             raise UserError(
                 f"data.{key}: {getattr(data, key)!r} cannot name a split of a pack; letters, "
                 "digits and underscores can."
@@ -94,7 +96,7 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
         names = {shard.name for _, shard in plan}
         whole = {shard.name for _, shard in plan if journal.has(shard)}
         if whole != names or journal.files.keys() != names:
-            # From here to the end what lies there is no set: nobody is to take it for one.
+            # Until the end the folder holds no data set, and nobody may take it for one.
             (output / "index.json").unlink(missing_ok=True)
             journal.keep_only(names)
         with progress_bar(total=total, desc="packing", unit="image", show=True) as bar:
@@ -102,7 +104,9 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
                 if shard.name in whole:
                     bar.update(len(shard.ids))
                 else:
-                    source = shard.source()  # before: what changes meanwhile is written again
+                    source = (
+                        shard.source()
+                    )  # before reading: files that change meanwhile are written again
                     row_groups = _write(journal.path(shard), shard, workers or usable_cores(), bar)
                     journal.enter(shard, source, row_groups)
         entries = {split: [journal.entry(s) for own, s in plan if own == split] for split in splits}
@@ -123,7 +127,7 @@ class _Shard:
     ids: list[str]
 
     def source(self) -> str:
-        """What the file is made from: names and states of its sources, and the labels' rules."""
+        """The sources of the file: their names and states, and the labels' rules."""
         reader = self.reader
         how = (FORMAT, reader.labels, reader.form, reader.pictures, reader.num_channels)
         digest = hashlib.sha256(repr(how).encode())
@@ -132,7 +136,7 @@ class _Shard:
             for file in (*reader.pictures.files(image), *reader.form.files(mask)):
                 try:
                     stat = file.stat()
-                except OSError:  # reading it says so better
+                except OSError:  # reading it gives the better message
                     continue
                 digest.update(f"\0{stat.st_size}\0{stat.st_mtime_ns}".encode())
         return digest.hexdigest()
@@ -157,7 +161,9 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
         return _encoded(shard.reader, shard.images[number], shard.masks[number], shard.ids[number])
 
     try:
-        with pq.ParquetWriter(new, schema, compression="none") as writer:  # they are compressed
+        with pq.ParquetWriter(
+            new, schema, compression="none"
+        ) as writer:  # images are compressed already
             group: list[dict[str, Any]] = []
             for row in in_order(encoded, range(len(shard.ids)), workers):
                 group.append(row)
@@ -183,7 +189,7 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
 
 
 def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str, Any]:
-    """The row of a sample that can be read."""
+    """The row of a readable sample."""
     _, class_ids = reader.read(image, mask)
     picture = reader.pictures.open(image)
     if isinstance(picture, Encoded):
@@ -204,9 +210,9 @@ def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str,
 
 
 class _Journal:
-    """What is written so far, in a file of the folder: what each file was made from, and its sum.
+    """The written files with their sources and checksums, in a file of the folder.
 
-    Only what is entered counts: it was whole when it was.
+    Only entered files count: each was whole when it was entered.
     """
 
     def __init__(self, output: Path, identity: dict[str, Any], files: dict[str, Any]) -> None:
@@ -215,18 +221,16 @@ class _Journal:
         self.files = files
 
     def path(self, shard: _Shard) -> Path:
-        """Where a file goes."""
         return self.output / "data" / shard.name
 
     def has(self, shard: _Shard) -> bool:
-        """Whether a file is there as it was written, of the same sources."""
+        """Whether a file is there as it was written, from the same sources."""
         entry, path = self.files.get(shard.name), self.path(shard)
         if entry is None or entry["source"] != shard.source() or not path.is_file():
             return False
         return measure(path) == (entry["bytes"], entry["sha256"])
 
     def enter(self, shard: _Shard, source: str, row_groups: list[int]) -> None:
-        """A file has been written."""
         size, checksum = measure(self.path(shard))
         self.files[shard.name] = {
             "source": source,
@@ -246,12 +250,11 @@ class _Journal:
         self.save()
 
     def entry(self, shard: _Shard) -> dict[str, Any]:
-        """A file in the index."""
+        """The index's entry for a file."""
         own = {key: value for key, value in self.files[shard.name].items() if key != "source"}
         return {"file": f"data/{shard.name}", **own}
 
     def save(self) -> None:
-        """Writes the journal."""
         content = {"identity": self.identity, "files": self.files}
         write_whole(self.output / _MARKER, json.dumps(content))
 
@@ -291,7 +294,7 @@ def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
 
 
 def _identity(recipe: Recipe) -> dict[str, Any]:
-    """What decides what a pack holds."""
+    """The facts that decide the content of a pack."""
     left_out = {"workers", "cache", "image_mean", "image_std"}
     data = recipe.data.model_dump(mode="json", exclude=left_out)
     data["path"] = str(Path(data["path"]).expanduser().absolute())
@@ -314,7 +317,7 @@ def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
 def _describe(
     output: Path, recipe: Recipe, labels: Labels, shards: dict[str, list[dict[str, Any]]]
 ) -> None:
-    """Writes what says that the pack is whole: recipe, card and, last, the index."""
+    """Writes the files that mark a pack as whole: recipe, card and, last, the index."""
     block = {
         "names": list(labels.names),
         "colors": [list(color) for color in labels.colors],
@@ -333,7 +336,7 @@ def _describe(
         "workers": data.workers,
     }
     sections["labels"] = block
-    sections["name"] = f"{recipe.name}-packed"  # its runs are others than those on the files
+    sections["name"] = f"{recipe.name}-packed"  # its runs differ from those on the files
     write_whole(
         output / "recipe.yaml",
         "# Written by `finetune pack`. Moved, or in a bucket: override data.path. What does not\n"

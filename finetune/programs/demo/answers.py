@@ -42,9 +42,8 @@ def answer(models: Sequence[Model], picture: Encoded, folder: Path) -> dict[str,
     Returns:
         A dict for JSON, with files as `Path`. For a bad picture it holds only `problem`, a text.
         Otherwise it holds `name`, `size` (width, height), `drawn` (the size of the drawn picture),
-        `picture`,
-        `results` (one per model, see `_result`) and `agreement`: the share of pixels on which two
-        models with the same classes agree, or None.
+        `picture`, `results` (one per model, see `_result`) and `agreement`: the share of pixels on
+        which two models with the same classes agree, or None.
     """
     found: list[Segmentation] = []
     seconds: list[float] = []

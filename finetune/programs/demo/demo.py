@@ -327,9 +327,7 @@ def check_examples(examples: Sequence[Path]) -> None:
 def private_cache() -> Iterator[Path]:
     """A private folder for uploads and answers, deleted at the end."""
     with tempfile.TemporaryDirectory(prefix="finetune-demo-", ignore_cleanup_errors=True) as cache:
-        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(
-            cache
-        )  # resolved, as in Gradio's own paths
+        os.environ["GRADIO_TEMP_DIR"] = os.path.realpath(cache)  # resolved, as in Gradio's paths
         yield Path(os.environ["GRADIO_TEMP_DIR"])
 
 

@@ -144,7 +144,7 @@ def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> 
 
 
 def few_masks(num_masks: int) -> int:
-    """The number of masks that counts as few: five, less in small sets, a fiftieth in large ones."""
+    """Number of masks that counts as few: five, less in small sets, a fiftieth in large ones."""
     return max(min(5, num_masks // 10), min(num_masks // 50, MAX_PLACES))
 
 

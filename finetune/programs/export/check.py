@@ -1,4 +1,4 @@
-"""Whether a file gives what the model gives, at sizes that it was not exported with."""
+"""Compares an exported file with its model, at sizes that it was not exported with."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,21 +18,21 @@ from finetune.segformer.configuration import smallest_side
 from finetune.segformer.functional import upsampled_argmax
 
 MAX_DIFFERENCE = 1e-4
-"""Of logits, relative to the largest."""
+"""Largest difference of logits, relative to the largest logit."""
 MIN_EQUAL = 0.9999
-"""Of pixels."""
+"""Smallest share of equal pixels."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """How far a file is from the model, over all sizes.
+    """The difference between a file and the model, over all sizes.
 
     Attributes:
-        sizes: (B, H, W) of what was shown to both.
+        sizes: (B, H, W) of the inputs.
         difference: the largest of logits, relative to the largest logit; None for labels.
-        equal: share of pixels with the same class, of those where the model prefers one class to
-            the next by more than what logits may differ by.
-        classes: how many the model finds; a comparison of masks of one class says little.
+        equal: share of pixels with the same class, among those where the model prefers one class to
+            the next by more than the allowed difference of logits.
+        classes: number of classes that the model finds; masks of one class prove little.
         finite: whether all logits were numbers.
     """
 
@@ -43,7 +43,7 @@ class Check:
     finite: bool = True
 
     def worse_of(self, other: "Check") -> "Check":
-        """What holds of two files that ought to be one, at the same sizes."""
+        """The worse values of two files that ought to be equal, at the same sizes."""
         differences = [d for d in (self.difference, other.difference) if d is not None]
         return Check(
             self.sizes,
@@ -55,13 +55,13 @@ class Check:
 
     @property
     def holds(self) -> bool:
-        """Whether the file passes for the model."""
+        """Whether the file matches the model."""
         close = self.equal > MIN_EQUAL and (self.difference or 0.0) <= MAX_DIFFERENCE
         return self.finite and close
 
 
 def sizes_of(side: int) -> tuple[tuple[int, int, int], ...]:
-    """Batches (B, H, W) that an export is tried on: odd ones, two at once, the smallest.
+    """Batches (B, H, W) for the check: odd sizes, two images at once, the smallest size.
 
     Args:
         side: the smallest that the model takes.
@@ -80,11 +80,10 @@ def check(
     Args:
         run: the file: (B, C, H, W) float32 to logits (B, K, h, w), or to labels (B, H, W).
         segmenter: the model.
-        sizes: batches; None: `sizes_of` it.
+        sizes: batches; None: those of `sizes_of`.
 
     Raises:
-        UserError: one of the sizes is below the model's smallest; or the model's own logits are no
-            numbers.
+        UserError: a size is below the model's smallest; or the model's own logits are not numbers.
     """
     side = smallest_side(segmenter.model.config)
     sizes = tuple(sizes or sizes_of(side))
@@ -95,7 +94,7 @@ def check(
             raise UserError(
                 f"{height} x {width} pixels are too small: each side must have at least {side}"
             )
-        # Integers through the model's own mean and deviation: what it will be shown.
+        # Integers through the model's own mean and deviation, as in use.
         how = segmenter.preprocessing
         values = draw((batch, how.num_channels, height, width), generator) * how.full
         pixels = values.round().to(torch.uint8 if how.full == 255 else torch.int32)
@@ -113,7 +112,7 @@ def check(
             finite = finite and bool(found.isfinite().all())
             scale = logits.abs().max().clamp(min=torch.finfo(logits.dtype).tiny)
             difference = float((found - logits).abs().max() / scale)
-            # NaN is further off than anything.
+            # NaN counts as the worst difference.
             worst = difference if worst is None or not difference <= worst else worst
             found = upsampled_argmax(found, (height, width))
         clear = _is_clear(logits, (height, width))
@@ -124,27 +123,27 @@ def check(
 
 
 def _noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Pictures (B, C, H, W) of 0..1 without anything in them: most models give them one class."""
+    """Pictures (B, C, H, W) of 0..1 that hold only noise: most models give them one class."""
     return torch.rand(shape, generator=generator)
 
 
 def _areas(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Pictures (B, C, H, W) of 0..1 with smooth areas of all colours, the darkest and lightest."""
+    """Pictures (B, C, H, W) of 0..1 with smooth areas of all colours, from darkest to lightest."""
     coarse = torch.rand(*shape[:2], 4, 5, generator=generator).mul(2).sub(0.5).clamp(0, 1)
     return F.interpolate(coarse, size=shape[2:], mode="bilinear", align_corners=False)
 
 
 def _is_clear(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """Where logits that are off by what is allowed, each its own way, give the same class."""
+    """Pixels that keep their class if every logit is off by the allowed difference."""
     large = F.interpolate(logits, size=size, mode="bilinear", align_corners=False)
-    if large.shape[1] == 1:  # stock's binary head: against 0
+    if large.shape[1] == 1:  # stock's binary head: compared with 0
         return large[:, 0].abs() > MAX_DIFFERENCE * logits.abs().max()
     best = large.topk(2, dim=1).values
     return best[:, 0] - best[:, 1] > 2 * MAX_DIFFERENCE * logits.abs().max()
 
 
 def session(path: Path | bytes, threads: int | None = None) -> Any:
-    """An ONNX file opened in ONNX Runtime, on the CPU.
+    """Opens an ONNX file in ONNX Runtime, on the CPU.
 
     Args:
         path: the file or its bytes.
@@ -160,7 +159,7 @@ def session(path: Path | bytes, threads: int | None = None) -> Any:
 
 
 class InOnnxRuntime(nn.Module):
-    """An ONNX file with logits in the place of the model, for whatever calls the model.
+    """An ONNX file with logits as a module that replaces the model.
 
     Args:
         opened: from `session`.
@@ -175,11 +174,11 @@ class InOnnxRuntime(nn.Module):
         self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        """Logits of (B, C, H, W) under the name that the model's have."""
+        """Logits of (B, C, H, W), under the name of the model's output."""
         return SimpleNamespace(logits=run_in(self.session, pixel_values))
 
 
 def run_in(opened: Any, pixel_values: Tensor) -> Tensor:
-    """What a session gives for (B, C, H, W) float32."""
+    """The output of a session for (B, C, H, W) float32."""
     values = np.ascontiguousarray(pixel_values.numpy())
     return torch.from_numpy(opened.run(None, {"pixel_values": values})[0])

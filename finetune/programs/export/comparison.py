@@ -1,4 +1,4 @@
-"""Size, latency and mIoU of each form beside PyTorch's."""
+"""Size, latency and mIoU of each form, beside those of PyTorch."""
 
 import json
 import math
@@ -32,11 +32,11 @@ class Row:
 
     Attributes:
         form: PyTorch, or a key of `finetune.programs.export.export.FILES`.
-        megabytes: of the file; of PyTorch the weights.
+        megabytes: size of the file; for PyTorch, of the weights.
         seconds: median for one picture; to class ids for `labels`, else to logits.
         ratio: over PyTorch's eager time in the same run, for the same result.
-        mean_iou: on the recipe's validation split; None without a recipe, and for forms that give
-            the same logits as another one and are not scored again.
+        mean_iou: on the recipe's validation split; None without a recipe, and for forms with the
+            same logits as a form that is scored.
     """
 
     form: str
@@ -51,14 +51,14 @@ class _Side:
     run: Callable[[Tensor], Any]
 
     def reset(self) -> None:
-        """Nothing stays behind."""
+        """Does nothing: a run leaves no state behind."""
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """Height and width of `512` or `512x1024`.
+    """Height and width from `512` or `512x1024`.
 
     Raises:
-        UserError: it says neither.
+        UserError: the text is neither.
     """
     sides = text.split("x")
     if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
@@ -83,7 +83,7 @@ def measure(
         segmenter: the model, on the CPU.
         files: its forms.
         recipe: for mIoU, or None.
-        size: of the picture whose time is taken.
+        size: of the timed picture.
         compiled: whether PyTorch is compiled too.
     """
     model = segmenter.model
@@ -126,7 +126,7 @@ def _runner(file: Exported) -> Callable[[Tensor], Tensor]:
 def _mean_iou(
     form: str, segmenter: Segmenter, task: Task, files: Sequence[Exported]
 ) -> float | None:
-    """By training's own evaluation, with the file in the place of the model."""
+    """mIoU by training's own evaluation, with the file in place of the model."""
     path = {file.form: file.path for file in files}.get(form)
     if form == EAGER:
         model: Any = segmenter.model
@@ -147,7 +147,7 @@ def show(
     page: Path | None,
     as_json: bool,
 ) -> None:
-    """Prints what was written and measured, as a table or as one JSON object."""
+    """Prints the written files and their figures, as a table or as one JSON object."""
     if as_json:
         written = [
             {"form": file.form, "path": str(file.path), "bytes": file.bytes, **asdict(file.check)}
@@ -191,7 +191,7 @@ def show(
 
 
 def _plain(value: Any) -> Any:
-    """With null for what JSON does not know: NaN and infinity."""
+    """The value with null for NaN and infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

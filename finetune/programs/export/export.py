@@ -1,13 +1,13 @@
-"""A trained model as files that run without PyTorch: the program behind `finetune export`.
+"""`finetune export`: writes a trained model as files that run without PyTorch.
 
-`graph` writes what exporters can read of the model, `check` compares each file with it, `quantise`
-makes 8 bit of it, `table` measures, `web` writes a page. What is written beside config.json and
-preprocessor_config.json is what transformers.js looks for:
+`graph` writes the model in operators that exporters read, `check` compares each file with the
+model, `quantise` makes the 8 bit form, `comparison` measures, `web` writes a page. transformers.js
+looks for these names beside config.json and preprocessor_config.json:
 
     onnx/model.onnx             logits, float32
     onnx/model_quantized.onnx   logits, 8 bit inside (--int8)
     onnx/model_fp16.onnx        logits, 16 bit inside (--fp16)
-    onnx/model_labels.onnx      class ids at the size of pixel_values, that was shown (--labels)
+    onnx/model_labels.onnx      class ids at the size of pixel_values, the model's input (--labels)
     model.pt2                   logits, for torch.export.load (--pt2)
 """
 
@@ -51,11 +51,11 @@ FILES = {
     "labels": "onnx/model_labels.onnx",
     "pt2": "model.pt2",
 }
-"""The forms that a model can take, and where transformers.js looks for those that it knows."""
+"""The forms of a model, in the places where transformers.js looks for those that it knows."""
 CALIBRATION = 64
-"""Training images that give 8 bit its ranges."""
+"""Training images that calibrate the 8 bit form."""
 COPIED = ("config.json", "preprocessor_config.json", "model.safetensors", "README.md")
-"""What else a folder needs to be a model's, for transformers.js and for stock transformers."""
+"""The other files of a model folder, for transformers.js and for stock transformers."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Exported:
 
     Attributes:
         form: a key of `FILES`.
-        path: where it is.
+        path: its place.
         bytes: its size.
-        check: how it compares with the model.
+        check: its comparison with the model.
     """
 
     form: str
@@ -77,7 +77,7 @@ class Exported:
 
 @dataclass(frozen=True)
 class Options:
-    """What is wanted beside `onnx/model.onnx`."""
+    """The forms wanted besides `onnx/model.onnx`."""
 
     labels: bool = False
     int8: bool = False
@@ -88,16 +88,16 @@ class Options:
     calibration: int | None = None
     """Training images for `int8`; None: `CALIBRATION`."""
     scores: bool = False
-    """Whether the recipe's validation split is going to be read, and had better be there."""
+    """Whether the recipe's validation split will be read and must be there."""
 
     @property
     def forms(self) -> list[str]:
-        """What is to be written, keys of `FILES`."""
+        """The forms to write, keys of `FILES`."""
         return ["onnx", *(form for form in FILES if getattr(self, form, False))]
 
 
 def need_packages() -> None:
-    """Raises a UserError that says what to install, if something is missing."""
+    """Raises a UserError with the command to install if a package is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UserError(
@@ -111,19 +111,19 @@ def export(
     options: Options | None = None,
     recipe: Recipe | None = None,
 ) -> tuple[Segmenter, list[Exported]]:
-    """Writes a model's files, each only after it has been compared with the model.
+    """Writes a model's files, each only after a comparison with the model.
 
     Args:
         model: a folder or Hub id.
-        output: the folder that is to hold them; None: the model's own.
-        options: which files.
-        recipe: whose training images 8 bit is calibrated on; must be of the model's classes.
+        output: the folder to write into; None: the model's own.
+        options: the wanted files.
+        recipe: its training images calibrate the 8 bit form; it must have the model's classes.
 
     Returns:
         The model, and the files in the order of `FILES`.
 
     Raises:
-        UserError: it cannot be read, or a file cannot be written or is somebody else's.
+        UserError: the model cannot be read, or a file cannot be written or is somebody else's.
     """
     need_packages()
     options = options or Options()
@@ -170,7 +170,7 @@ def export(
 
 @contextmanager
 def _scratch() -> Iterator[Path]:
-    """A folder for files that are not checked yet."""
+    """A folder for unchecked files."""
     try:
         with TemporaryDirectory() as folder:
             yield Path(folder)
@@ -184,7 +184,7 @@ def _scratch() -> Iterator[Path]:
 def _make(
     form: str, path: Path, segmenter: Segmenter, options: Options, recipe: Recipe | None
 ) -> None:
-    """Writes one form; the others stand beside it already, in the order of `FILES`."""
+    """Writes one form; the forms before it in `FILES` are there already."""
     logits = path.with_name("model.onnx")
     if form in ("onnx", "fp16"):
         program = trace(segmenter, torch.float16 if form == "fp16" else torch.float32)
@@ -194,14 +194,16 @@ def _make(
     elif form == "labels":
         path.write_bytes(with_labels(logits.read_bytes(), segmenter))
     elif form == "int8":
-        from finetune.programs.export.quantise import quantise  # onnxruntime's tools take seconds
+        from finetune.programs.export.quantise import (
+            quantise,
+        )  # imports onnxruntime's tools, which takes seconds
 
         assert recipe is not None, "asked for before"
         quantise(logits, path, segmenter, recipe, options.calibration or CALIBRATION)
 
 
 def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
-    """Compares a file with the model; of 8 and 16 bit it is only said how far they are off."""
+    """Compares a file with the model; the differences of 8 and 16 bit are reported only."""
     config = segmenter.model.config
     if form == "pt2":
         module = torch.export.load(path).module()
@@ -211,7 +213,8 @@ def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
         sizes = sizes_of(smallest_side(config))
         found = check(lambda shown: run_in(opened, shown), segmenter, sizes)
     if form == "fp16":
-        # ONNX Runtime's CPU provider widens half precision inside; what computes in it overflows.
+        # ONNX Runtime's CPU provider widens half precision inside; runtimes that compute in it
+        # overflow.
         found = found.worse_of(check(PlainForm(segmenter.model, torch.float16), segmenter, sizes))
         if not found.finite:
             raise UserError(
@@ -224,7 +227,7 @@ def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
             "--int8: gives NaN or infinity: the ranges of the training images do not hold. Take "
             "more of them (--calibration), or export without --int8"
         )
-    # A defect of the exporter or of the runtime, and nobody should get such a file.
+    # A defect of the exporter or of the runtime: nobody should get such a file.
     if form not in ("int8", "fp16") and not found.holds:
         raise RuntimeError(
             f"{FILES[form]} is not the model: logits differ by {found.difference}, "
@@ -244,7 +247,7 @@ def _folder(model: str, output: Path | None) -> Path:
 
 
 def _open_splits(segmenter: Segmenter, recipe: Recipe, options: Options) -> None:
-    """Opens the splits that are going to be read: a wrong data.path is to cost nothing."""
+    """Opens the splits that will be read, so that a wrong data.path costs no time."""
     task = task_of(recipe, segmenter.preprocessing)
     if options.int8:
         task.check_split(task.train_samples)
@@ -253,13 +256,15 @@ def _open_splits(segmenter: Segmenter, recipe: Recipe, options: Options) -> None
 
 
 def _copies(model: str, folder: Path) -> dict[Path, Path]:
-    """What to copy from where; refuses a folder that holds another model."""
+    """The files to copy, as target -> source; refuses a folder that holds another model."""
     copies = {}
     for name in COPIED:
         found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         target = folder / name
         if found is None:
-            if name == "model.safetensors" and target.exists():  # the model's are of another format
+            if (
+                name == "model.safetensors" and target.exists()
+            ):  # the model's own weights have another format
                 raise UserError(f"-o {folder}: holds another model ({name}); name a new folder")
             continue
         source = Path(found)
@@ -278,13 +283,13 @@ def _same(one: Path, other: Path) -> bool:
 
 
 def refuse_foreign(path: Path) -> None:
-    """Raises a UserError if there is a file that `finetune export` did not write."""
+    """Raises a UserError for a file that `finetune export` did not write."""
     if path.exists() and facts_of(path) is None:
         raise UserError(f"{path}: was not written by finetune export; move it away, or choose -o")
 
 
 def _stale(folder: Path, segmenter: Segmenter, forms: Sequence[str]) -> list[str]:
-    """Forms of ours, none of those given, that were made of other weights."""
+    """Our forms that were made from other weights, without the forms given."""
     weights = digest_of(segmenter.model)
     stale = []
     for form in FILES.keys() - {*forms}:
@@ -311,7 +316,7 @@ def _remove(folder: Path, forms: Sequence[str]) -> None:
 
 
 def _write(folder: Path, copies: dict[Path, Path], made: Sequence[tuple[str, Path]]) -> None:
-    """Each file aside and renamed: what stands there is whole at any time."""
+    """Writes each file aside and renames it, so every file is whole at any time."""
     try:
         (folder / "onnx").mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -1,10 +1,10 @@
-"""SegFormer as exporters want it: plain operators, and every product of weights formed once.
+"""SegFormer for exporters: plain operators, and every product of weights formed once.
 
-`PlainForm` is the trained model with nothing left that only training needs. Batch norm and the
-head's fusion are multiplied into the projections (a quarter of B0's weights goes), keys and values
-are one product, the scale of the scores sits in the query's weights, and the sequence-reducing
-convolution is one again. Mix-FFN stays with the convolutions' (B, C, H, W) from its first product
-to its last, so that a runtime turns the narrow map around and not the four times wider one.
+`PlainForm` is the trained model without the parts that only training needs. Batch norm and the
+head's fusion are multiplied into the projections, which saves a quarter of B0's weights. Keys and
+values are one product, the query's weights hold the scale of the scores, and the sequence-reducing
+convolution is one again. Mix-FFN keeps the convolutions' (B, C, H, W) from its first product to its
+last, so a runtime transposes the narrow map and not the four times wider one.
 """
 
 import copy
@@ -35,7 +35,7 @@ from finetune.segformer.functional import fold_batch_norm, fold_projections
 Output: TypeAlias = Literal["logits", "labels"]
 
 PRODUCER = "finetune"
-"""What ONNX files of ours name as their producer: no other is replaced."""
+"""The producer in our ONNX files; files of other producers are never replaced."""
 MARK = "finetune.json"
 """The extra file of a `.pt2` that holds the same facts as an ONNX file's metadata."""
 
@@ -110,7 +110,7 @@ class _Stage(nn.Module):
 
 
 def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer as torch's own convolution: ours is a product on patches, which fixes sizes."""
+    """The layer as torch's own convolution; ours is a product on patches, which fixes sizes."""
     size = (layer.kernel_size[0], layer.kernel_size[1])
     plain = nn.Conv2d(layer.in_channels, layer.out_channels, size, stride=size)
     plain.weight, plain.bias = layer.weight, layer.bias
@@ -121,8 +121,8 @@ class PlainForm(nn.Module):
     """A trained SegFormer for semantic segmentation, for exporters.
 
     Args:
-        model: ours, of the classes that we build; left as it is.
-        dtype: of the arithmetic; what comes in and goes out is float32 all the same.
+        model: of our classes; it stays unchanged.
+        dtype: of the arithmetic; input and output are always float32.
     """
 
     def __init__(self, model: Any, dtype: torch.dtype = torch.float32):
@@ -143,7 +143,7 @@ class PlainForm(nn.Module):
             )
         self.classifier = head.classifier
         self.dtype = dtype
-        # Copied, because the model's own layers are among them.
+        # A copy, since the model's own layers are among them.
         self._modules = copy.deepcopy(self._modules)
         self.requires_grad_(False).to(dtype).eval()
 
@@ -178,7 +178,7 @@ def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
 
 
 def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
-    """A linear layer as the 1 x 1 convolution that it is."""
+    """A linear layer as a 1 x 1 convolution."""
     layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None, device="meta")
     layer.weight = nn.Parameter(weight.detach()[:, :, None, None].clone())
     if bias is not None:
@@ -190,17 +190,17 @@ def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
 
 
 def trace(segmenter: Segmenter, dtype: torch.dtype = torch.float32) -> torch.export.ExportedProgram:
-    """The model's graph, batch, height and width free, batch norm folded.
+    """The model's graph with free batch, height and width, and folded batch norm.
 
-    Saved by `torch.export.save` it needs nothing of ours to run.
+    The file that `torch.export.save` writes of it needs none of our code.
 
     Args:
-        segmenter: the model with what there is to know about its use, on the CPU.
+        segmenter: the model and its preprocessing, on the CPU.
         dtype: see `PlainForm`.
     """
     side, dim = smallest_side_of_pt2(segmenter.model.config), torch.export.Dim
     sizes = {0: dim("batch"), 2: dim("height", min=side), 3: dim("width", min=side)}
-    # The batch must not be 1: the exporter would take it for a constant.
+    # The exporter would take a batch of 1 for a constant.
     example = torch.zeros(2, segmenter.model.config.num_channels, 2 * side, 3 * side)
     with quietly():
         return torch.export.export(
@@ -212,10 +212,10 @@ def trace(segmenter: Segmenter, dtype: torch.dtype = torch.float32) -> torch.exp
 
 
 def save_pt2(program: torch.export.ExportedProgram, segmenter: Segmenter, path: Path) -> None:
-    """Writes what `torch.export.load` reads."""
+    """Writes a file for `torch.export.load`."""
     with quietly():
         notes = {MARK: json.dumps(facts(segmenter, "logits"))}
-        content = io.BytesIO()  # of a full disk torch would say nothing that can be understood
+        content = io.BytesIO()  # torch's own error for a full disk is not understandable
         torch.export.save(program, content, extra_files=notes)
         path.write_bytes(content.getbuffer())
 
@@ -223,8 +223,8 @@ def save_pt2(program: torch.export.ExportedProgram, segmenter: Segmenter, path: 
 def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> bytes:
     """An ONNX file with its weights inside and `facts` in its metadata.
 
-    Its input is called `pixel_values` and its output `logits`, as transformers.js wants it. Unlike
-    the `.pt2` it takes all sizes that the model takes.
+    Its input is `pixel_values` and its output `logits`, as transformers.js expects. It takes all
+    sizes that the model takes; the `.pt2` does not.
 
     Args:
         program: from `trace`.
@@ -245,7 +245,7 @@ def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> byte
         path = Path(folder) / "model.onnx"
         made.save(path)  # keeps the weights in the file
         model = onnx.load(path)
-    # In place of the exporter's symbols, which are new every time.
+    # The exporter's symbols in it differ from run to run.
     del model.graph.value_info[:]
     names = ("batch", "", "height", "width")
     for name, given, found in zip(
@@ -258,9 +258,9 @@ def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> byte
 
 
 def with_labels(content: bytes, segmenter: Segmenter) -> bytes:
-    """A file with logits as one with `labels` (B, H, W): the class of each pixel.
+    """Turns a file with logits into one with `labels` (B, H, W): the class of each pixel.
 
-    Logits are upsampled bilinearly to the size of `pixel_values` before; the labels are uint8 up to
+    Logits are first upsampled bilinearly to the size of `pixel_values`. The labels are uint8 up to
     256 classes, else int32. With one class, stock's binary head, class 1 is a logit above 0.
 
     Args:
@@ -306,7 +306,7 @@ def _dims(value: Any) -> Any:
 
 
 def with_facts(graph: Any, known: Mapping[str, Any]) -> bytes:
-    """A graph as the bytes of a file that says who made it and how it is to be used."""
+    """The bytes of a graph's file, with its producer and its facts."""
     import onnx
 
     graph.producer_name, graph.producer_version = PRODUCER, known["version"]
@@ -324,8 +324,8 @@ def with_facts(graph: Any, known: Mapping[str, Any]) -> bytes:
 def smallest_side_of_pt2(config: Any) -> int:
     """The smallest side that a `.pt2` takes: 61 pixels for B0 to B5.
 
-    torch.export takes a size of 1 for a constant, so that no map may be as small as that, nor what
-    the sequence reduction leaves of it.
+    torch.export takes a size of 1 for a constant, so every map must be larger than that, after the
+    sequence reduction too.
     """
     doubled = copy.copy(config)
     doubled.sr_ratios = [2 * ratio for ratio in config.sr_ratios]
@@ -333,7 +333,7 @@ def smallest_side_of_pt2(config: Any) -> int:
 
 
 def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
-    """What one needs to know to use a file alone; in ONNX's metadata as JSON, a key a value."""
+    """The facts that one needs to use a file alone; in ONNX's metadata each value is JSON."""
     import finetune
 
     how = segmenter.preprocessing
@@ -353,7 +353,7 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
 
 
 def digest_of(model: Any) -> str:
-    """Of a model's weights: by it a file is known to be made of them."""
+    """A digest of a model's weights; it tells which weights a file was made from."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -362,7 +362,7 @@ def digest_of(model: Any) -> str:
 
 
 def facts_of(path: Path) -> dict[str, Any] | None:
-    """What `facts` were of a file that we wrote; None of any other."""
+    """The `facts` in a file that we wrote; None for any other file."""
     if path.suffix == ".pt2":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -383,11 +383,11 @@ def facts_of(path: Path) -> dict[str, Any] | None:
 
 
 def _license(model: Any) -> str | None:
-    """What the model's card says of it, if there is one that says so."""
+    """The licence that the model's card states, if there is one."""
     try:
         card = cached_file(model.name_or_path, "README.md")
         found = None if card is None else ModelCard.load(card).data.license
-    except (OSError, ValueError, yaml.YAMLError):  # no card, or, as loading said, a broken one
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or a broken one, reported by loading
         return None
     return None if found is None else str(found)
 
@@ -396,7 +396,7 @@ def _license(model: Any) -> str | None:
 def quietly(
     names: Sequence[str | None] = ("torch.onnx", "onnxscript", "onnx_ir"),
 ) -> Iterator[None]:
-    """Without what exporters say about themselves, which nobody can act on.
+    """Silences the exporters' messages about themselves; users cannot act on them.
 
     Args:
         names: of their loggers; None is the root logger.

@@ -1,4 +1,4 @@
-"""Weights and activations in 8 bit, their ranges taken from the recipe's own images."""
+"""The 8 bit form: weights and activations with ranges from the recipe's own images."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -19,22 +19,22 @@ from finetune.run.screen import progress_bar
 from finetune.trainers.tasks import task_of
 
 OPERATORS = ("Conv",)
-"""What becomes 8 bit, see `quantise`."""
+"""The operators that become 8 bit, see `quantise`."""
 
 
 def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, count: int) -> None:
-    """Static quantisation (QDQ, a scale a channel of the weights) through ONNX Runtime.
+    """Static quantisation (QDQ, one scale per channel of the weights) through ONNX Runtime.
 
-    The convolutions become 8 bit: the patch merging, both products of Mix-FFN and what lies between
-    them, the sequence reduction and the head. The attention's products stay in float32: in 8 bit
-    they cost ONNX Runtime more time than the whole saves.
+    The convolutions become 8 bit: the patch merging, both products of Mix-FFN and the layers
+    between them, the sequence reduction and the head. The attention's products stay in float32: in
+    8 bit they cost ONNX Runtime more time than all the rest saves.
 
     Args:
         source: `onnx/model.onnx`.
         target: the file to write.
-        segmenter: the model, which says how images are shown to it.
-        recipe: whose training images are shown; validation images would flatter the score.
-        count: of images.
+        segmenter: the model and its preprocessing.
+        recipe: its training images are shown; validation images would flatter the score.
+        count: number of images.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -44,14 +44,13 @@ def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, c
     images = _shown(segmenter, recipe, count)
 
     class Reader(CalibrationDataReader):
-        """The images, one at a time: they may be of any size."""
+        """The images, one at a time: their sizes may differ."""
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            """The next one, or None."""
             shown = next(images, None)
             return None if shown is None else {"pixel_values": shown}
 
-    # Its advice to do what has been done is given on the root logger.
+    # The root logger would print advice that is followed already.
     with TemporaryDirectory() as folder, closing(images), quietly([None]):
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
@@ -69,9 +68,9 @@ def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, c
 
 
 def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.ndarray, None, None]:
-    """Training images, evenly spread, as the model is shown them: (1, C, H, W) float32.
+    """Training images, evenly spread, as the model sees them: (1, C, H, W) float32.
 
-    Padded, in windows and mirrored where evaluations do so, because it is they who ask.
+    The evaluation's code asks for them, so they are padded, in windows and mirrored as there.
     """
     samples = task_of(recipe, segmenter.preprocessing).train_samples
     places = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
@@ -88,7 +87,7 @@ def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.nda
 
 
 class _Listener(nn.Module):
-    """In the place of the model: keeps what it is shown, and finds nothing in it."""
+    """A stand-in for the model: it keeps its inputs and returns zeros."""
 
     dtype = torch.float32
 
@@ -98,13 +97,12 @@ class _Listener(nn.Module):
         self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        """Logits of zeros."""
         self._shown.append(np.ascontiguousarray(pixel_values.numpy()))
         batch, _, height, width = pixel_values.shape
         shape = batch, self.config.num_labels, -(-height // 4), -(-width // 4)
         return SimpleNamespace(logits=torch.zeros(shape))
 
     def heard(self) -> list[np.ndarray]:
-        """What was shown since this was asked last."""
+        """The inputs since the last call."""
         shown, self._shown = self._shown, []
         return shown
