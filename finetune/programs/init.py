@@ -1,6 +1,6 @@
 """`finetune init`: a folder of images and masks becomes a recipe that trains as it stands.
 
-Comments in the recipe list what was seen and what was assumed. If a folder may have several
+Comments in the recipe list findings and assumptions. If a folder may have several
 layouts, a terminal asks; elsewhere that is the user's mistake. The JSON Schema is written beside
 the recipe, for editors.
 """
@@ -38,7 +38,7 @@ EPOCHS = 60
 
 @dataclass(frozen=True)
 class Draft:
-    """A recipe, with lines about what was seen and what was assumed."""
+    """A recipe, with lines about findings and assumptions."""
 
     text: str
     recipe: Recipe
@@ -101,7 +101,7 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
     data = {**layout.data, **channels.data}
     sections = {"data": data, "labels": labels.labels, **training}
     lines = [
-        # Beside the recipe, since an editor opens neither what is in a package nor, offline, a URL.
+        # Beside the recipe: an editor opens no files of a package and, offline, no URL.
         f"# yaml-language-server: $schema=./{SCHEMA_FILE}",
         f"# Written by `finetune init` for {root.name}.",
         "# Seen:",

@@ -79,9 +79,7 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
         raise UserError(f"data.source: {data.source} {what}: there is nothing to pack.")
     labels = recipe.labels.build()
     for key in ("train_split", "val_split"):
-        if not re.fullmatch(
-            r"\w+(\.\w+)*", getattr(data, key)
-        ):  # the only names that `datasets` takes
+        if not re.fullmatch(r"\w+(\.\w+)*", getattr(data, key)):  # `datasets` takes no other
             raise UserError(
                 f"data.{key}: {getattr(data, key)!r} cannot name a split of a pack; letters, "
                 "digits and underscores can."
@@ -104,9 +102,7 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
                 if shard.name in whole:
                     bar.update(len(shard.ids))
                 else:
-                    source = (
-                        shard.source()
-                    )  # before reading: files that change meanwhile are written again
+                    source = shard.source()  # read first: later changes are written again
                     row_groups = _write(journal.path(shard), shard, workers or usable_cores(), bar)
                     journal.enter(shard, source, row_groups)
         entries = {split: [journal.entry(s) for own, s in plan if own == split] for split in splits}
@@ -161,9 +157,7 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
         return _encoded(shard.reader, shard.images[number], shard.masks[number], shard.ids[number])
 
     try:
-        with pq.ParquetWriter(
-            new, schema, compression="none"
-        ) as writer:  # images are compressed already
+        with pq.ParquetWriter(new, schema, compression="none") as writer:  # already compressed
             group: list[dict[str, Any]] = []
             for row in in_order(encoded, range(len(shard.ids)), workers):
                 group.append(row)

@@ -126,7 +126,7 @@ def _runner(file: Exported) -> Callable[[Tensor], Tensor]:
 def _mean_iou(
     form: str, segmenter: Segmenter, task: Task, files: Sequence[Exported]
 ) -> float | None:
-    """mIoU by training's own evaluation, with the file in place of the model."""
+    """The mIoU by training's own evaluation, with the file in place of the model."""
     path = {file.form: file.path for file in files}.get(form)
     if form == EAGER:
         model: Any = segmenter.model

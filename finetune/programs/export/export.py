@@ -194,9 +194,7 @@ def _make(
     elif form == "labels":
         path.write_bytes(with_labels(logits.read_bytes(), segmenter))
     elif form == "int8":
-        from finetune.programs.export.quantise import (
-            quantise,
-        )  # imports onnxruntime's tools, which takes seconds
+        from finetune.programs.export.quantise import quantise  # takes seconds
 
         assert recipe is not None, "asked for before"
         quantise(logits, path, segmenter, recipe, options.calibration or CALIBRATION)
@@ -262,9 +260,7 @@ def _copies(model: str, folder: Path) -> dict[Path, Path]:
         found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         target = folder / name
         if found is None:
-            if (
-                name == "model.safetensors" and target.exists()
-            ):  # the model's own weights have another format
+            if name == "model.safetensors" and target.exists():  # its weights have another format
                 raise UserError(f"-o {folder}: holds another model ({name}); name a new folder")
             continue
         source = Path(found)

@@ -18,7 +18,7 @@ from finetune.inference import Segmenter
 from finetune.programs.export.graph import facts
 
 RUNTIME_VERSION = "1.30.0"
-"""Of onnxruntime-web; the page is tested with the same, see tests/programs/export/package.json."""
+"""Version of onnxruntime-web, tested with the page, see tests/programs/export/package.json."""
 RUNTIME = f"https://cdn.jsdelivr.net/npm/onnxruntime-web@{RUNTIME_VERSION}/dist/"
 """The address that pages load it from by default."""
 RUNTIME_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.wasm")

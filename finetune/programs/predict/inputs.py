@@ -1,6 +1,6 @@
-"""What is to be predicted: files, folders, globs, videos and data sets, as one list in one order.
+"""The inputs of `finetune predict`: files, folders, globs, videos and data sets, in one order.
 
-The order, and with it which process takes what, is a function of the arguments and the names alone.
+The order, and with it each process's share, depends on the arguments and the names alone.
 """
 
 import glob
@@ -20,7 +20,7 @@ from finetune.errors import UserError
 from finetune.pictures.references import IMAGE_SUFFIXES, PATHS, Picture, Pictures
 
 KNOWN = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".avif")
-"""Types of images; files of other types in folders are passed over."""
+"""Types of images; files of other types in folders are skipped."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
 
@@ -29,30 +29,30 @@ class Item:
     """One picture, or one video."""
 
     name: str
-    """Of what is written for it: a relative path without a file type."""
+    """The name of its results: a relative path without a file type."""
     where: str
-    """What messages call it."""
+    """Its name in messages."""
     source: str
-    """What it is, wherever the program is called from."""
+    """Its source, independent of the working directory."""
     pictures: Pictures | None
     reference: str
 
     @property
     def is_video(self) -> bool:
-        """Whether it is a video, whose file is `where`."""
+        """Whether it is a video; `where` is its file then."""
         return self.pictures is None
 
     def open(self) -> Picture:
-        """The picture, not yet decoded.
+        """Opens the picture without decoding it.
 
         Raises:
-            UserError: A table has nothing there.
+            UserError: The table holds nothing there.
         """
         assert self.pictures is not None, "videos are opened elsewhere"
         return self.pictures.open(self.reference)
 
     def state(self) -> list[int] | None:
-        """Size and time of the file; None if it is none, or gone."""
+        """Size and time of the file; None if it is not a file, or gone."""
         try:
             stat = os.stat(self.source)
         except (OSError, ValueError):
@@ -62,14 +62,14 @@ class Item:
 
 @dataclass(frozen=True)
 class _Part:
-    """Pictures that are named in one way."""
+    """Pictures with the same way of naming."""
 
     pictures: Pictures
     references: Sequence[str]
     root: str = ""
-    """Files are named by their path below it."""
+    """The folder that names of files are relative to."""
     table: str = ""
-    """Tells a table from others; rows are named by their number."""
+    """The table's name; rows are named by their number."""
 
     def item(self, reference: str) -> Item:
         if self.table:
@@ -81,7 +81,7 @@ class _Part:
 
 
 class Inputs:
-    """All of them, by index. Of a million files their paths are kept, and their names meanwhile."""
+    """All inputs, by index. It keeps only paths of files, and makes each `Item` on demand."""
 
     def __init__(self) -> None:
         self._parts: list[_Part] = []
@@ -89,18 +89,18 @@ class Inputs:
         self.videos: list[Item] = []
 
     def add_files(self, root: str, files: Iterable[str]) -> None:
-        """Pictures named by their path below `root`; those that are there already are left out."""
+        """Adds pictures named by their path below `root`; known ones are skipped."""
         fresh = [file for file in files if self._is_new(file)]
         self._parts.append(_Part(PATHS, fresh, root))
 
     def add_videos(self, root: str, files: Iterable[str]) -> None:
-        """Videos, likewise."""
+        """Adds videos in the same way."""
         for file in filter(self._is_new, files):
             path = os.path.abspath(file)
             self.videos.append(Item(_name(path, root), file, path, None, file))
 
     def add_rows(self, pictures: Pictures, rows: Sequence[str], table: str) -> None:
-        """Pictures of a table, named by their row."""
+        """Adds pictures of a table, named by their row."""
         self._parts.append(_Part(pictures, rows, table=table))
 
     def __len__(self) -> int:
@@ -119,7 +119,7 @@ class Inputs:
         """Refuses pictures whose results would be one file.
 
         Raises:
-            UserError: Two have one name; names both.
+            UserError: Two have one name; the message names both.
         """
         counts = Counter(item.name for item in self.everything())
         if twice := next((name for name, count in counts.items() if count > 1), None):
@@ -145,17 +145,17 @@ def collect(
     split: str | None = None,
     image_column: str | None = None,
 ) -> Inputs:
-    """Everything that the arguments mean.
+    """Collects everything that the arguments name.
 
     Args:
         inputs: Image and video files, folders (with all that is below), globs (`**` too), and data
             sets as hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:FOLDER.
-        output: Where results go; what lies there is no input.
+        output: The folder of the results; its files are not inputs.
         split: Of data sets; None: the only one.
-        image_column: Of data sets; None: by its name.
+        image_column: Of data sets; None: found by its name.
 
     Raises:
-        UserError: One means nothing, or two results would have one name.
+        UserError: An argument names nothing, or two results would have one name.
     """
     found = Inputs()
     results = os.path.realpath(output)
@@ -170,12 +170,12 @@ def collect(
             _add_files(found, path, sorted(_below(path, results)), text)
         elif os.path.isfile(path):
             _add_files(found, os.path.dirname(path) or ".", [path], text, named=True)
-        elif os.path.exists(path):  # a pipe would be waited for
+        elif os.path.exists(path):  # a pipe would block
             raise UserError(f"{text}: is neither a file nor a folder")
         elif glob.has_magic(text):
             files = filter(os.path.isfile, glob.iglob(path, recursive=True))
             kept = [file for file in files if not _is_result(file, results)]
-            kept.sort(key=lambda file: (file.count(os.sep), file))  # before links to the same
+            kept.sort(key=lambda file: (file.count(os.sep), file))  # before links to the same files
             _add_files(found, _fixed_part(path), kept, text)
         else:
             raise UserError(f"{text}: does not exist")
@@ -186,7 +186,7 @@ def collect(
 
 
 def _below(folder: str, results: str) -> Iterator[str]:
-    """Files of a folder; no hidden ones, no results, and no folder twice through its links."""
+    """Files of a folder, without hidden files and results; each folder once, in spite of links."""
 
     def refuse(error: OSError) -> None:
         raise UserError(f"{error.filename}: cannot be listed ({error.strerror})") from error
@@ -201,7 +201,7 @@ def _below(folder: str, results: str) -> Iterator[str]:
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             path = os.path.join(directory, name)
-            # No pipes, which would be waited for. A link that leads nowhere is named when read.
+            # Pipes would block. A broken link is reported when it is read.
             if not name.startswith(".") and (os.path.isfile(path) or not os.path.exists(path)):
                 yield path
 
@@ -214,7 +214,7 @@ def _is_result(file: str, results: str) -> bool:
 def _add_files(
     found: Inputs, root: str, files: Sequence[str], text: str, *, named: bool = False
 ) -> None:
-    """Those whose types are known; a file that was named itself is taken whatever its type."""
+    """Adds files of known types; a file that the user named counts whatever its type."""
     videos = [file for file in files if file.lower().endswith(VIDEO_SUFFIXES)]
     images = [
         file
@@ -244,7 +244,7 @@ def _name(path: str, root: str) -> str:
 
 
 def _fixed_part(pattern: str) -> str:
-    """The folder below which a glob looks."""
+    """The folder that a glob searches."""
     parts = Path(pattern).parts
     first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
     return str(Path(*parts[: min(first, len(parts) - 1)]))

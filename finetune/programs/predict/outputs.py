@@ -1,16 +1,16 @@
-"""What is written for each picture, and the journal that says which are done.
+"""The files written for each picture, and the journal of finished pictures.
 
     OUT/ids/NAME.png           class ids, 8 bit, or 16 from 257 classes on: always, and last
     OUT/overlay/NAME.jpg       picture, mask and legend
     OUT/palette/NAME.png       the ids with a palette: the classes' colours in any viewer
     OUT/confidence/NAME.png    the probability of each pixel's class, 255 is 1
-    OUT/predict.json           the model, how pictures were shown, counts, what failed
+    OUT/predict.json           the model, its preprocessing, counts, failures
     OUT/areas.csv, areas.json  pixels and share per picture and class
-    OUT/coco.json              COCO's RLE, one annotation a class and picture
+    OUT/coco.json              COCO's RLE, one annotation per class and picture
 
-Every file is written aside and renamed, `ids/NAME.png` after the others of its picture: where it
-is, nothing is done again, whatever killed the program. The tables, of all that is in OUT, are put
-together at the end from the journals, one a process, in `OUT/.predict`.
+Every file is written aside and renamed, `ids/NAME.png` as the last of its picture: a picture with
+this file is finished, whatever killed the program. The tables cover all that is in OUT. They are
+built at the end from the journals in `OUT/.predict`, one per process.
 """
 
 import io
@@ -34,15 +34,15 @@ from finetune.programs.predict.inputs import Item
 from finetune.programs.predict.summaries import TABLES, not_written, write_table
 
 WRITES = ("overlay", "palette", "confidence", "coco", "areas")
-"""What can be asked for beside the ids."""
+"""The possible outputs besides the ids."""
 _FOLDERS = {"ids": ".png", "overlay": ".jpg", "palette": ".png", "confidence": ".png"}
 _QUALITY = 90  # of JPEG
-_MAX_JPEG = 65_500  # pixels of a side, that the format can say
+_MAX_JPEG = 65_500  # pixels of the longest side that the format can hold
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture, predicted."""
+    """The prediction for one picture."""
 
     item: Item
     mask: np.ndarray
@@ -50,7 +50,7 @@ class Prediction:
     confidence: np.ndarray | None
     """(H, W) float16."""
     shown: np.ndarray | None
-    """uint8 (H, W, 3), what an overlay is drawn on."""
+    """uint8 (H, W, 3), the base of an overlay."""
 
 
 class Outputs:
@@ -58,16 +58,16 @@ class Outputs:
 
     Args:
         folder: New, empty, or of an earlier call for the same model.
-        model: What predict.json calls it.
-        identity: What the results depend on, for JSON.
+        model: Its name in predict.json.
+        identity: The facts that the results depend on, for JSON.
         writes: Some of `WRITES`.
         names: Of the classes.
         colors: Of the classes.
         rank: Of this process.
 
     Raises:
-        UserError: The folder holds something else, or cannot be written; or another process of
-            this rank is writing there.
+        UserError: The folder holds something else, or cannot be written; or another process of this
+            rank is writing there.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class Outputs:
         self._cleanup.close()
 
     def check(self, items: Iterable[Item]) -> None:
-        """Refuses to take results of other pictures for those of these.
+        """Refuses pictures whose names belong to results of other pictures.
 
         Raises:
-            UserError: There are some of this name; names both.
+            UserError: There are results of such a name; the message names both pictures.
         """
         for item in items:
             known = self._begun.get(item.name)
@@ -133,12 +133,12 @@ class Outputs:
                 )
 
     def is_done(self, item: Item) -> bool:
-        """Whether its results are there, and it has not changed; enters them if only that lacks."""
+        """Whether it is unchanged and its results are there; adds a missing journal line."""
         known = self._begun.get(item.name)
         if known is None or known["source"] != item.source or known["begun"] != item.state():
             return False
         try:
-            if not self._result(item).stat().st_size:  # as the machine's end may leave it
+            if not self._result(item).stat().st_size:  # a crash of the machine may leave it empty
                 return False
         except OSError:
             return False
@@ -154,7 +154,7 @@ class Outputs:
         return True
 
     def begin(self, item: Item) -> None:
-        """The files of a picture will be there."""
+        """Announces in the journal that a picture's files will be written."""
         row = {"name": item.name, "source": item.source, "begun": item.state()}
         self.enter(row)
         self._begun[item.name] = row
@@ -163,7 +163,7 @@ class Outputs:
         """Writes the files of a picture, in any thread; returns its line, which `enter` takes.
 
         Raises:
-            UserError: One cannot be written.
+            UserError: A file cannot be written.
         """
         name, mask = prediction.item.name, prediction.mask
         if "confidence" in self.writes:
@@ -191,7 +191,7 @@ class Outputs:
         return with_legend(drawn, [(self.names[i], self.colors[i]) for i in present])
 
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
-        """What the journal says of a picture."""
+        """The journal's line for a picture."""
         counts = np.bincount(mask.ravel())
         row: dict[str, Any] = {
             "name": item.name,
@@ -205,7 +205,7 @@ class Outputs:
         return row
 
     def enter(self, row: Mapping[str, Any]) -> None:
-        """A line of the journal, such as `write` gives when a picture's files are there."""
+        """Adds a line to the journal, such as `write` returns once a picture's files are there."""
         try:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**row, "time": time.time()}) + "\n")
@@ -215,7 +215,7 @@ class Outputs:
     def enter_video(
         self, item: Item, counts: np.ndarray, size: tuple[int, int], frames: int
     ) -> None:
-        """A video's files are there; counts are pixels of all frames by class."""
+        """Enters a video whose files are there; counts are pixels of all frames by class."""
         row = {
             "name": item.name,
             "source": item.source,
@@ -227,17 +227,17 @@ class Outputs:
         self.enter(row)
 
     def fail(self, item: Item, reason: str) -> None:
-        """A picture cannot be predicted; it is tried again by the next call."""
+        """Enters a picture that cannot be predicted; the next call tries it again."""
         self.enter({"name": item.name, "source": item.source, "image": item.where, "error": reason})
 
     def video_path(self, name: str) -> Path:
-        """Where a video's overlay goes; its folder is made."""
+        """The path of a video's overlay; makes its folder."""
         path = self.folder / "video" / f"{name}.mp4"
         make_folder(path.parent)
         return path
 
     def _rows(self) -> Iterator[dict[str, Any]]:
-        """Of each picture the latest line of all journals that says how it went."""
+        """The latest result of each picture in all journals."""
         last: dict[str, tuple[float, int]] = {}
         for number, row in enumerate(self._lines()):
             if "image" in row:
@@ -253,19 +253,19 @@ class Outputs:
                 for line in lines:
                     try:
                         row = json.loads(line)
-                    except ValueError:  # what a kill left
+                    except ValueError:  # a line that a kill cut off
                         continue
                     if isinstance(row, dict) and row.keys() >= {"name", "source"}:
                         yield row
 
     def summarise(self, wanted: set[str]) -> dict[str, Any]:
-        """Writes the tables from all that is done; returns what predict.json holds.
+        """Writes the tables from all finished pictures; returns the content of predict.json.
 
         Args:
             wanted: Names of all pictures of this call.
 
         Raises:
-            UserError: One cannot be written.
+            UserError: A table cannot be written.
         """
         done, of_these = 0, 0
         failed: dict[str, str] = {}
@@ -317,7 +317,7 @@ class Outputs:
             )
 
     def _refuse_others(self) -> None:
-        """A folder without a journal of ours is somebody's."""
+        """Refuses a folder without a journal of ours: it is somebody else's."""
         try:
             others = [path.name for path in self.folder.iterdir() if path != self._hidden]
         except FileNotFoundError:
@@ -362,8 +362,8 @@ def _rle(binary: np.ndarray) -> dict[str, Any]:
 
 
 def _png(pixels: np.ndarray) -> bytes:
-    # Level 1: masks are runs of equal bytes, which it packs as well as others and in a third of
-    # the time.
+    # Level 1: masks are runs of equal bytes, which it packs as well as other levels and in a third
+    # of the time.
     written, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
     assert written, "masks are 8 or 16 bit, which PNG holds"
     return data.tobytes()

@@ -3,8 +3,8 @@
     outcome = predict(Segmenter.load("runs/camvid/best"), ["photos"], Path("out"))
 
 Threads decode and write while the model works. Pictures of one size go through it together. The
-files of a picture show that it is done (see `outputs`), so a call that was stopped, even by the
-machine, goes on where it was.
+files of a picture show that it is done (see `outputs`), so a stopped call resumes, even after a
+crash of the machine.
 """
 
 import errno
@@ -39,32 +39,32 @@ from finetune.programs.predict.video import num_frames, predict_video
 from finetune.run.screen import progress_bar
 
 LARGE = 2**25
-"""Pixels from which on a picture is decoded when its turn has come, for the memory's sake."""
+"""Pixels from which a picture is decoded only when its turn has come, to save memory."""
 MAX_WORKERS = 8
 MAX_BATCH = 8
 BATCH_PIXELS, BATCH_PIXELS_GPU = 2**20, 2**23
-"""Of the pictures that are shown at once, unless told otherwise: more take longer each."""
+"""Default pixels per batch; larger batches take longer per picture."""
 
 _ODD_NAMES = (errno.ENAMETOOLONG, errno.EISDIR, errno.ENOTDIR, errno.EINVAL, errno.EILSEQ)
-"""Of errors that one picture's name makes, and not the disk."""
+"""Errors that one picture's name causes, and not the disk."""
 
 _Writing: TypeAlias = "tuple[Item, Future[dict[str, Any]]]"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a call did, and what there is now."""
+    """The result of a call."""
 
     made: int
-    """Pictures and videos, by this process."""
+    """Pictures and videos that this process made."""
     there: int
-    """Of its share, before."""
+    """Pictures and videos of its share that were there before."""
     failed: tuple[str, ...]
-    """Why, of those that cannot be predicted, by name of the file."""
+    """One message for each picture that cannot be predicted; it names the file."""
     frames: int
-    """Of the videos made."""
+    """Frames of the videos made."""
     missing: int
-    """Not done yet: other processes' share."""
+    """Pictures that are not done yet: other processes' share."""
 
 
 @dataclass(frozen=True)
@@ -97,31 +97,30 @@ def predict(
     max_pixels: int | None = None,
     show_progress: bool = False,
 ) -> Outcome:
-    """Predicts everything that the inputs mean, or this process's share of it.
+    """Predicts all inputs, or this process's share of them.
 
-    Every process of a launch calls it; RANK and WORLD_SIZE, which launchers set, say which takes
-    what. Those of one launcher end together, and the first writes the tables.
+    Every process of a launch calls it; RANK and WORLD_SIZE, which launchers set, decide the shares.
+    The processes of one launcher end together, and the first writes the tables.
 
     Args:
         segmenter: The model.
         inputs: See `finetune.programs.predict.inputs.collect`.
         output: A new or empty folder, or that of an earlier call.
-        model: What predict.json calls the model.
-        writes: Some of `WRITES`, beside the ids.
-        batch_size: Pictures of one size that are shown at once; None: by their size, up to
-            `MAX_BATCH`.
-        workers: Threads that decode and write; None: one a usable core, up to `MAX_WORKERS`.
+        model: Its name in predict.json.
+        writes: Some of `WRITES`, besides the ids.
+        batch_size: Pictures of one size per batch; None: by their size, up to `MAX_BATCH`.
+        workers: Threads that decode and write; None: one per usable core, up to `MAX_WORKERS`.
         split: Of data sets.
         image_column: Of data sets.
         max_pixels: Of a picture; None: Pillow's limit.
         show_progress: Draw a bar on stderr.
 
     Returns:
-        What was done. Pictures that cannot be read are among it, and stop nothing.
+        The outcome. It lists pictures that cannot be read; they do not stop the others.
 
     Raises:
-        UserError: An input means nothing, or the folder is another model's or cannot be written.
-        KeyboardInterrupt: After Ctrl-C; what is done is whole.
+        UserError: An input names nothing, or the folder is another model's or cannot be written.
+        KeyboardInterrupt: After Ctrl-C; finished files are whole.
     """
     if unknown := sorted(set(writes) - set(WRITES)):
         raise UserError(f"--write {unknown[0]}: is none of {', '.join(WRITES)}")
@@ -168,11 +167,11 @@ def predict(
 
 @contextmanager
 def _joined(world_size: int) -> Iterator[None]:
-    """Lets the processes of a launcher know of each other; those of other means need not."""
+    """Connects the processes of one launcher; processes started otherwise need no connection."""
     if world_size == 1 or "MASTER_ADDR" not in os.environ or dist.is_initialized():
         yield
         return
-    dist.init_process_group("gloo", timeout=timedelta(days=30))  # one may have hours more to do
+    dist.init_process_group("gloo", timeout=timedelta(days=30))  # one process may need hours more
     try:
         yield
     finally:
@@ -180,7 +179,7 @@ def _joined(world_size: int) -> Iterator[None]:
 
 
 def show(done: Outcome, output: Path, seconds: float) -> None:
-    """Prints what a call did, in `seconds`."""
+    """Prints the outcome of a call that took `seconds`."""
     images = f"{done.made} predicted" + (f", {done.there} were there" if done.there else "")
     speed = f"{(done.made + done.frames) / seconds:.1f} images/s"
     print(f"{images} ({speed}). Written: {output}")
@@ -194,7 +193,7 @@ def show(done: Outcome, output: Path, seconds: float) -> None:
 
 
 def _fingerprint(segmenter: Segmenter) -> str:
-    """Of the weights: a folder such as `best` may hold others tomorrow."""
+    """A digest of the weights: a folder such as `best` may hold others tomorrow."""
     digest = hashlib.blake2b(digest_size=16)
     for name, tensor in sorted(segmenter.model.state_dict().items()):
         digest.update(name.encode())
@@ -225,7 +224,7 @@ class _Share:
 
 @dataclass
 class _Work:
-    """What one process does, and what it has done."""
+    """One process's work and its results."""
 
     segmenter: Segmenter
     outputs: Outputs
@@ -253,7 +252,7 @@ class _Work:
                         self._enter(waiting.popleft())
                 while waiting:
                     self._enter(waiting.popleft())
-            finally:  # what is in the writers' hands is finished, and entered if all went well
+            finally:  # the writers finish their files, which are entered if all went well
                 writers.shutdown(wait=True, cancel_futures=True)
                 for item, writing in waiting:
                     if writing.done() and not writing.cancelled() and not writing.exception():
@@ -285,13 +284,13 @@ class _Work:
             if self.outputs.is_done(item):
                 self.there += 1
                 if not self.bar.disable:
-                    self.bar.initial += 1  # which the speed leaves out
+                    self.bar.initial += 1  # the speed leaves it out
                 self.bar.update()
             else:
                 yield item
 
     def _read(self, item: Item) -> "_Read | _Failed":
-        """In a thread. Large pictures are left to `_prepared`, of which one is there at a time."""
+        """Reads in a thread. Large pictures are left to `_prepared`, which holds one at a time."""
         try:
             height, width = image_size(item.open())
             if height * width > LARGE:
@@ -307,14 +306,14 @@ class _Work:
         return _Read(item, (pixels.shape[0], pixels.shape[1]), views, shown)
 
     def _at_once(self, size: tuple[int, ...]) -> int:
-        """Pictures of a size, as they are shown, that go through the model together."""
+        """Pictures per batch, for the size at which the model sees them."""
         if self.batch_size is not None:
             return self.batch_size
         limit = BATCH_PIXELS if self.segmenter.device.type == "cpu" else BATCH_PIXELS_GPU
         return max(1, min(MAX_BATCH, limit // (size[0] * size[1])))
 
     def _batches(self, read: Iterable["_Read | _Failed"]) -> Iterator[list[_Read]]:
-        """Pictures of one size together, as they come; no more than four batches wait."""
+        """Batches of pictures of one size, in order of arrival; at most four batches wait."""
         groups: dict[Any, list[_Read]] = {}
         for one in read:
             if isinstance(one, _Failed):
@@ -348,7 +347,7 @@ class _Work:
                 Prediction(read.item, masks[i], None if chances is None else chances[i], read.shown)
                 for i, read in enumerate(batch)
             ]
-        if len(batch) == 1:  # nothing of what did not fit is held any more
+        if len(batch) == 1:  # the batch that did not fit is released
             height, width = batch[0].size
             self._fail(
                 batch[0].item,

@@ -1,4 +1,4 @@
-"""The tables of a folder of predictions, written line by line: there may be a million pictures."""
+"""The summary tables of a folder of predictions, written line by line for a million pictures."""
 
 import csv
 import json
@@ -16,10 +16,10 @@ def write_table(path: Path, lines: Iterable[str]) -> None:
     """Writes a file line by line, aside, and renames it at the end.
 
     Raises:
-        UserError: It cannot be written.
+        UserError: The file cannot be written.
     """
     temp = path.with_name(f".{path.name}.new")
-    # Names of files may hold any bytes.
+    # File names may hold any bytes.
     options: Any = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     try:
         with open(temp, "w", **options) as file:
@@ -32,14 +32,14 @@ def write_table(path: Path, lines: Iterable[str]) -> None:
 
 
 class _Line:
-    """What csv.writer writes to: gives the line back."""
+    """A file for csv.writer that returns the line."""
 
     def write(self, text: str) -> str:
         return text
 
 
 def areas_csv(rows: Rows, names: Sequence[str]) -> Iterator[str]:
-    """A line for each class that occurs in a picture."""
+    """One line for each class that occurs in a picture."""
     line: Any = csv.writer(_Line()).writerow
     yield line(["name", "image", "class_id", "class", "pixels", "share"])
     for row in rows:
@@ -94,11 +94,11 @@ TABLES = {
     "areas": {"areas.csv": areas_csv, "areas.json": areas_json},
     "coco": {"coco.json": coco_json},
 }
-"""The files of what `--write` asks for."""
+"""The files of each table that `--write` names."""
 
 
 def not_written(path: Path, error: OSError) -> UserError:
-    """What to say when a disk does not take a file."""
+    """The error for a disk that does not take a file."""
     return UserError(
         f"{path}: cannot be written ({error.strerror or error}). What is done stays; make room, "
         "and the same command goes on"

@@ -1,4 +1,4 @@
-"""Videos: frame by frame through PyAV (FFmpeg), to a video of overlays and a table of areas."""
+"""Predicts videos with PyAV (FFmpeg), frame by frame: a video of overlays and a table of areas."""
 
 import csv
 from collections.abc import Callable, Iterator
@@ -33,15 +33,15 @@ def predict_video(
     Args:
         segmenter: The model.
         item: A video.
-        outputs: Where it goes.
-        batch_size: Frames of a size at once.
+        outputs: The folder of its results.
+        batch_size: Frames per batch, by their size.
         advance: Called with the number of frames done.
 
     Returns:
         The number of frames.
 
     Raises:
-        UserError: It cannot be read or written; names it.
+        UserError: The video cannot be read or written; the message names it.
     """
     av = _library()
     path = outputs.video_path(item.name)
@@ -73,7 +73,7 @@ def predict_video(
                 size = images[0].shape[0], images[0].shape[1]
                 masks, _ = segmenter.masks(segmenter.views(images), size)
                 for (frame, image), mask in zip(frames, masks, strict=True):
-                    # H.264 halves the colours' resolution: sides are even.
+                    # H.264 halves the colours' resolution, so sides must be even.
                     drawn = _even(overlay(image, mask, outputs.colors))
                     is_timed = frame.pts is not None and frame.time_base is not None
                     if out is None:
@@ -118,7 +118,7 @@ def predict_video(
 
 
 def _seconds(source: Any, stream: Any) -> float:
-    """How long a video is by its own account; 0 if it does not say, or another stream may be it."""
+    """The length that a video states; 0 if it states none, or one that may be another stream's."""
     if stream.duration is not None and stream.time_base is not None:
         return float(stream.duration * stream.time_base)
     if source.duration is not None and len(source.streams) == 1:
@@ -127,12 +127,12 @@ def _seconds(source: Any, stream: Any) -> float:
 
 
 def num_frames(path: str) -> int:
-    """As the file says, 0 if it does not."""
+    """The number of frames that the file states; 0 if it states none."""
     av = _library()
     try:
         with av.open(path) as source:
             return sum(stream.frames for stream in source.streams.video[:1])
-    except (av.FFmpegError, OSError):  # which is said when its turn comes
+    except (av.FFmpegError, OSError):  # reported when its turn comes
         return 0
 
 
@@ -151,7 +151,7 @@ def _frames(av: Any, source: Any, stream: Any, item: Item) -> Iterator[tuple[Any
     try:
         for frame in source.decode(stream):
             pixels = frame.to_ndarray(format="rgb24")
-            turns = round(frame.rotation / 90) % 4  # phones turn pictures by a note in the file
+            turns = round(frame.rotation / 90) % 4  # phones store the rotation beside the pixels
             yield frame, np.ascontiguousarray(np.rot90(pixels, turns)) if turns else pixels
     except av.FFmpegError as error:
         raise UserError(f"{item.where}: cannot be decoded to its end ({error})") from error

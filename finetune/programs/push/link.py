@@ -29,7 +29,7 @@ httpx: Any = import_module(HfHubHTTPError.__bases__[0].__module__.partition(".")
 TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
 GRACE = 2.0
-"""Seconds that Ctrl-C leaves to what is being sent."""
+"""Seconds that Ctrl-C leaves to the transfer in progress."""
 OFFLINE = "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
 # Requests that the client does not retry by itself.
 SENT_ONCE = re.compile(
@@ -221,7 +221,7 @@ def _without_signatures(record: logging.LogRecord) -> bool:
 def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
     """The message for the user; None if the error is a defect of ours."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
-        error = error.__cause__  # the client wraps what happens while a file is sent
+        error = error.__cause__  # the client wraps errors of a transfer
     hub = link.endpoint
     if isinstance(error, UserError):
         return f"{repo_id}: {error}" if repo_id not in str(error) else str(error)
