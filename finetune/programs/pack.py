@@ -183,7 +183,6 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
 
 
 def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str, Any]:
-    """The row of a readable sample."""
     _, class_ids = reader.read(image, mask)
     picture = reader.pictures.open(image)
     if isinstance(picture, Encoded):
@@ -244,7 +243,6 @@ class _Journal:
         self.save()
 
     def entry(self, shard: _Shard) -> dict[str, Any]:
-        """The index's entry for a file."""
         own = {key: value for key, value in self.files[shard.name].items() if key != "source"}
         return {"file": f"data/{shard.name}", **own}
 
@@ -298,7 +296,6 @@ def _identity(recipe: Recipe) -> dict[str, Any]:
 
 
 def _changes(earlier: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The keys in which two identities differ."""
     changed = [] if earlier["format"] == now["format"] else ["format"]
     return changed + [
         f"{section}.{key}"

@@ -237,7 +237,6 @@ class _Work:
     frames: int = 0
 
     def pictures(self, items: Iterable[Item]) -> None:
-        """Reads, predicts and writes pictures."""
         waiting: deque[_Writing] = deque()
         with ThreadPoolExecutor(self.num_workers) as writers:
             try:
@@ -259,7 +258,6 @@ class _Work:
                         self._enter((item, writing))
 
     def videos(self, items: Iterable[Item]) -> None:
-        """Predicts videos, one after the other."""
         for item in items:
             if self.outputs.is_done(item):
                 self.there += 1

@@ -118,8 +118,6 @@ def check_ready(repo_id: str) -> None:
 
 
 class _Push:
-    """One upload."""
-
     def __init__(
         self, link: Link, files: Mapping[str, Path], repo_id: str, repo_type: str, token: str
     ):
@@ -133,7 +131,6 @@ class _Push:
         self.additions = [CommitOperationAdd(name, path) for name, path in files.items()]
 
     def run(self, message: str, private: bool) -> Uploaded:
-        """The whole upload."""
         info = self._open(private)
         present = self._tree(info.sha)
         self._refuse_others_work(present, info.sha)
