@@ -236,7 +236,7 @@ def _open_folder(checkpoint: str) -> _Source:
             f"config.json says, {missing[0]} among them"
         )
     if kind != "encoder":
-        class_names(config, checkpoint)  # refuses names that do not match the classes one by one
+        class_names(config, checkpoint)  # refuses a config without every name
     folder = Path(checkpoint)
     assumed: tuple[str, ...] = ()
     preset = _PRESET_OF.get(len(config.id2label or {})) if kind == "segmentation" else None

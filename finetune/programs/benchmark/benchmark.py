@@ -6,8 +6,8 @@ machine's limits, `predict` and `training` are in `benchmarks/` beside the packa
 see `beside`.
 
 Both sides share the process's settings: its threads, and the C library's handling of freed memory.
-By default glibc gives freed memory back, as in any script. With `--keep-freed-memory` it keeps it,
-as `fit` does; stock gains more from that, since its tensors are larger.
+By default glibc decides about it, as in any script. With `--keep-freed-memory` it is kept, as in
+`fit`; stock gains more from that, since its tensors are larger.
 """
 
 import functools

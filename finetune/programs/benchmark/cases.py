@@ -117,7 +117,7 @@ def load_model(case: Case, side: str) -> nn.Module:
         return model
     if name == "stock":
         with torch.no_grad():
-            model(torch.zeros(1, 3, 64, 64, device=case.device))  # its first call skips compilation
+            model(torch.zeros(1, 3, 64, 64, device=case.device))  # its first call cannot compile
     return torch.compile(model, fullgraph=name == "ours", dynamic=False)  # type: ignore[return-value]
 
 
