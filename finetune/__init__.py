@@ -1,13 +1,13 @@
-"""Fine-tune SegFormer from a recipe; what is saved is a stock Hugging Face model.
+"""Fine-tune SegFormer from a recipe and save it as a stock Hugging Face model.
 
 Importing this package registers its SegFormer with transformers' Auto classes:
-`AutoModelForSemanticSegmentation.from_pretrained` of any stock SegFormer folder then returns it.
+`AutoModelForSemanticSegmentation.from_pretrained` then returns it for any stock SegFormer folder.
 """
 
-try:  # first: of two mixed packages anything below may fail
+try:  # first: the imports below may fail if two packages named finetune are mixed
     from segformer_finetune import warn_of_namesake
 except ModuleNotFoundError:
-    pass  # this folder by itself, as in a Space: nothing was installed that could be mixed with it
+    pass  # this folder by itself, as in a Space: no installed package is mixed with it
 else:
     warn_of_namesake()
 

@@ -1,19 +1,19 @@
-"""The published training augmentation. The only file that knows albumentations.
+"""The published training augmentation. Only this file imports albumentations.
 
 SegFormer's recipe (NVlabs/SegFormer, local_configs; mmsegmentation's transforms), in its order:
 resize by a random factor, random crop that avoids one-class crops, flip, photometric distortion,
-pad. Normalisation is missing on purpose: pixels travel as bytes and are normalised on the device.
+pad. There is no normalisation here: pixels travel as bytes and are normalised on the device.
 Images may have up to 128 channels (cv2's limit) of 8 or 16 bit.
 
-Scale and window are drawn first, and only what the window keeps is resized: enlarged twice, an
-ADE20K picture has five times the pixels of its crop. The crop is the one that resizing the whole
-would give: the mask to the bit, the image up to `PHASE_TOLERANCE` of a source pixel, that is two
-grey levels at worst, 0.03 on average.
+Scale and window are drawn first, and only the pixels in the window are resized: enlarged twice, an
+ADE20K picture has five times the pixels of its crop. The result equals a crop of the resized
+whole: the mask to the bit, the image up to `PHASE_TOLERANCE` of a source pixel, that is two grey
+levels at worst, 0.03 on average.
 
-albumentations brings two traps that this file deals with. `Compose.set_random_seed(seed)` gives
-every transform a generator of its own with the SAME seed, so that all first draws are equal (an
-image is flipped exactly when another p=0.5 transform fires too); `set_random_state` shares one
-generator instead. And importing it asks the network for a newer version unless told not to.
+albumentations has two traps. `Compose.set_random_seed(seed)` gives every transform its own
+generator with the SAME seed, so that all first draws are equal (an image is flipped exactly when
+another p=0.5 transform fires too); `set_random_state` shares one generator instead. Its import
+asks the network for a newer version unless an environment variable forbids it.
 """
 
 import math
@@ -36,13 +36,13 @@ CONTRAST = SATURATION = (0.5, 1.5)
 HUE = 18
 """In OpenCV's half degrees, 0..179."""
 RGB_MEAN = 114.0
-"""Of the photographs that `BRIGHTNESS` was published for: ImageNet's, in grey levels."""
+"""Mean grey level of ImageNet, for which `BRIGHTNESS` was published."""
 PHASE_TOLERANCE = 1 / 256
-"""How far off a sample of the image may be taken, in pixels of the source."""
+"""Largest shift of a sample of the image, in pixels of the source."""
 
 _BYTES = np.arange(256, dtype=np.uint8)
 _EXACT_COUNTS = 2**24
-"""cv2 counts in float32: up to so many pixels without loss."""
+"""cv2 counts in float32, which is exact up to this many pixels."""
 
 
 class TrainTransform:
@@ -56,8 +56,8 @@ class TrainTransform:
         cat_max_ratio: A crop in which one class has at least this share of the labelled pixels is
             drawn again, up to `CROP_TRIES` times; 1 takes the first.
         flip: Probability of a horizontal flip.
-        photometric: Whether to distort brightness, contrast, saturation and hue. Images with
-            other than three channels, and uint16, have no hue to turn: brightness and contrast.
+        photometric: Whether to distort brightness, contrast, saturation and hue. Only brightness
+            and contrast are distorted in uint16 images and in images without three channels.
         ignore_index: Pads the mask.
         image_fill: Pads the image, one number per channel, in its own units. The published
             pipeline pads zeros after normalisation, which is the rounded mean here.
@@ -105,7 +105,7 @@ class TrainTransform:
 class ResizeAndCrop(A.DualTransform):
     """mmsegmentation's RandomResize (keep_ratio) and RandomCrop in one.
 
-    One transform, because the choice of the window looks at the resized mask.
+    They are one transform, because the choice of the window reads the resized mask.
     """
 
     def __init__(
@@ -126,7 +126,7 @@ class ResizeAndCrop(A.DualTransform):
     def get_params_dependent_on_data(
         self, params: dict[str, Any], data: dict[str, Any]
     ) -> dict[str, Any]:
-        """Draws the new size (h, w) and the window of it that is kept; the mask comes with it."""
+        """Draws the new size (h, w) and the window; returns them with the resized mask."""
         height, width = params["shape"][:2]
         size = self._random_size(height, width)
         window = self._random_window(size)
@@ -146,7 +146,7 @@ class ResizeAndCrop(A.DualTransform):
         return _resized_image(img, size, window)
 
     def apply_to_mask(self, mask: np.ndarray, kept: np.ndarray, **params: Any) -> np.ndarray:
-        """The window of the resized mask, which the draw has looked at already."""
+        """Returns the window of the mask, which the draw has resized."""
         return kept
 
     def _random_size(self, height: int, width: int) -> tuple[int, int]:
@@ -165,7 +165,7 @@ class ResizeAndCrop(A.DualTransform):
         return slice(top, bottom), slice(left, right)
 
     def _is_varied(self, mask: np.ndarray) -> bool:
-        """Whether more than one class is there and none of them has too large a share."""
+        """Whether the mask has more than one class, each with a share below the limit."""
         if mask.dtype == np.uint8 and mask.size < _EXACT_COUNTS:  # 4 times as fast as bincount
             counts = cv2.calcHist([mask], [0], None, [256], [0, 256]).ravel()
         else:
@@ -178,15 +178,15 @@ class ResizeAndCrop(A.DualTransform):
 class PhotometricDistortion(A.ImageOnlyTransform):
     """mmsegmentation's PhotoMetricDistortion: each part with probability one half.
 
-    Brightness, then contrast, saturation and hue, or saturation, hue and contrast. Values are
-    truncated to bytes after each part, as published.
+    The order is brightness, contrast, saturation, hue, or brightness, saturation, hue, contrast.
+    Values are truncated to bytes after each part, as published.
 
-    Of images that are not RGB in bytes, brightness and contrast: the same draws, without those of
-    colour. What was published as a number of grey levels is there the same share of each channel's
-    mean, since many 16 bit images fill a small part of their range.
+    Images that are not 8 bit RGB get brightness and contrast only, from the same draws. The
+    published grey levels become the same share of each channel's mean, since many 16 bit images
+    fill a small part of their range.
 
     Args:
-        mean: Of each channel, in the units of the image.
+        mean: The mean of each channel, in the units of the image.
     """
 
     def __init__(self, mean: tuple[int, ...]) -> None:
@@ -194,7 +194,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
         self.mean = mean
 
     def get_params(self) -> dict[str, Any]:
-        """Draws the parts; None for one that is left out."""
+        """Draws the parameters of each part; None skips the part."""
         rng = self.py_random
 
         def half_the_time(low: float, high: float) -> float | None:
@@ -220,13 +220,13 @@ class PhotometricDistortion(A.ImageOnlyTransform):
     ) -> np.ndarray:
         """Distorts the image, uint8 or uint16 (H, W, C)."""
         if img.dtype != np.uint8 or img.shape[2] != 3:
-            # Of two parts that are left, brightness comes first in either order.
+            # Brightness comes before contrast in either order.
             return self._distort_channels(img, brightness or 0.0, contrast or 1.0)
         if brightness is not None:
             img = _linear(img, 1.0, brightness)
         if contrast is not None and contrast_first:
             img = _linear(img, contrast, 0.0)
-        # Saturation and hue go through HSV once each: its rounding is part of what was published.
+        # Saturation and hue each convert to HSV and back, as published: both conversions round.
         if saturation is not None:
             hue_plane, saturation_plane, value_plane = _split_hsv(img)
             img = _merge_hsv(hue_plane, _linear(saturation_plane, saturation, 0.0), value_plane)
@@ -243,7 +243,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
             return img
         offset = np.array(self.mean, np.float32) * np.float32(brightness / RGB_MEAN)
         top = np.iinfo(img.dtype).max
-        # Rows of width x channels: broadcast along an axis of a few numbers is slow.
+        # Rows of width x channels: broadcasting along an axis of a few numbers is slow.
         values = img.reshape(len(img), -1) + np.tile(offset, img.shape[1])
         values = np.clip(np.clip(values, 0, top, out=values) * np.float32(contrast), 0, top)
         return values.astype(img.dtype).reshape(img.shape)
@@ -252,7 +252,7 @@ class PhotometricDistortion(A.ImageOnlyTransform):
 class PadToCrop(A.DualTransform):
     """Pads right and bottom with a constant.
 
-    albumentations' PadIfNeeded does the same for up to four channels and fails beyond.
+    albumentations' PadIfNeeded fails on more than four channels.
     """
 
     def __init__(
@@ -277,7 +277,7 @@ class PadToCrop(A.DualTransform):
             return array
         padded = np.empty((*self.crop, *array.shape[2:]), array.dtype)
         row = np.empty(padded.shape[1:], array.dtype)
-        row[:] = fill  # pixel by pixel is slow: once
+        row[:] = fill  # once: filling pixel by pixel is slow
         padded[:height, :width] = array
         padded[:height, width:] = row[width:]
         padded[height:] = row
@@ -289,10 +289,10 @@ def _resized_image(
 ) -> np.ndarray:
     """The window of `image` (H, W, C), bilinearly resized to `size`, at the cost of the window.
 
-    cv2.resize samples where output pixel 0 begins with source pixel 0, and takes no offset. So the
-    part that it gets begins at the nearest output pixel before the window that begins with a source
-    pixel as well, up to PHASE_TOLERANCE: 128 pixels before on average, none at round factors.
-    (warpAffine and remap take any offset, and 2 to 5 times as long.)
+    cv2.resize aligns output pixel 0 with source pixel 0 and takes no offset. So its input begins at
+    the nearest output pixel before the window that coincides with the start of a source pixel, up
+    to PHASE_TOLERANCE: 128 pixels before on average, none at round factors. (warpAffine and remap
+    take any offset, but 2 to 5 times as long.)
     """
     if image.shape[:2] == size:
         return image[window]
@@ -313,23 +313,23 @@ def _resized_image(
 
 
 def _aligned_part(edge: int, new: int, kept: slice) -> tuple[slice, int]:
-    """What of an edge to resize, so that `kept` of the resized edge comes out.
+    """The part of an edge whose resized form holds `kept`.
 
     Args:
         edge: Length of the edge.
         new: Its length after the resize of the whole.
-        kept: What is kept of that.
+        kept: The wanted range of the resized edge.
 
     Returns:
-        The part of the edge, and where in its resized self `kept` begins.
+        The part of the edge, and the offset of `kept` in the resized part.
     """
-    step = edge / new  # source pixels an output pixel
+    step = edge / new  # source pixels per output pixel
     first, start = 0, 0
     # Half a source pixel before the window: there cv2 repeats the part's first pixel.
     latest = kept.start - math.ceil(0.5 / step)
     if latest > 0:
         starts = np.arange(latest, -1, -1) * step
-        # The second bound keeps the number of output pixels what it is at extreme factors.
+        # The second bound keeps the number of output pixels right at extreme factors.
         is_aligned = np.abs(starts - np.rint(starts)) <= min(PHASE_TOLERANCE, step / 4)
         first = latest - int(is_aligned.argmax())  # 0 is always aligned
         start = round(first * step)
@@ -344,8 +344,8 @@ def _resized_mask(
 ) -> np.ndarray:
     """The window of `mask` (H, W), resized to `size` by nearest neighbour.
 
-    Whole rows are cheap to pick, single pixels are not (12 times as slow): so rows, then the
-    columns as rows of the transpose.
+    It picks rows, then columns as rows of the transpose: to pick single pixels takes 12 times as
+    long as whole rows.
     """
     if mask.shape == size:
         return mask[window]
@@ -355,14 +355,14 @@ def _resized_mask(
     if size[0] < mask.shape[0]:
         band = mask[rows]
         rows = np.arange(len(rows))
-    else:  # many rows are repeated: that comes last
+    else:  # enlarged: rows, many of them repeated, come last
         band = mask[rows[0] : rows[-1] + 1]
         rows = rows - rows[0]
     return cv2.transpose(cv2.transpose(band)[columns])[rows]
 
 
 def _nearest(edge: int, new: int) -> np.ndarray:
-    """The source pixel of each pixel of a resized edge: cv2's own rule, asked of cv2."""
+    """The source pixel of each pixel of a resized edge, computed by cv2 itself."""
     positions = np.arange(edge, dtype=np.float32)[None]
     return cv2.resize(positions, (new, 1), interpolation=cv2.INTER_NEAREST)[0].astype(np.intp)
 
@@ -370,8 +370,8 @@ def _nearest(edge: int, new: int) -> np.ndarray:
 def _linear(array: np.ndarray, factor: float, offset: float) -> np.ndarray:
     """Bytes times `factor` plus `offset`, clipped and truncated.
 
-    cv2's arithmetic, which rounds, takes a third of the time of a table. It is made to truncate by
-    a little less than one half, and used if that is right for each of the 256 bytes.
+    cv2's arithmetic takes a third of the time of a table, but rounds. Subtracting a little less
+    than one half makes it truncate; it is used if the result is right for all 256 bytes.
     """
     table = np.clip(_BYTES.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
 

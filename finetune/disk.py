@@ -1,4 +1,4 @@
-"""Whole writes: files and folders that are there entirely or not at all, and locks."""
+"""Atomic writes of files and folders, and locks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from finetune.errors import UserError
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a small file aside and rename it into place: readers see the old one or the new."""
+    """Writes a small file aside and renames it: readers see the old file or the new one."""
     name = path.name
-    if len(os.fsencode(name)) > 240:  # of 255 that a name may have
+    if len(os.fsencode(name)) > 240:  # a name may have 255 bytes
         name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
     temp = path.with_name(f".{name}.tmp")
     try:
@@ -33,10 +33,10 @@ def write_whole(path: Path, content: str | bytes) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder and those above it, if they are not there.
+    """Makes a folder and its missing parents.
 
     Raises:
-        UserError: It cannot be made.
+        UserError: The folder cannot be made.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -48,15 +48,15 @@ def make_folder(path: Path) -> None:
 def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]:
     """Locks a folder until the end of the block, or of the process.
 
-    Where there are no such locks (on Windows, on some network file systems), nothing happens.
+    On systems without such locks (Windows, some network file systems), nothing happens.
 
     Args:
-        folder: It exists.
-        message: What to say if another process holds it.
-        patience: Seconds to wait for that.
+        folder: An existing folder.
+        message: The error message if another process holds the lock.
+        patience: Seconds to wait for the lock.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds the lock.
     """
     if os.name != "posix":
         yield
@@ -83,24 +83,24 @@ def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]
 
 @contextmanager
 def whole_folder(target: Path, what: str) -> Iterator[Path]:
-    """An empty folder to write into; it takes the place of `target` at the end of the block.
+    """Yields an empty folder to write into; it replaces `target` at the end of the block.
 
     If the block fails, `target` stays as it was.
 
     Args:
         target: It need not exist; an older folder is replaced whole.
-        what: Its name in the message, as "the Space".
+        what: Its name in messages, such as "the Space".
 
     Raises:
         UserError: The folder cannot be written.
     """
-    target = target.resolve()  # "." has no name, and a link's target is what is replaced
+    target = target.resolve()  # "." has no name; a link's target is replaced, not the link
     new = target.with_name(f".{target.name}.new")
     try:
-        shutil.rmtree(new, ignore_errors=True)  # a kill left it
+        shutil.rmtree(new, ignore_errors=True)  # left by a killed process
         new.mkdir(parents=True)
         yield new
-        if target == Path.cwd() and not any(target.iterdir()):  # a shell stands in it: it stays
+        if target == Path.cwd() and not any(target.iterdir()):  # keep it: a shell may stand in it
             for path in new.iterdir():
                 path.rename(target / path.name)
         else:
@@ -115,10 +115,10 @@ def whole_folder(target: Path, what: str) -> Iterator[Path]:
 
 
 def swap_folder(new: Path, target: Path) -> None:
-    """Let the folder `new` take the place and name of `target`, which need not exist.
+    """Moves the folder `new` to `target`, which need not exist.
 
-    At any time one whole version exists: as `target` or, between the two renames, as
-    `.<target>.old`, from where `recover` brings it back. Both must lie on one file system.
+    One whole version exists at any time: as `target` or, between the two renames, as
+    `.<target>.old`, which `recover` renames back. Both folders must lie on one file system.
     """
     recover(target)
     old = _old(target)
@@ -135,7 +135,7 @@ def swap_folder(new: Path, target: Path) -> None:
 
 
 def recover(target: Path) -> None:
-    """Finish what a kill inside `swap_folder(..., target)` left; otherwise nothing happens."""
+    """Completes a `swap_folder(..., target)` that was killed; otherwise does nothing."""
     old = _old(target)
     if not old.exists():
         return
@@ -150,13 +150,13 @@ def _old(target: Path) -> Path:
 
 
 def discard(folder: Path) -> None:
-    """Delete a folder; a kill half-way leaves only what `_sweep` removes."""
+    """Deletes a folder; if it is killed half-way, `_sweep` removes the rest."""
     trash = folder.with_name(f".{folder.name.removeprefix('.')}.trash")
     shutil.rmtree(trash, ignore_errors=True)
     try:
         folder.rename(trash)
         shutil.rmtree(trash)
-    except OSError as error:  # in the way, but nothing depends on it
+    except OSError as error:  # a warning will do: nothing depends on the deletion
         warnings.warn(f"cannot delete {folder}: {error.strerror or error}", stacklevel=3)
 
 
@@ -171,8 +171,8 @@ def measure(path: Path) -> tuple[int, str]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames in a folder survive a power cut."""
-    if os.name == "posix":  # Windows does not open folders
+    """Makes renames in a folder survive a power cut."""
+    if os.name == "posix":  # Windows cannot open folders
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""The one exception that means "the user can mend this": shown as a message, exit status 2."""
+"""`UserError`, the exception for mistakes that the user can mend."""
 
 
 class UserError(ValueError):
@@ -9,7 +9,7 @@ class UserError(ValueError):
 
     Args:
         message: For the user.
-        kind: What is wrong with a file, for programs that sort such mistakes, as the doctor does.
+        kind: The class of mistake, by which programs such as the doctor sort files.
     """
 
     def __init__(self, message: str = "", *, kind: str = "") -> None:
@@ -18,5 +18,5 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what another library says, or the error's name."""
+    """The first line of an error's message, or the error's name."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,7 +1,7 @@
-"""Terms of a loss: a sum over the batch, and the weight that the sum is to be divided by.
+"""Terms of a loss: each gives a sum over the batch, and the weight to divide the sum by.
 
-The weight depends on the labels alone. So it is known before a forward pass, can be added up over
-micro-batches and processes first, and each term is its mean over the global batch.
+The weight depends on the labels alone. So the loop adds it up over micro-batches and processes
+before the forward pass, and each term becomes its mean over the global batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -36,7 +36,7 @@ class CrossEntropy:
     Args:
         num_labels: K.
         ignore_index: the label of pixels that do not count.
-        class_weights: how much a pixel of each class counts; None: 1.
+        class_weights: the weight of a pixel of each class; None: 1.
         label_smoothing: share of the target that is spread over all classes.
         focal_gamma: exponent of the focal factor (1 - p)^gamma; 0: none.
     """

@@ -1,4 +1,4 @@
-"""This machine: its cores, its memory, its devices, and how times are compared on it."""
+"""The machine: cores, memory, devices, and fair comparisons of times."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ import torch
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on (a container or taskset may have taken some)."""
+    """Number of cores that this process may run on; containers and taskset limit it."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -33,19 +33,18 @@ def processor() -> str:
 def set_threads(threads: int | None) -> None:
     """Gives this process its share of the cores, or `threads`.
 
-    Launchers export OMP_NUM_THREADS=1 unless told otherwise, which trains on one thread without a
-    word.
+    Launchers export OMP_NUM_THREADS=1 by default, and a CPU training then uses one thread.
     """
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     torch.set_num_threads(threads or max(1, usable_cores() // local_processes))
 
 
 def keep_freed_memory() -> None:
-    """Lets glibc keep what is freed instead of giving it back to the system.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
-    On a CPU every step frees and takes the same hundreds of megabytes; each time they come back
-    as untouched pages, one fault every 4 KiB: a third of a training step of B0 at 256 x 320.
-    Where the C library is another, nothing happens.
+    Every training step on a CPU frees and allocates the same hundreds of megabytes. If the system
+    gets them back, each step pays one page fault every 4 KiB: a third of a training step of B0 at
+    256 x 320. Nothing happens with another C library.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -57,17 +56,17 @@ def keep_freed_memory() -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice; torch says so of the CPU's by a plain RuntimeError."""
+    """Whether memory ran out; torch raises a plain RuntimeError for the CPU's."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         "DefaultCPUAllocator" in str(error)
     )
 
 
 def device() -> torch.device:
-    """The GPU if torch can use one that adds in float64, else the CPU.
+    """The GPU if torch can use one with float64, else the CPU.
 
-    Not `torch.accelerator.current_accelerator()`, which is what torch was built for, there or not;
-    and Apple's GPUs know no float64, in which the loss and its weight are added up.
+    `torch.accelerator.current_accelerator()` also names devices that are not present. Apple's GPUs
+    lack float64, in which the loss and its weight are added up.
     """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -77,19 +76,19 @@ class Work(Protocol):
 
     @property
     def run(self) -> Callable[..., Any]:
-        """The timed work, on the inputs."""
+        """The function to time; it takes the inputs."""
 
     @property
     def reset(self) -> Callable[[], None]:
-        """Undoes what a run leaves behind, outside of the timing."""
+        """The function that undoes a run, outside of the timing."""
 
 
 def take_turns(
     works: Mapping[str, Work], inputs: Sequence[Any], *, rounds: int, device: str
 ) -> dict[str, float]:
-    """Median seconds of each side: A B A B, so that what disturbs one disturbs the other.
+    """Median seconds of each side, run in turn (A B A B), so that disturbances hit both.
 
-    Before the first round that counts, each side has run one more that does not, a few if short.
+    Each side first runs once untimed, a few times if it is short.
     """
     seconds: dict[str, list[float]] = {side: [] for side in works}
     warm_up = min(3, rounds) if rounds > 9 else 1
@@ -103,7 +102,7 @@ def take_turns(
 
 
 def seconds_of(work: Work, inputs: Sequence[Any], device: str) -> float:
-    """Seconds of one run, the device's queue empty before and after."""
+    """Seconds of one run, from an empty device queue to an empty device queue."""
     work.reset()
     wait_for(device)
     start = time.perf_counter()
@@ -113,6 +112,6 @@ def seconds_of(work: Work, inputs: Sequence[Any], device: str) -> float:
 
 
 def wait_for(device: str) -> None:
-    """Lets a GPU finish."""
+    """Waits until a GPU has finished."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,7 +1,7 @@
-"""Mean intersection over union, from one confusion matrix that streams over the whole set.
+"""Mean intersection over union, from a confusion matrix that is summed over the whole set.
 
-The same numbers as Hugging Face's `evaluate.load("mean_iou")`, without its three costs: it is not
-downloaded, nothing is written to disk, and a batch costs one bincount on the device it lies on.
+It gives the same numbers as Hugging Face's `evaluate.load("mean_iou")`, without a download and
+without files. A batch costs one bincount on its device.
 
     metric = MeanIoU(num_labels=150)
     for batch in loader:
@@ -29,8 +29,8 @@ Maps = Any
 class MeanIoU(evaluate.Metric):
     """Streaming mean IoU with the keys of Hugging Face's mean_iou.
 
-    It does what an `evaluate.Metric` does, with two differences: `compute` keeps the counts
-    (`reset` clears them), and the counts of several processes are added with `merge`.
+    It behaves like an `evaluate.Metric`, with two differences: `compute` keeps the counts
+    (`reset` clears them), and `merge` adds the counts of several processes.
 
     A model with a single logit per pixel (`num_labels=1`) still has two classes to count,
     background and thing: pass `num_labels=2`.
@@ -43,7 +43,7 @@ class MeanIoU(evaluate.Metric):
     def __init__(self, num_labels: int, ignore_index: int = 255):
         self.num_labels = num_labels
         self.ignore_index = ignore_index
-        # None until the first batch says which device to count on; int64 (K * K,).
+        # int64 (K * K,), on the device of the first batch; None before it.
         self._counts: Tensor | None = None
         super().__init__()
 
@@ -57,20 +57,19 @@ class MeanIoU(evaluate.Metric):
         )
 
     def _build_data_dir(self) -> str:
-        # evaluate makes a cache folder here; counts live in memory, so the disk stays untouched.
+        # evaluate would make a cache folder here; our counts live in memory.
         return ""
 
     def __bool__(self) -> bool:
-        # evaluate's __len__ counts Arrow rows, of which there are none: without this, `if metric:`
-        # would be false for ever.
+        # evaluate's __len__ counts Arrow rows, always 0 here, so that `if metric:` would be false.
         return True
 
     def add(self, *, prediction: Maps, reference: Maps) -> None:
-        """Count one picture; see `add_batch`."""
+        """Counts one picture; see `add_batch`."""
         self.add_batch(predictions=[prediction], references=[reference])
 
     def add_batch(self, *, predictions: Maps, references: Maps) -> None:
-        """Count a batch; where the reference is ignored, the prediction may be anything.
+        """Counts a batch. Predictions at ignored pixels may be anything.
 
         Args:
             predictions: Integer class ids 0..K-1; array, tensor on any device, or list, of any
@@ -113,7 +112,7 @@ class MeanIoU(evaluate.Metric):
         return self._counts.reshape(self.num_labels, self.num_labels).cpu().numpy().copy()
 
     def merge(self, other: MeanIoU | np.ndarray | Tensor) -> None:
-        """Add another metric's counts, as if its batches had been added here.
+        """Adds another metric's counts, as if its batches had been added here.
 
         Args:
             other: A metric with as many classes, or its `confusion` (integer, K x K).
@@ -132,19 +131,19 @@ class MeanIoU(evaluate.Metric):
             self._counts += counts.to(self._counts.device)
 
     def reset(self) -> None:
-        """Forget every count."""
+        """Clears the counts."""
         self._counts = None
 
     def compute(
         self, *, predictions: Maps | None = None, references: Maps | None = None
     ) -> dict[str, Any]:
-        """The scores of everything counted so far, after adding the given batch if there is one.
+        """The scores of all counts, after adding the given batch if there is one.
 
         Returns:
             `mean_iou`, `mean_accuracy`, `overall_accuracy` (numpy float64) and
-            `per_category_iou`, `per_category_accuracy` (numpy float64 (K,)). A class that was
-            neither seen nor predicted has NaN as its IoU, a class that was not seen NaN as its
-            accuracy; means leave NaN out, and are NaN if nothing is left.
+            `per_category_iou`, `per_category_accuracy` (numpy float64 (K,)). The IoU of a class is
+            NaN if it occurs in neither truth nor prediction, its accuracy if it does not occur in
+            the truth. Means leave NaN out; a mean of NaN alone is NaN.
         """
         if predictions is not None or references is not None:
             self.add_batch(predictions=predictions, references=references)
@@ -166,7 +165,7 @@ class MeanIoU(evaluate.Metric):
 
 
 def _nanmean(values: np.ndarray) -> np.float64:
-    """Mean of what is not NaN, and NaN of nothing (where np.nanmean warns)."""
+    """np.nanmean without its warning when all values are NaN."""
     present = values[~np.isnan(values)]
     return np.float64(present.mean() if present.size else np.nan)
 
@@ -208,14 +207,14 @@ def _as_tensor(ids: Maps, what: str) -> Tensor:
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """What torch can hold: native byte order (16-bit PNG are big-endian), no read-only memory."""
+    """The array as torch takes it: native byte order (16-bit PNG are big-endian), writable."""
     return np.array(array, dtype=array.dtype.newbyteorder("="))
 
 
 def _as_int(ids: Tensor) -> Tensor:
-    """Ids as int32, or int64 where they come that wide: torch compares neither uint16 nor uint32.
+    """Ids as int32, or int64 if they need it: torch cannot compare uint16 or uint32.
 
-    A wide id is narrowed only after its range is known, or 2**32 would pass for class 0.
+    Wide ids keep their width until their range is checked, or 2**32 would pass for class 0.
     """
     wide = ids.dtype in (torch.int64, torch.uint32, torch.uint64)
     return ids.to(torch.int64 if wide else torch.int32)
@@ -228,7 +227,7 @@ def _check_range(
     num_labels: int,
     ignore_index: int | None = None,
 ) -> None:
-    """Raise a ValueError that names the offending values, if there are any."""
+    """Raises a ValueError that names the ids out of range, if there are any."""
     if extremes[0] >= 0 and extremes[1] < num_labels:
         return
     bad = ids[(ids < 0) | (ids >= num_labels)].unique().tolist()

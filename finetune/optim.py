@@ -1,8 +1,8 @@
-"""The optimiser of the original recipe: AdamW in three parameter groups, and its schedule.
+"""The optimiser of the original recipe, AdamW with three parameter groups, and its schedule.
 
 Grouping and schedule follow NVlabs/SegFormer (`local_configs/segformer`, mmcv's `paramwise_cfg`
-and `PolyLrUpdaterHook`), not the Hugging Face Trainer, which spares every bias and norm the decay
-and knows no multiplier for the head.
+and `PolyLrUpdaterHook`). The Hugging Face Trainer differs: it decays no bias and no norm, and has
+no multiplier for the head.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ HEAD_MODULES = {"decode_head", "classifier"}
 def parameter_groups(
     model: nn.Module, *, lr: float, weight_decay: float, head_lr_multiplier: float
 ) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into the groups of the original recipe.
+    """Sorts the trainable parameters into the groups of the original recipe.
 
-    `body`: the encoder, decayed, biases and depthwise convolutions included. `norms`: its layer
-    norms, not decayed. `head`: everything under `decode_head` or `classifier`, decayed, at
-    `lr * head_lr_multiplier`. The head's batch norm belongs to the head: the original calls it
-    `bn`, which its rule for names that hold `norm` does not see.
+    `body`: the encoder, with decay, biases and depthwise convolutions included. `norms`: its layer
+    norms, without decay. `head`: everything under `decode_head` or `classifier`, with decay, at
+    `lr * head_lr_multiplier`. The head's batch norm belongs to `head`: the original names it `bn`,
+    and its rule for norms looks for `norm` in the name.
 
     Args:
-        model: Frozen parameters (`requires_grad=False`) are left out, tied ones come once.
+        model: Frozen parameters (`requires_grad=False`) are left out, tied ones appear once.
         lr: Learning rate of `body` and `norms`.
         weight_decay: Decay of `body` and `head`.
         head_lr_multiplier: 10 in the original recipe.
 
     Returns:
-        The groups that hold any parameter, always in the order body, norms, head; each with
-        `name`, `params` (in the model's order), `lr` and `weight_decay`.
+        The groups with parameters, in the order body, norms, head; each with `name`, `params` (in
+        the model's order), `lr` and `weight_decay`.
 
     Raises:
         UserError: Every parameter is frozen.
@@ -75,7 +75,7 @@ def build_optimizer(
     groups = parameter_groups(
         model, lr=lr, weight_decay=weight_decay, head_lr_multiplier=head_lr_multiplier
     )
-    # Fused: one pass over all parameters, a third of the time even on a CPU.
+    # Fused: one pass over all parameters, in a third of the time even on a CPU.
     return AdamW(groups, betas=(0.9, 0.999), fused=True)
 
 
@@ -88,18 +88,18 @@ def lr_factor(
     warmup_ratio: float = 1e-6,
     power: float = 1.0,
 ) -> float:
-    """What the learning rate is multiplied by at `step`, with mmcv's warm-up.
+    """The factor on the learning rate at `step`, with mmcv's warm-up.
 
-    The warm-up scales the schedule's own value at that step, it does not delay the schedule: poly
-    decays during the warm-up too, and ends at `steps` whatever `warmup_steps` is.
+    The warm-up multiplies the schedule's value and does not delay the schedule: poly decays during
+    the warm-up too, and ends at `steps` for any `warmup_steps`.
 
     Args:
         step: Optimiser steps done so far, 0..steps.
         schedule: poly, `(1 - step / steps) ** power`; cosine, half a period down to 0; constant.
         steps: The length of the training.
-        warmup_steps: The factor is the schedule's own from this step on; 0 for no warm-up.
-        warmup_ratio: What the warm-up starts from, as a share of the schedule's value.
-        power: Of poly; 1 is a straight line.
+        warmup_steps: Length of the warm-up; 0 for no warm-up.
+        warmup_ratio: Start of the warm-up, as a share of the schedule's value.
+        power: Exponent of poly; 1 is a straight line.
     """
     done = min(step, steps) / steps
     if schedule == "poly":
@@ -122,7 +122,7 @@ def build_scheduler(
     warmup_ratio: float = 1e-6,
     power: float = 1.0,
 ) -> LambdaLR:
-    """`lr_factor` on every group; call `.step()` once after each optimiser step."""
+    """A scheduler of `lr_factor` for every group; call `.step()` after each optimiser step."""
 
     def factor(step: int) -> float:
         return lr_factor(

@@ -14,11 +14,11 @@ if __name__ == "__main__":
     import sys
     from pathlib import Path
 
-    # Ctrl-C while libraries are imported, before there is anything to save, ends it in silence.
+    # Ctrl-C while libraries are imported ends the program silently: there is nothing to save.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     if not __package__:
         # Run as a script: Python put this file's folder first on its path, where our modules would
-        # shadow others; the folder above is where the package lives.
+        # shadow others. The package lives in the folder above.
         sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import argparse
@@ -60,13 +60,13 @@ from finetune.trainers.tasks import task_of
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves.
+    """The result of a run.
 
     Attributes:
-        output: its folder.
-        step: the one that it reached.
-        metrics: its last evaluation's row of metrics.jsonl; empty if there was none yet.
-        finished: False if `train.max_minutes` stopped it: the same recipe goes on.
+        output: the run folder.
+        step: the last step.
+        metrics: the last evaluation's row of metrics.jsonl; empty before the first one.
+        finished: False if `train.max_minutes` stopped the run; the same recipe resumes it.
     """
 
     output: Path
@@ -76,22 +76,22 @@ class Result:
 
 
 def fit(recipe: Recipe) -> Result:
-    """Trains, evaluates and saves as the recipe says; goes on where an earlier run stopped.
+    """Trains, evaluates and saves as the recipe says; resumes an earlier run.
 
     Every process of a launch calls it. Files go into `recipe.output`; docs/training.md, "What a
-    run leaves", says which.
+    run leaves", lists them.
 
     Args:
         recipe: resolved, from `finetune.recipe.load_recipe`.
 
     Returns:
-        The run folder, the last step, the metrics of the last evaluation, and whether the run came
-        to its end: `train.max_minutes` stops it before, the state saved.
+        The run folder, the last step, the metrics of the last evaluation, and whether the run is
+        finished. If `train.max_minutes` stops it early, the state is saved.
 
     Raises:
-        UserError: the recipe, a file or the launch is at fault; names it and the remedy.
-        KeyboardInterrupt: after SIGINT, the state saved.
-        SystemExit: with status 143 after SIGTERM, the state saved.
+        UserError: the recipe, a file or the launch is at fault; the message names the remedy.
+        KeyboardInterrupt: after SIGINT; the state is saved.
+        SystemExit: with status 143 after SIGTERM; the state is saved.
     """
     train = recipe.train
     with StopSignals(train.max_minutes) as signals, ExitStack() as cleanup:
@@ -100,7 +100,7 @@ def fit(recipe: Recipe) -> Result:
         _, accumulation = recipe.batch_split(share.world_size)
         folder = folder_of(recipe)
 
-        # What can be known to be wrong is known before anything is built.
+        # Mistakes in recipe and data are reported before anything is built.
         on_main(folder.check)
         task: Task = task_of(recipe)
         on_main(task.check)
@@ -113,8 +113,8 @@ def fit(recipe: Recipe) -> Result:
             )
             cleanup.callback(pushes.close)
 
-        # Model, optimiser and schedule. The same seed everywhere gives the same fresh weights;
-        # from then on each rank draws its own dropout.
+        # Model, optimiser and schedule. The same seed gives all ranks the same fresh weights;
+        # after that each rank draws its own dropout.
         set_seed(recipe.seed)
         module = task.build().to(accelerator.device)
         synchronise_batch_norm(module)
@@ -135,7 +135,7 @@ def fit(recipe: Recipe) -> Result:
         model, optimizer = accelerator.prepare(module, plain_optimizer)
         forward = torch.compile(model) if train.compile else model
 
-        # Everything that a checkpoint must bring back.
+        # The states that a checkpoint restores.
         parts = {"model": module, "optimizer": optimizer, "schedule": schedule, "task": task}
         if accelerator.scaler is not None:
             parts["scaler"] = accelerator.scaler
@@ -161,11 +161,11 @@ def fit(recipe: Recipe) -> Result:
         )
         cleanup.callback(bar.close)
         model.train()
-        problem = ""  # found by the device, read when it is waited for anyway
+        problem = ""  # found by the device; read only where the loop waits for it anyway
 
         while True:
-            # This step's micro-batches, or why there are none, and whether to stop: what one
-            # process met, all know.
+            # This step's micro-batches or the error in reading them, and whether to stop. All
+            # processes agree on both.
             last_step, stopping = step == train.steps, False
             micro_batches: list[Batch] = []
             mistake: UserError | None = None
@@ -183,7 +183,7 @@ def fit(recipe: Recipe) -> Result:
             evaluate = evaluate and step not in evaluated
             save = step > 0 and (last_step or step % every == 0)
 
-            # a) The state first: nothing that follows can lose it.
+            # a) Save the state first: no later failure can lose it.
             if (save or evaluate or stopping) and step != saved_step:
                 with clock.paused():
                     window.gather(step, folder.checkpoints, train.precision)
@@ -195,7 +195,7 @@ def fit(recipe: Recipe) -> Result:
             if stopping:
                 break
 
-            # b) How good is it? The best and the last model as stock folders.
+            # b) Evaluate; save the best and the last model as stock folders.
             if evaluate:
                 with clock.paused():
                     evaluation = task.evaluate(module, share, signals.told)
@@ -213,17 +213,17 @@ def fit(recipe: Recipe) -> Result:
             if last_step:
                 break
 
-            # c) One optimiser step. Each term of the loss is its mean over the global batch: its
-            # weight is of the labels alone, so the sum is divided before it goes backward.
+            # c) One optimiser step. Each term of the loss is its mean over the global batch. Its
+            # weight depends on the labels alone, so the sum is divided before the backward pass.
             weights = summed([task.weights(batch) for batch in micro_batches])
             for turn, batch in enumerate(micro_batches, start=1):
                 last = turn == accumulation
-                # DDP reduces the gradients with a step's last micro-batch only.
+                # DDP reduces the gradients with the last micro-batch of a step only.
                 with nullcontext() if last else accelerator.no_sync(model):
                     losses = task.losses(forward, batch)
-                    # Where nothing counts the mean is 0, not NaN.
+                    # Without counted pixels the mean is 0, not NaN.
                     means = [losses[name] / weights[name].clamp(min=1e-6) for name in losses]
-                    # DDP takes the mean over the processes: times their number, it is the sum.
+                    # DDP takes the mean over the processes; times their number it is the sum.
                     accelerator.backward(torch.stack(means).sum() * share.world_size)
                 window.add(losses, weights if last else {})
             if train.clip_norm is not None:
@@ -236,7 +236,7 @@ def fit(recipe: Recipe) -> Result:
             signals.may_time_out = True
             bar.update()
 
-            # d) Say how it goes.
+            # d) Log.
             if step % train.log_every == 0 or step == train.steps:
                 loss = window.gather(step, folder.checkpoints, train.precision)
                 problem = task.problem()
@@ -276,7 +276,7 @@ def fit(recipe: Recipe) -> Result:
         else:
             on_main(lambda: finish(task, module, recipe, folder))
         accelerator.wait_for_everyone()
-        if pushes is not None and not stopping:  # nobody waits for this process any more
+        if pushes is not None and not stopping:  # no other process waits for this one now
             pushes.finish(stop=lambda: signals.received is not None)
             if signals.received is not None:
                 signals.leave()
@@ -285,7 +285,7 @@ def fit(recipe: Recipe) -> Result:
 
 
 def folder_of(recipe: Recipe) -> RunFolder:
-    """The run folder of a recipe, not yet looked at."""
+    """The run folder of a recipe; nothing on disk is read yet."""
     return RunFolder(
         recipe.output,
         resume=recipe.resume,
@@ -298,7 +298,11 @@ def folder_of(recipe: Recipe) -> RunFolder:
 def keep_models(
     task: Task, module: Any, evaluation: Evaluation, step: int, title: str, folder: RunFolder
 ) -> bool:
-    """Shows an evaluation and keeps the model as `last`, and as `best` if it is; whether it is."""
+    """Shows an evaluation, saves the model as `last` and, if it is the best, as `best`.
+
+    Returns:
+        Whether it is the best.
+    """
     show_table(title, evaluation.table)
     task.save(folder.last, module, evaluation, step)
     scores = [row.get(task.best_metric) for row in rows(folder.log.path)]
@@ -306,13 +310,13 @@ def keep_models(
     is_best = score is not None and all(before is None or score > before for before in scores)
     if is_best:
         task.save(folder.best, module, evaluation, step)
-    # Last: a run killed before this line is evaluated and saved again.
+    # Log last: a run that is killed before this line evaluates and saves again on resume.
     folder.log.write({"step": step, **evaluation.metrics})
     return is_best
 
 
 def finish(task: Task, module: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Pictures, the report, and one screen that says what there is and what to type next."""
+    """Writes the pictures and the report, and shows the closing screen."""
     task.examples(module, folder.path / "panel.png")
     html_report(folder.path)
     show_end(
@@ -344,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(name: str, overrides: Sequence[str]) -> int:
-    """Loads a recipe, trains, and turns what happens into an exit status and one message."""
+    """Loads a recipe and trains; returns the exit status and prints an error as one message."""
     main_process = os.environ.get("RANK", "0") == "0"
     quiet_libraries(main_process)
     try:
