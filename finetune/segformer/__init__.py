@@ -1,4 +1,4 @@
-"""SegFormer as a transformers model. Imports torch, transformers and its siblings, nothing else."""
+"""SegFormer as a transformers model. This folder imports only torch and transformers."""
 
 from .configuration import VARIANTS, SegformerConfig
 from .modeling import (

@@ -1,4 +1,4 @@
-"""What our own backwards share: when they may run, and autocast, whose rule stops at them."""
+"""Helpers of our autograd functions: tracing, autocast, differentiation once only."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,10 +11,10 @@ from torch.autograd.function import once_differentiable
 
 
 def is_traced() -> bool:
-    """Whether a graph is being taken down, by torch.compile, export, jit.trace or torch.func.
+    """Whether torch.compile, export, jit.trace or torch.func is tracing.
 
-    Then the plain operations belong into it: a tracer cannot read our own backwards, and a
-    compiler that fuses has no need of them.
+    A trace takes the plain operations: a tracer cannot read our backwards, and a compiler that
+    fuses does not need them.
     """
     return (
         torch.compiler.is_compiling()
@@ -25,14 +25,14 @@ def is_traced() -> bool:
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager:
     """Switches autocast off for the tensor's device."""
-    kind = tensor.device.type  # there is none for the meta device
+    kind = tensor.device.type  # the meta device has no autocast
     if torch.amp.is_autocast_available(kind):
         return torch.autocast(kind, enabled=False)
     return nullcontext()
 
 
 def apply(function: type[torch.autograd.Function], x: Tensor, *operands: Any) -> Tensor:
-    """`function.apply` without autocast, on what autocast would make of a product's operands."""
+    """`function.apply` without autocast, on operands cast as autocast casts those of a product."""
     kind = x.device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -45,7 +45,7 @@ def apply(function: type[torch.autograd.Function], x: Tensor, *operands: Any) ->
 def once_without_autocast(
     function: Callable[[Any, Tensor], tuple[Tensor | None, ...]],
 ) -> Callable[[Any, Tensor], tuple[Tensor | None, ...]]:
-    """Makes a Function's `backward`: without autocast, and differentiable no second time."""
+    """Wraps a Function's `backward`: without autocast, and differentiable once only."""
 
     @once_differentiable
     @wraps(function)

@@ -1,10 +1,9 @@
-"""Logits looked at in the size of the labels, a band of rows at a time, in PyTorch.
+"""Loss and argmax of upsampled logits, a band of rows at a time, in PyTorch.
 
-Between low-resolution logits and one number (a loss) or one class a pixel, the logits of every
-pixel exist in the usual way of doing it: 157 MB an image at 150 classes and 512 x 512, several
-times over. Here a band of them does, which stays in the processor's cache, and the gradient is
-made in the same pass. Upsampling is bilinear, by the rule of
-`F.interpolate(mode="bilinear", align_corners=False)`.
+The usual code upsamples all logits before it takes the loss or the argmax: 157 MB an image at 150
+classes and 512 x 512, several times over. Here only one band of them exists at a time. It stays in
+the processor's cache, and the same pass computes the gradient. Upsampling is bilinear, by the rule
+of `F.interpolate(mode="bilinear", align_corners=False)`.
 """
 
 from collections.abc import Iterator
@@ -16,13 +15,13 @@ from torch import Tensor
 
 from .cpu import BAND_ELEMENTS, argmax
 
-# Elements of a band on a GPU: more than on a CPU, so that launches do not count.
+# Elements of a band on a GPU: more than on a CPU, so that launches cost little.
 _BAND_ELEMENTS_GPU = 1 << 25
 
-# From how many classes on a pixel's logits lie next to each other in a band (see `_Grid`).
+# Smallest number of classes for which a band keeps a pixel's logits side by side (see `_Grid`).
 _MANY_CLASSES = 48
 
-# The logarithm of a probability that float32 still holds with all its digits.
+# The logarithm of the smallest probability that float32 holds with all its digits.
 _LOG_TINY = -80.0
 
 
@@ -44,12 +43,12 @@ def cross_entropy_in_bands(
         ignore_index: the label of pixels that do not count.
         label_smoothing: share of the target that is spread over all classes.
         focal_gamma: exponent of the focal factor.
-        with_grad: whether the gradient is wanted.
+        with_grad: whether to compute the gradient.
 
     Returns:
-        The sum of the losses; the sum of the weights of the pixels that count (their number if
-        there are no weights); int64, the number of labels that are neither a class nor ignored;
-        and the gradient of the first, (B, K, h, w) in channels-last memory, or an empty tensor.
+        The sum of the losses; the sum of the weights of the pixels that count (their number without
+        weights); the number of labels that are neither a class nor ignored, int64; and the gradient
+        of the sum of losses, (B, K, h, w) in channels-last memory, or an empty tensor.
     """
     num_labels = logits.shape[1]
     counted = (labels >= 0) & (labels < num_labels) & (labels != ignore_index)
@@ -84,9 +83,8 @@ def cross_entropy_in_bands(
 def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """The class of each pixel of upsampled logits.
 
-    Where the four logits around a cell agree on the class, so do all mixtures of them, and nothing
-    is upsampled: that is most of a picture, the inside of things. The rest is worked out cell by
-    cell.
+    If the four corners of a cell agree on the class, so do all mixtures of them, and the cell is
+    not upsampled. This holds for most cells of a picture. The other cells are upsampled one by one.
 
     Args:
         logits: (B, K, h, w), float32 or float64; with K = 1, class 1 is a logit above 0.
@@ -101,7 +99,7 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
         return _classes(pixels)
     rows, columns = _Cells.of(height, size[0], logits), _Cells.of(width, size[1], logits)
     (top, bottom), (left, right) = (_ends(edge, logits.device) for edge in (height, width))
-    # Narrow, because what follows copies it.
+    # A narrow type, because the next lines copy it.
     corner = _classes(pixels).to(torch.int16 if num_labels < 2**15 else torch.int64)
     first = corner[:, top][:, :, left]  # (B, h + 1, w + 1)
     agree = first == corner[:, top][:, :, right]
@@ -125,12 +123,11 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _limit(logits: Tensor) -> int:
-    """Elements of a band."""
     return BAND_ELEMENTS if logits.device.type == "cpu" else _BAND_ELEMENTS_GPU
 
 
 def _ends(num_logits: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """(n + 1,) each: the logits before and after each cell of an axis; see `_Cells`."""
+    """Indices of the logits before and after each cell of an axis, (n + 1,) each; see `_Cells`."""
     cell = torch.arange(num_logits + 1, device=device)
     return (cell - 1).clamp_(min=0), cell.clamp(max=num_logits - 1)
 
@@ -145,21 +142,21 @@ def _classes(x: Tensor) -> Tensor:
 class _Cells(NamedTuple):
     """An axis of n logits and its pixels, sorted into n + 1 cells of up to m pixels.
 
-    Cell i lies between logit i - 1 and logit i; the two outermost ones, between a logit at the
+    Cell i lies between logit i - 1 and logit i. The two outermost cells lie between a logit at the
     border and a copy of it. All pixels of a cell mix the same two logits, so that upsampling is
-    one broadcast `lerp`, and its gradient goes back by products with small matrices: nothing is
-    gathered, nothing scattered. Slots that no pixel fills (beyond the borders; and some inside, if
-    the sizes are no multiples) are computed and not used.
+    one broadcast `lerp` and its gradient is a product with small matrices, without gather or
+    scatter. Empty slots (beyond the borders; also inside, if one size is not a multiple of the
+    other) are computed and not used.
     """
 
     slot: Tensor  # (pixels,) int64, the place of each pixel in the flattened (n + 1, m) slots
-    fraction: Tensor  # (n + 1, m), how far a pixel is on its way to the second logit; 0 if empty
-    share: Tensor  # (n + 1, 2, m), of either logit in a pixel; 0 if empty
+    fraction: Tensor  # (n + 1, m), weight of the second logit in a pixel; 0 if empty
+    share: Tensor  # (n + 1, 2, m), weight of each logit in a pixel; 0 if empty
 
     @classmethod
     def of(cls, num_logits: int, num_pixels: int, like: Tensor) -> "_Cells":
-        """In the arithmetic of `like`, whose rounding `F.interpolate` has too."""
-        # On the CPU: the number of slots must be known here, and asking a GPU would wait for it.
+        """Computed in the dtype of `like`, for the same rounding as `F.interpolate`."""
+        # On the CPU: the number of slots is needed here, and reading it from a GPU would wait.
         pixel = torch.arange(num_pixels)
         position = (pixel.to(like.dtype) + 0.5) * (num_logits / num_pixels) - 0.5
         cell = (position.floor().long() + 1).clamp(max=num_logits)
@@ -180,8 +177,8 @@ class _Cells(NamedTuple):
 class _Grid(NamedTuple):
     """Logits (B, K, h, w) upsampled to (H, W), in bands of rows of cells.
 
-    A band is (b, r, m, C, K), C the slots of all columns. With few classes it is (b, r, m, K, C):
-    on a CPU, vectors of 11 are too short to be fast (ten times the time), and lines are not.
+    A band is (b, r, m, C, K), where C is the slots of all columns. With few classes it is
+    (b, r, m, K, C): on a CPU, operations on vectors of 11 classes take ten times as long.
     """
 
     rows: _Cells
@@ -190,7 +187,6 @@ class _Grid(NamedTuple):
 
     @classmethod
     def of(cls, logits: Tensor, size: tuple[int, int]) -> "_Grid":
-        """For logits (B, K, h, w) and the size (H, W)."""
         rows, columns = (
             _Cells.of(num_logits, num_pixels, logits)
             for num_logits, num_pixels in zip(logits.shape[2:], size, strict=True)
@@ -205,13 +201,13 @@ class _Grid(NamedTuple):
         return x.unflatten(1, self.rows.fraction.shape)
 
     def as_pixels(self, x: Tensor) -> Tensor:
-        """A band, (P, K) or (P, K, C), or the same part of what was spread, with 1 for K."""
+        """A band as (P, K) or (P, K, C); or a band of a `spread` tensor, where K is 1."""
         if self.classes_last:
             return x.reshape(-1, 1) if x.ndim == 4 else x.flatten(0, 3)
         return x.flatten(0, 2).unsqueeze(1) if x.ndim == 4 else x.flatten(0, 2)
 
     def bands(self, logits: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Which images, which rows of cells, and the logits of their pixels."""
+        """Yields the images, the rows of cells, and the logits of their pixels."""
         batch, num_labels, height, _ = logits.shape
         line = self.columns.fraction.numel() * num_labels
         at_once = max(1, _limit(logits) // (self.rows.fraction.shape[1] * line))  # rows of cells
@@ -249,7 +245,7 @@ class _Grid(NamedTuple):
         parts = self.columns.share @ lines  # (b, r + 1, w + 1, 2, K)
         points = F.pad(parts[..., 0, :], (0, 0, 0, 1))  # (b, r + 1, w + 2, K)
         points[:, :, 1:] += parts[..., 1, :]
-        points[:, :, 1] += points[:, :, 0]  # beyond the ends are copies of the ends
+        points[:, :, 1] += points[:, :, 0]  # the outermost points are copies of the border logits
         points[:, :, width] += points[:, :, width + 1]
         row = torch.arange(rows.start - 1, rows.stop, device=total.device).clamp_(0, height - 1)
         total[images].permute(0, 2, 3, 1).index_add_(1, row, points[:, :, 1:-1])
@@ -269,11 +265,11 @@ def _pixel_losses(
     Args:
         logits: (P, K) or (P, K, W).
         target: (P, 1) or (P, 1, W) int64, the class.
-        counts: like `target`, 1 or, where nothing is to be learned, 0.
+        counts: like `target`; 1 for pixels that count, else 0.
         weight: (K,) or None.
         label_smoothing: see `cross_entropy_in_bands`.
         focal_gamma: see `cross_entropy_in_bands`.
-        with_grad: whether the gradient is wanted.
+        with_grad: whether to compute the gradient.
 
     Returns:
         Losses like `target`, and the gradient like `logits` or None.
@@ -284,7 +280,7 @@ def _pixel_losses(
         p = logits.softmax(1)
         log_target = p.gather(1, target).log_()
         if log_target.numel() and log_target.min() < _LOG_TINY:
-            p = None  # ...unless the logarithm would be of what is left of a target's digits
+            p = None  # ...unless the target's probability has lost digits
     if p is None:
         log_p = logits.log_softmax(1)
         log_target = log_p.gather(1, target)

@@ -1,8 +1,8 @@
 """The configuration of SegFormer: transformers' own, and the six published sizes.
 
 Source: Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with
-Transformers" (2021), table 6. What the sizes share (patch sizes 7 3 3 3, strides 4 2 2 2, heads
-1 2 5 8, sequence reduction 8 4 2 1, MLP ratio 4) is the default of `SegformerConfig`.
+Transformers" (2021), table 6. The values that all sizes share (patch sizes 7 3 3 3, strides
+4 2 2 2, heads 1 2 5 8, sequence reduction 8 4 2 1, MLP ratio 4) are defaults of `SegformerConfig`.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def smallest_side(config: SegformerConfig) -> int:
-    """Returns the smallest height or width, in pixels, that the model takes.
+    """The smallest height or width, in pixels, that the model takes.
 
     A stage with sequence reduction r needs a feature map of at least r x r, because the
     reducing convolution (kernel = stride = r) is not padded. 29 pixels for B0 to B5.

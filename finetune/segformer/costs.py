@@ -1,4 +1,4 @@
-"""What a model costs, counted and not timed: parameters and multiply-accumulates."""
+"""Counts of a model's parameters and multiply-accumulates."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,17 +11,17 @@ from transformers.initialization import no_init_weights
 
 
 class Cost(NamedTuple):
-    """Of a model on one image."""
+    """The cost of a model on one image."""
 
     parameters: int
     macs: int
-    """Multiply-accumulates of its products, attention's two among them."""
+    """Multiply-accumulates of its products, including the two of attention."""
 
 
 def cost(build: Callable[[], nn.Module], size: tuple[int, int]) -> Cost:
-    """Counts a model of transformers that is never there: its tensors are fake.
+    """Counts the cost of a transformers model with fake tensors.
 
-    Shapes decide, so nothing is allocated or computed, however large the model or the image.
+    Only shapes are needed, so nothing is allocated or computed, whatever the sizes.
 
     Args:
         build: makes the model.
@@ -30,19 +30,19 @@ def cost(build: Callable[[], nn.Module], size: tuple[int, int]) -> Cost:
     with FakeTensorMode(), no_init_weights():
         model: Any = build().eval()
         image = torch.empty(1, model.config.num_channels, *size)
-        # The graph is kept (no torch.no_grad): without it our head works in bands, where the
-        # counter sees as many products as there are bands.
+        # No torch.no_grad: without a graph our head works in bands, and the counter would see the
+        # products of each band.
         flop = count_flop(lambda: model(image))
     return Cost(sum(parameter.numel() for parameter in model.parameters()), flop // 2)
 
 
 def count_flop(work: Callable[[], object]) -> int:
-    """Arithmetic of the products of a forward pass: two for each multiply-accumulate.
+    """Floating-point operations of the products of a forward pass, two a multiply-accumulate.
 
-    Not of a backward pass, where torch's counter takes grouped convolutions for dense ones.
+    It is wrong for a backward pass: torch's counter takes grouped convolutions for dense ones.
     """
 
-    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:  # the CPU's, unknown to it
+    def attention(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:  # the counter lacks the CPU's
         return sdpa_flop_count(q, k, v)
 
     mapping = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}

@@ -1,4 +1,4 @@
-"""What a CPU does in its own way. Callers need not ask: other devices get the plain operation."""
+"""Faster forms of operations on a CPU. Other devices get the plain operation."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,16 +9,16 @@ from torch import Tensor
 
 from .autograd import apply, is_traced, once_without_autocast
 
-# Elements of a band: 2 MB of float32, a second-level cache's worth.
+# Elements of a band: 2 MB of float32, the size of a second-level cache.
 BAND_ELEMENTS = 1 << 19
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`F.linear` on channels-last maps: (B, H, W, C) and (C', C) give (B, H, W, C').
 
-    On a CPU it is taken as the 1 x 1 convolution that it is: oneDNN's kernels, which are compiled
-    for the processor at hand and add the bias on the way, where `F.linear` calls the BLAS (on an
-    AVX-512 processor of AMD's: 350 to 450 against 180 GFLOP/s for every shape of B0 to B5).
+    On a CPU it runs as a 1 x 1 convolution. oneDNN compiles kernels for the processor and adds the
+    bias in the same pass, while `F.linear` calls the BLAS (on an AVX-512 processor of AMD: 350 to
+    450 against 180 GFLOP/s for every shape of B0 to B5).
     """
     if x.device.type != "cpu" or x.dtype == torch.float64 or is_traced():
         return F.linear(x, weight, bias)
@@ -30,8 +30,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 class _Linear(torch.autograd.Function):
     """`linear` whose weights' gradient is one BLAS product.
 
-    It is faster at that than oneDNN, the other way round than forwards: 80 against 35 GFLOP/s for
-    32 x 128 channels on 2 x 128 x 128 pixels.
+    For this product the BLAS is faster than oneDNN: 80 against 35 GFLOP/s for 32 x 128 channels on
+    2 x 128 x 128 pixels.
     """
 
     @staticmethod
@@ -49,7 +49,7 @@ class _Linear(torch.autograd.Function):
 def linear_backward(
     grad: Tensor, x: Tensor, weight: Tensor, needed: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of x, weight and bias, where `grad` is that of `linear`'s result."""
+    """The gradients of x, weight and bias from `grad`, the gradient of `linear`'s result."""
     x_grad = weight_grad = bias_grad = None
     if needed[0]:
         x_grad = linear(grad, weight.t())
@@ -66,11 +66,11 @@ def linear_backward(
 
 
 def drop_(x: Tensor, probability: float) -> float:
-    """Zeroes elements of x, contiguous, at random; returns the share that is kept.
+    """Zeroes random elements of x, which is contiguous; returns the exact share that is kept.
 
-    On a CPU, four elements share one number of the generator, 16 bits each, where PyTorch's
-    dropout draws one number an element: a sixth of the time, a tenth of B0's training step. The
-    probability is a multiple of 1 / 65536, and what is returned is exact.
+    On a CPU, four elements share one number of the generator, 16 bits each. PyTorch's dropout draws
+    one number an element and takes six times as long; the difference is a tenth of B0's training
+    step. The probability is rounded to a multiple of 1 / 65536.
     """
     if probability == 0:
         return 1.0
@@ -92,15 +92,15 @@ def drop_(x: Tensor, probability: float) -> float:
 def argmax(x: Tensor) -> Tensor:
     """(..., K) -> (...), int64."""
     if x.device.type == "cpu":
-        # NumPy's is vectorised along the last axis: 5 ms where PyTorch's takes 250.
+        # NumPy's argmax is vectorised along the last axis: 5 ms against PyTorch's 250.
         return torch.from_numpy(x.numpy().argmax(-1))
     return x.argmax(-1)
 
 
 def bands_pay(x: Tensor) -> bool:
-    """Whether `classify_in_bands` may and should run: on a CPU, where there is no graph.
+    """Whether `classify_in_bands` may and should run: on a CPU, without a graph.
 
-    On a GPU, bands would be launches, not cache hits.
+    On a GPU, bands cost launches and save no cache misses.
     """
     return x.device.type == "cpu" and not torch.is_grad_enabled() and not is_traced()
 
@@ -114,8 +114,8 @@ def classify_in_bands(
 ) -> Tensor:
     """The folded head a band of rows at a time: project, upsample, add, ReLU, classify.
 
-    The (B, H, W, C) sum, 50 MB an image for 768 channels at 128 x 128, never exists; what does
-    stays in the cache, worth a third of B0's whole forward pass.
+    The (B, H, W, C) sum, 50 MB an image for 768 channels at 128 x 128, never exists. A band of it
+    stays in the cache, which saves a third of B0's whole forward pass.
 
     Args:
         maps: (B, H_i, W_i, C_i), the first at the size of the result.

@@ -1,7 +1,7 @@
-"""The fused pieces of SegFormer: the same numbers from fewer operations and bytes.
+"""Fused operations of SegFormer: the same numbers from fewer operations and bytes.
 
-Everything here is exact up to rounding; `modeling.py` says where each piece belongs. Shapes use
-the legend of `modeling.py`; K is the number of classes.
+All of them are exact up to rounding. Shapes use the legend of `modeling.py`; K is the number of
+classes.
 """
 
 from collections.abc import Sequence
@@ -30,8 +30,8 @@ def reduce_sequence(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         bias: (C',) or None.
 
     Returns:
-        (B, H // r, W // r, C'); rows and columns beyond the last whole patch are not read, which
-        is the convolution's own rule.
+        (B, H // r, W // r, C'). Like the convolution, it does not read rows and columns beyond the
+        last whole patch.
     """
     ratio = weight.shape[-1]
     height, width = x.shape[1] // ratio, x.shape[2] // ratio
@@ -48,9 +48,9 @@ def mix_ffn(
 ) -> Tensor:
     """Mix-FFN, Linear(GELU(DWConv3x3(Linear(x)))), keeping 5 C channels a pixel for backward.
 
-    Of its 13 C (the input, and 4 C before the convolution, after it and after GELU) it keeps the
-    input and the convolution's result; the rest is made again where it is needed, for an eighth of
-    the forward's products.
+    Autograd would keep 13 C: the input, and 4 C before the convolution, after it and after GELU.
+    This function keeps the input and the convolution's result, and computes the rest again in the
+    backward pass, for an eighth of the forward's products.
 
     Args:
         x: (B, H, W, C).
@@ -120,9 +120,9 @@ def fold_projections(
 ) -> tuple[list[Tensor], Tensor]:
     """Multiplies the head's fusion into each stage's projection.
 
-    Formed in float32 whatever the weights' type and under autocast too, because it is a product of
-    weights that the unfolded head would keep apart; part of the graph, and never kept between
-    calls (a kept product goes stale with the next optimiser step or load).
+    The product is taken in float32 for any type of weights and under autocast, because the unfolded
+    head never multiplies weights with each other. It is part of the graph, and is not kept between
+    calls: the next optimiser step or load would make it stale.
 
     Args:
         fuse: (C, S C), the 1 x 1 convolution over the concatenated maps, coarsest first.
@@ -180,7 +180,7 @@ def _project_and_add(maps: Sequence[Tensor], matrices: Sequence[Tensor], bias: T
 
 
 class _ProjectAndAdd(torch.autograd.Function):
-    """Adds in place, which autograd would answer with a copy of the gradient for each addition."""
+    """Adds in place; autograd alone would copy the gradient for each addition."""
 
     @staticmethod
     def forward(ctx: Any, bias: Tensor, *tensors: Tensor) -> Tensor:
@@ -210,11 +210,11 @@ class _ProjectAndAdd(torch.autograd.Function):
 def classify(x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
     """ReLU, dropout and the classifier, keeping one map for backward.
 
-    Where the dropped activation is 0, its gradient is 0 too, whether ReLU or dropout made it 0.
+    Where the activation after dropout is 0, the gradient is 0, whether by ReLU or by dropout.
 
     Args:
         x: (B, C, H, W) in channels-last memory.
-        dropout: probability, of single elements.
+        dropout: probability for each element.
         weight: (K, C).
         bias: (K,).
 
@@ -252,16 +252,16 @@ class _Classify(torch.autograd.Function):
         return x_grad, None, weight_grad, bias_grad
 
 
-# ------------------------------------------------- logits, looked at in the size of the labels
+# ------------------------------------------------------- logits, upsampled to the size of labels
 
 
 class CrossEntropySums(NamedTuple):
-    """What a mean over several batches or devices is made of."""
+    """The sums from which a mean over several batches or devices is taken."""
 
     loss: Tensor
     """Sum of the pixels' losses."""
     weight: Tensor
-    """Sum of the weights of the pixels that count; their number if there are no weights."""
+    """Sum of the weights of the pixels that count; their number without weights."""
     stray: Tensor
     """int64, number of labels that are neither a class nor the ignored one."""
 
@@ -288,12 +288,12 @@ def upsampled_cross_entropy(  # type: ignore[misc]
     focal_gamma: float = 0.0,
     reduction: Literal["mean", "sum"] = "mean",
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Cross entropy of logits that are first upsampled, bilinearly, to the size of the labels.
+    """Cross entropy of logits that are bilinearly upsampled to the size of the labels.
 
-    The value and the gradient of `F.cross_entropy(F.interpolate(logits, size), labels)`, in
-    float32 or better, with the focal factor (1 - p)^gamma of Lin et al. (arXiv:1708.02002) on each
-    pixel's loss if asked. The full-size logits never exist: it is computed in bands of rows, and
-    the gradient in the same pass. It can be differentiated once.
+    Value and gradient equal those of `F.cross_entropy(F.interpolate(logits, size), labels)`, in
+    float32 or better. Each pixel's loss can take the focal factor (1 - p)^gamma of Lin et al.
+    (arXiv:1708.02002). The full-size logits never exist: loss and gradient are computed together,
+    in bands of rows. The result can be differentiated once.
 
     Args:
         logits: (B, K, h, w) floating point; channels-last memory is fastest.
@@ -302,16 +302,16 @@ def upsampled_cross_entropy(  # type: ignore[misc]
         weight: (K,) weights of the classes, or None for equal ones.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
         focal_gamma: exponent of the focal factor; 0 switches it off.
-        reduction: "mean" over the sum of the counted pixels' weights, 0 if none counts; "sum"
-            returns that sum of losses and the sum of weights that it would be divided by.
+        reduction: "mean" divides the sum of losses by the sum of the counted pixels' weights, and
+            is 0 without counted pixels; "sum" returns the two sums.
 
     Returns:
         A scalar, or two scalars for "sum", in float32 (float64 for float64 logits).
 
     Raises:
-        ValueError: `labels` or `weight` do not fit the logits; and, on a CPU, a label that is
-            neither a class nor `ignore_index`. Elsewhere such a pixel does not count, because
-            looking would wait for the device; `cross_entropy_sums` returns their number.
+        ValueError: `labels` or `weight` do not fit the logits; or, on a CPU, a label is neither a
+            class nor `ignore_index`. A GPU skips such pixels, because a check would wait for the
+            device; `cross_entropy_sums` returns their number.
     """
     loss, normaliser, _ = cross_entropy_sums(
         logits,
@@ -323,7 +323,7 @@ def upsampled_cross_entropy(  # type: ignore[misc]
     )
     if reduction == "sum":
         return loss, normaliser
-    # With nothing to divide by the sum is 0 and so is its gradient.
+    # Without counted pixels the sum is 0, and so is its gradient.
     return loss / normaliser.where(normaliser > 0, 1)
 
 
@@ -346,7 +346,7 @@ def cross_entropy_sums(
     if weight is not None and weight.shape != (num_labels,):
         raise ValueError(f"weight of shape {tuple(weight.shape)} must be ({num_labels},)")
     if labels.dtype == torch.uint8 and not (0 <= ignore_index <= 255 and num_labels <= 255):
-        labels = labels.int()  # uint8 is compared with no more than the last byte of a number
+        labels = labels.int()  # comparisons of uint8 see only the last byte of a number
     with without_autocast(logits):
         dtype = torch.promote_types(logits.dtype, torch.float32)
         loss, normaliser, stray, _ = cross_entropy_op(
@@ -369,6 +369,6 @@ def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
         size: (H, W) of the result.
 
     Returns:
-        (B, H, W) int64. Full-size logits, 157 MB at 150 classes and 512 x 512, never exist.
+        (B, H, W) int64. The full-size logits, 157 MB at 150 classes and 512 x 512, never exist.
     """
     return argmax_op(logits.detach(), *size)

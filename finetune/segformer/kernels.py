@@ -1,21 +1,21 @@
 """Triton kernels of the upsampled cross entropy: value and gradient without full-size logits.
 
-Two passes, both in registers. The first reads the four neighbours of every output pixel, which the
-caches serve, and leaves the pixel's logsumexp and its coefficients of the gradient. The second
-belongs to the small logits: each of its programs walks the output pixels that a tile of them
-reaches, takes their softmax again and writes every gradient once. Nothing is added atomically and
-nothing is tuned on the fly, so equal inputs give equal bits.
+There are two passes, both in registers. The first reads the four neighbours of every output pixel,
+mostly from the caches, and writes the pixel's logsumexp and its coefficients of the gradient. Each
+program of the second takes a tile of the small logits, walks the output pixels that the tile
+reaches, takes their softmax again and writes every gradient once. There are no atomic additions
+and no autotuning, so equal inputs give equal bits.
 
 Cost, to first order, for N = B K h w logits and M = B H W labels. Memory: 4 N bytes of gradient,
-and 8 M bytes between the passes (12 M with smoothing), where stock holds the 4 K M bytes of the
-full-size logits several times over. DRAM: the logits read twice, the gradient written once and
-some 30 bytes a label; with the caches' help, since each logit is wanted by every pixel around it.
-Arithmetic: K M exponentials in the first pass and 2.25 K M in the second, with 25 to 40
-instructions each (machine code for sm_90), so it is that, not memory, that bounds it.
+and 8 M bytes between the passes (12 M with smoothing); stock holds the 4 K M bytes of the
+full-size logits several times over. DRAM: the logits are read twice, the gradient is written once,
+and each label costs some 30 bytes, if the caches serve the pixels around a logit. Arithmetic: K M
+exponentials in the first pass and 2.25 K M in the second, with 25 to 40 instructions each (machine
+code for sm_90). So arithmetic is the limit, not memory.
 
-Checked with Triton's interpreter, and compiled to machine code for sm_75, sm_80 and sm_90, where
-nothing spills; not yet run on a GPU. The block sizes follow from registers and instruction counts,
-not from timings.
+The kernels are checked with Triton's interpreter, and compiled to machine code for sm_75, sm_80 and
+sm_90, where no registers spill. They have not yet run on a GPU. The block sizes follow from
+registers and instruction counts, not from timings.
 """
 # ruff: noqa: N803, N806  # constants of a kernel's compilation are in capitals, as in Triton's own
 
@@ -27,8 +27,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# torch's builds for CUDA bring it, those for CPUs do not. In a `try`, since transformers asks for
-# whatever else a file of a model's own code imports at its top.
+# Only torch's builds for CUDA contain Triton. The `try` hides the import from transformers, which
+# demands every package that a model's own code imports at its top.
 try:
     import triton
     import triton.language as tl
@@ -47,11 +47,11 @@ def cross_entropy(
     focal_gamma: float,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum of the cross entropies of logits upsampled, bilinearly, to the size of the labels.
+    """Sum of the cross entropies of logits that are bilinearly upsampled to the size of the labels.
 
-    `F.cross_entropy(F.interpolate(logits.float(), (H, W)), labels, reduction="sum")`, each pixel's
-    loss times the focal factor (1 - p)^gamma. Everything stays on the device and nothing waits for
-    it, so a CUDA graph can hold the call (after one outside, which compiles).
+    It equals `F.cross_entropy(F.interpolate(logits.float(), (H, W)), labels, reduction="sum")` with
+    the focal factor (1 - p)^gamma on each pixel's loss. The call never waits for the device, so a
+    CUDA graph can hold it (after a first call outside, which compiles).
 
     Args:
         logits: (B, K, h, w) float32, float16 or bfloat16, strided in any way.
@@ -60,13 +60,13 @@ def cross_entropy(
         ignore_index: the label of pixels that do not count.
         label_smoothing: share of the target that is spread over all classes, in [0, 1).
         focal_gamma: exponent of the focal factor; 0 switches it off.
-        with_grad: whether to take the gradient as well.
+        with_grad: whether to compute the gradient.
 
     Returns:
         The sum of losses, () float32; the sum of the counted pixels' weights (their number without
         weights), () float32; the number of labels that are neither a class nor `ignore_index`, ()
-        int64, which do not count; and the gradient of the first with respect to the logits,
-        (B, K, h, w) float32 in their memory format, empty unless `with_grad`.
+        int64; and the gradient of the sum of losses with respect to the logits, (B, K, h, w)
+        float32 in their memory format, empty without `with_grad`.
     """
     assert logits.dtype in (torch.float32, torch.float16, torch.bfloat16)
     batch, num_labels, height, width = logits.shape
@@ -91,7 +91,7 @@ def cross_entropy(
     tiles = _ceil(full_height, tiling.height) * _ceil(full_width, tiling.width)
     partial_loss, partial_weight = torch.empty(2, batch, tiles, device=logits.device)
     partial_stray = torch.empty(batch, tiles, dtype=torch.int32, device=logits.device)
-    # Per output pixel: the logsumexp, the target's coefficient and, with smoothing, the classes'.
+    # Per output pixel: logsumexp, coefficient of the target and, with smoothing, of each class.
     maps = 0 if not with_grad else 3 if label_smoothing > 0 else 2
     pixels = torch.empty(maps, *labels.shape, device=logits.device)
     grad = torch.empty(0, device=logits.device)
@@ -155,14 +155,14 @@ def cross_entropy(
 
 
 class _Tiling(NamedTuple):
-    """What one program takes; chosen for registers (no spills) and instructions per logit."""
+    """The block sizes of one program, chosen for registers (no spills) and instructions."""
 
-    class_axis: int  # the fastest axis of a block is that of memory: neighbours read neighbours
-    height: int  # of the first pass: output pixels, and classes at a time
+    class_axis: int  # the fastest axis in memory is the fastest of a block, for coalesced reads
+    height: int  # first pass: output pixels, and classes at a time
     width: int
     classes: int
     num_warps: int
-    back_rows: int  # of the second: source pixels, the rows one after another, and classes
+    back_rows: int  # second pass: source pixels, rows one after another, and classes
     back_width: int
     back_classes: int
     back_num_warps: int
@@ -170,7 +170,7 @@ class _Tiling(NamedTuple):
 
 def _tiling(num_labels: int, *, channels_last: bool) -> _Tiling:
     most = 1 << (num_labels - 1).bit_length()
-    if channels_last:  # threads side by side hold classes, and each of them a pixel's numbers
+    if channels_last:  # neighbouring threads hold classes; each holds a pixel's numbers
         classes, back = min(most, 32), min(most, 64)
         return _Tiling(1, 4, 256 // classes, classes, 8, 8, 128 // back, back, 1)
     return _Tiling(0, 4, 32, min(most, 8), 4, 8, 32, min(most, 8), 2)
@@ -181,12 +181,12 @@ def _ceil(size: int, block: int) -> int:
 
 
 def _span(logits: Tensor) -> int:
-    """The largest offset inside one image."""
+    """The largest memory offset inside one image."""
     steps = zip(logits.shape[1:], logits.stride()[1:], strict=True)
     return sum((size - 1) * stride for size, stride in steps)
 
 
-# Compiled once for all sizes: the pictures of an evaluation have hundreds.
+# Compiled once for all sizes: the pictures of an evaluation have hundreds of sizes.
 _SIZES = ["height", "width", "full_height", "full_width", "num_pixels", "size"]
 
 
@@ -196,10 +196,11 @@ def _jit(function: Callable) -> Any:
 
 @_jit
 def _source(index, scale, size):
-    """Where output pixel `index` lies among `size` source pixels: the rule of `F.interpolate`.
+    """The position of output pixel `index` among `size` source pixels, as in `F.interpolate`.
 
-    Its clamp of the second neighbour is a clamp of the position: between a pixel and itself any
-    fraction is the same. The product is fused, or not, in one way only, whatever the compiler does.
+    `F.interpolate` clamps the second neighbour. A clamp of the position gives the same, since any
+    mixture of a pixel with itself is the pixel. The product is written so that all compilers round
+    it alike.
     """
     position = tl.fma(index + 0.5, scale, -0.5)
     return tl.minimum(tl.maximum(position, 0.0), size - 1.0)
@@ -207,7 +208,7 @@ def _source(index, scale, size):
 
 @_jit
 def _bilinear(a, b, c, d, down, right):
-    """Between a, b in one row and c, d below, in float32."""
+    """Mixes a, b in one row and c, d in the row below, in float32."""
     a, b, c, d = a.to(tl.float32), b.to(tl.float32), c.to(tl.float32), d.to(tl.float32)
     a += down * (c - a)
     b += down * (d - b)
@@ -216,9 +217,9 @@ def _bilinear(a, b, c, d, down, right):
 
 @_jit
 def _first_row(cell, scale, height, full_height):
-    """The first output row that lies at or after source row `cell`; rounding may err by an ulp.
+    """The first output row at or after source row `cell`, up to rounding by an ulp.
 
-    Every program that asks gets the same answer, so each row belongs to one cell.
+    Every program computes the same row, so that each output row belongs to one cell.
     """
     row = tl.ceil((cell + 0.5) / scale - 0.5).to(tl.int32)
     row = tl.minimum(tl.maximum(row, 0), full_height)
@@ -260,7 +261,7 @@ def _forward(
     TILE_W: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """Losses of one tile of output pixels, and what the second pass needs of each.
+    """Losses of one tile of output pixels, and each pixel's numbers for the second pass.
 
     With P = TILE_H * TILE_W, blocks of logits are (P, BLOCK_K), or (BLOCK_K, P) for NCHW.
     """
@@ -279,7 +280,7 @@ def _forward(
     wanted = inside & (label != ignore_index)
     counted = wanted & (label >= 0) & (label < num_labels)
 
-    # Pixels beyond the edge are clamped onto it like others: no mask is needed to read.
+    # Pixels beyond the edge are clamped onto it, so that reads need no mask.
     y = _source(row.to(tl.float32), scale_y, height)
     x = _source(column.to(tl.float32), scale_x, width)
     above, before = y.to(tl.int32), x.to(tl.int32)
@@ -290,7 +291,7 @@ def _forward(
     logits += image * stride_b
 
     # Each (pixel, place in the block) has its own running maximum and sum of exponentials, so that
-    # no thread waits for another before the end; one exponential each, of minus the distance.
+    # threads need not wait for each other. A step takes one exponential, of minus the distance.
     SHAPE: tl.constexpr = (PIXELS, BLOCK_K) if CLASS_AXIS == 1 else (BLOCK_K, PIXELS)
     largest = tl.full(SHAPE, float("-inf"), tl.float32)
     total = tl.full(SHAPE, 0.0, tl.float32)
@@ -395,11 +396,11 @@ def _backward(
 ):
     """Gradients of ROWS source rows for TILE columns and BLOCK_K classes.
 
-    A cell is what lies between a source row and the next. Its output rows are visited once: they
-    give to both, so the lower one's part is carried to the next cell. Columns are not carried, so
-    an output pixel is visited by the two source columns beside it. Its logit is the column's own
-    plus t times the difference to the neighbour on its side, and its weight there 1 - |t|, for a
-    distance of t columns. Tiles are (TILE, BLOCK_K), or (BLOCK_K, TILE) for NCHW.
+    A cell lies between two neighbouring source rows. Its output rows contribute to both and are
+    visited once: the part of the lower row is carried to the next cell. Columns are not carried: an
+    output pixel is visited by both source columns beside it. At a distance of t columns, its logit
+    is the column's logit plus t times the difference to the neighbour on that side, and the
+    column's weight is 1 - |t|. Tiles are (TILE, BLOCK_K), or (BLOCK_K, TILE) for NCHW.
     """
     PIXEL_AXIS: tl.constexpr = 1 - CLASS_AXIS
     SHAPE: tl.constexpr = (TILE, BLOCK_K) if CLASS_AXIS == 1 else (BLOCK_K, TILE)
@@ -415,8 +416,8 @@ def _backward(
     labels += image * full_height * full_width
     pixels += image * full_height * full_width
 
-    # Output columns less than one source column away; the slack covers rounding, and what lies
-    # at a distance of one or more is masked below.
+    # Output columns less than one source column away. The slack covers rounding; columns at a
+    # distance of one or more are masked below.
     place = columns.to(tl.float32)
     left_end = tl.ceil((place - 0.5) / scale_x - 0.51).to(tl.int32)
     right_end = tl.floor((place + 1.5) / scale_x - 0.49).to(tl.int32)
@@ -424,7 +425,7 @@ def _backward(
     right_end = tl.minimum(right_end, full_width - 1)
     visits = tl.max(right_end - left_end, 0) + 1
 
-    # (TILE, BLOCK_K) offsets of the column and its neighbours; clamped ones have no part in it.
+    # (TILE, BLOCK_K) offsets of the column and its neighbours; clamped neighbours have weight 0.
     planes = tl.expand_dims(classes.to(INDEX) * stride_k, PIXEL_AXIS)
     middle = tl.minimum(columns, width - 1)
     before, after = tl.maximum(columns - 1, 0), tl.minimum(columns + 1, width - 1)
@@ -448,7 +449,7 @@ def _backward(
 
     upper = tl.full(SHAPE, 0.0, tl.float32)
     for cell in range(first_row - 1, tl.minimum(first_row + ROWS, height)):
-        cell = tl.cast(cell, tl.int32)  # the interpreter's is a plain int
+        cell = tl.cast(cell, tl.int32)  # a plain int in the interpreter
         above = logits + tl.maximum(cell, 0).to(INDEX) * stride_h
         below = logits + tl.minimum(cell + 1, height - 1).to(INDEX) * stride_h
         a = tl.load(above + planes_before, mask=present, other=0).to(tl.float32)
@@ -493,4 +494,4 @@ def _backward(
             line_out = grad + cell.to(tl.int64) * grad_stride_h
             tl.store(line_out + grad_offset, upper, mask=writable)
         upper = lower
-    # The last `lower` is the next strip's, which takes it again; below the last row it is 0.
+    # The last `lower` belongs to the next strip, which computes it; below the last row it is 0.

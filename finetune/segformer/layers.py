@@ -1,4 +1,4 @@
-"""The layers that SegFormer is built of, and the rule by which others may read their weights."""
+"""Layers of SegFormer, and the check that a fused path may read their weights."""
 
 from collections.abc import Container
 from typing import Any
@@ -10,7 +10,7 @@ from .functional import linear, reduce_sequence
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` on channels-last maps, by the product that is fastest on the device."""
+    """`nn.Linear` on channels-last maps, by the fastest product of the device."""
 
     def forward(self, x: Tensor) -> Tensor:  # (B, H, W, C) -> (B, H, W, C')
         if is_traceable_wrapper_subclass(self.weight):
@@ -19,7 +19,7 @@ class Linear(nn.Linear):
 
 
 class SequenceReduction(nn.Conv2d):
-    """The convolution with kernel = stride = ratio that shortens keys and values, as a product."""
+    """The convolution (kernel = stride = ratio) that shortens keys and values, as a product."""
 
     def __init__(self, channels: int, ratio: int):
         super().__init__(channels, channels, ratio, stride=ratio)
@@ -34,9 +34,9 @@ class SequenceReduction(nn.Conv2d):
 def are_plain(classes: Container[Any], *modules: nn.Module) -> bool:
     """Whether a fused path may read the weights of `modules` instead of calling them.
 
-    Only if each of them, and each module inside, is exactly one of `classes`, with no hook, no
-    parametrization (which changes the class), no replaced `forward` and no wrapped weight: LoRA
-    adapters, quantised layers, pruning and accelerate's offload each rely on the call.
+    Each of them, and each module inside, must be exactly one of `classes`, without a hook, a
+    parametrization (which changes the class), a replaced `forward` or a wrapped weight. LoRA
+    adapters, quantised layers, pruning and accelerate's offload rely on the call.
     """
     for module in modules:
         if (

@@ -1,13 +1,13 @@
 """SegFormer, written from the paper, in the paper's order, as a transformers model.
 
 Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
-NeurIPS 2021, arXiv:2105.15203. Parameters carry the names of the published checkpoints, so that
-what is loaded and saved here is what stock transformers loads and saves.
+NeurIPS 2021, arXiv:2105.15203. Parameters have the names of the published checkpoints, so that
+this package and stock transformers load and save the same files.
 
-Three things make it fast, and none changes the result: feature maps are channels last from the
-first patch to the logits (Linear and LayerNorm act on the last axis, and the permuted view that a
-convolution takes is already channels-last memory: nothing is transposed or copied), keys and
-values come out of one product, and the head multiplies its weights before it touches a pixel
+Three things make it fast without a change of the result. Feature maps are channels last from the
+first patch to the logits: Linear and LayerNorm act on the last axis, and a convolution takes a
+permuted view that is already channels-last memory, so that no map is transposed or copied. Keys
+and values come out of one product. The head multiplies its weights with each other first
 (`functional.fold_projections`).
 
 Shapes at the ends of lines:
@@ -52,7 +52,7 @@ from .layers import Linear, SequenceReduction, are_plain
 
 logger = logging.get_logger(__name__)
 
-LAYER_NORM_EPS = 1e-5  # stock transformers' everywhere, whatever config.layer_norm_eps says
+LAYER_NORM_EPS = 1e-5  # as in stock transformers, which ignores config.layer_norm_eps
 
 
 # --------------------------------------------------------------------------- encoder, section 3.1
@@ -117,8 +117,8 @@ def eager_attention_forward(
 class SegformerEfficientSelfAttention(nn.Module):
     """Self-attention whose keys and values are shortened by R = sr_ratio^2.
 
-    Cost O(N^2 / R) instead of O(N^2): keys and values see a map reduced by a convolution with
-    kernel = stride = sr_ratio (paper, section 3.1, "Efficient Self-Attention").
+    The cost is O(N^2 / R) instead of O(N^2): a convolution with kernel = stride = sr_ratio reduces
+    the map of keys and values (paper, section 3.1, "Efficient Self-Attention").
     """
 
     def __init__(self, config: SegformerConfig, stage: int):
@@ -210,10 +210,11 @@ class SegformerDWConv(nn.Module):
 
 
 class SegformerMixFFN(nn.Module):
-    """Mix-FFN, MLP(GELU(Conv3x3(MLP(x)))): what replaces positional encoding.
+    """Mix-FFN, MLP(GELU(Conv3x3(MLP(x)))), which replaces positional encoding.
 
-    The zero padding of the convolution tells where a pixel is, so there is nothing to interpolate
-    when the test size differs from the training size (paper, section 3.1, equation 3).
+    The zero padding of the convolution tells the position of a pixel, so that no encoding has to
+    be interpolated when the test size differs from the training size (paper, section 3.1, equation
+    3).
     """
 
     read = (Linear, SegformerDWConv, nn.Conv2d, type(ACT2FN["gelu"]), nn.Dropout)  # by `mix_ffn`
@@ -329,10 +330,10 @@ class SegformerMLP(nn.Module):
 class SegformerDecodeHead(nn.Module):
     """The all-MLP head: project four maps, upsample them to 1/4, fuse, classify.
 
-    Projection, upsampling and fusion are all linear and act on different axes, so their order is
-    free: the fusion's weight is multiplied with each projection's first, the product is applied at
-    each map's own resolution, and what is left at 1/4 resolution is a sum. At 512 x 512 this
-    removes 4.3 of B0's 8.4 GMAC and 38 of B2's 62.
+    Projection, upsampling and fusion are linear and act on different axes, so their order is free.
+    The fusion's weight is multiplied with each projection's first, the product is applied at each
+    map's own resolution, and only a sum is left at 1/4 resolution. At 512 x 512 this removes 4.3 of
+    B0's 8.4 GMAC and 38 of B2's 62.
     """
 
     read = (SegformerMLP, Linear, nn.Conv2d, nn.ReLU, nn.Dropout)  # by the folded form
@@ -381,9 +382,9 @@ class SegformerDecodeHead(nn.Module):
         return self.linear_fuse(torch.cat(projected[::-1], dim=1))  # the coarsest comes first
 
     def _norm_folds(self) -> bool:
-        """Whether batch norm is an affine map now, of the class that is known to be one."""
+        """Whether batch norm is in eval mode and of a class known to be affine there."""
         norm = self.batch_norm
-        # A subclass that only differs in how it gathers statistics says so by `affine_in_eval`.
+        # A subclass that differs only in how it gathers statistics sets `affine_in_eval`.
         known = (type(norm),) if getattr(type(norm), "affine_in_eval", False) else ()
         return (
             not norm.training
@@ -415,7 +416,7 @@ class SegformerDecodeHead(nn.Module):
 
 
 class SegformerPreTrainedModel(PreTrainedModel):
-    """What the three models share: the configuration and the fresh weights."""
+    """The base of the three models: configuration and fresh weights."""
 
     config: SegformerConfig
     config_class = SegformerConfig
@@ -427,7 +428,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
-    # A parameter is read only inside the forward of one of these (offload, FSDP).
+    # Parameters are read only inside the forward of one of these (for offload and FSDP).
     _no_split_modules = (
         "SegformerLayer",
         "SegformerOverlapPatchEmbeddings",
@@ -438,12 +439,12 @@ class SegformerPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The original's initialisation (its `mix_transformer.py` and `segformer_head.py`).
 
-        The functions of `transformers.initialization` leave weights that came out of a checkpoint
-        alone. A layer's own mark, not its parent, tells the head's rule from the encoder's:
-        transformers skips modules that own no parameter in classes that it does not ship.
+        The functions of `transformers.initialization` keep weights that came from a checkpoint. A
+        mark on the layer, not its parent, selects the head's rule or the encoder's: in classes that
+        it does not ship, transformers skips modules without parameters of their own.
         """
         if getattr(module, "init_as_torch", False):
-            # PyTorch's default, which the original leaves in place in most of its head.
+            # PyTorch's default, which the original keeps in most of its head.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
             fan_in = module.weight.numel() // len(module.weight)
             bound = 1 / math.sqrt(fan_in)
@@ -488,7 +489,7 @@ class SegformerModel(SegformerPreTrainedModel):
         Args:
             pixel_values: (B, num_channels, H, W), normalised; channels-last memory is fastest.
             output_attentions: whether to return each block's attention weights, (B, h, N, M);
-                they exist under `attn_implementation="eager"` only.
+                only `attn_implementation="eager"` gives them.
             output_hidden_states: whether to return the four maps, (B, C_i, H_i, W_i).
 
         Returns:
@@ -522,7 +523,7 @@ class SegformerModel(SegformerPreTrainedModel):
 
 
 class SegformerForImageClassification(SegformerPreTrainedModel):
-    """The encoder, mean pooling and a linear classifier: how the encoder was pre-trained."""
+    """The encoder, mean pooling and a linear classifier, as in the encoder's pre-training."""
 
     def __init__(self, config: SegformerConfig):
         super().__init__(config)
@@ -591,7 +592,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         Args:
             pixel_values: (B, num_channels, H, W), normalised.
             labels: (B, H', W') integer class ids at any resolution, usually the image's, with
-                `config.semantic_loss_ignore_index` where nothing is to be learned.
+                `config.semantic_loss_ignore_index` for pixels that do not count.
             output_attentions: as in `SegformerModel`.
             output_hidden_states: as in `SegformerModel`.
 
@@ -628,7 +629,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         ignore_index = self.config.semantic_loss_ignore_index
         if self.config.num_labels > 1:
             return upsampled_cross_entropy(logits, labels, ignore_index=ignore_index)
-        # Stock's binary loss: one logit a pixel, the mean taken over all pixels, ignored ones too.
+        # Stock's binary loss: one logit a pixel, and a mean over all pixels, ignored ones included.
         upsampled = upsample(logits, labels.shape[-2:])
         valid = (labels >= 0) & (labels != ignore_index)
         loss = F.binary_cross_entropy_with_logits(

@@ -1,9 +1,8 @@
-"""The two operators on logits in the size of the labels, as PyTorch knows them.
+"""Cross entropy and argmax of upsampled logits as custom operators of PyTorch.
 
-What they do depends on the data and, on a CPU, raises. As custom operators
-`torch.compile(fullgraph=True)` takes them as they are. Each has its work, which chooses between
-`bands` and `kernels`, and what a compiler must know of it: the shapes of the results, and the
-gradient.
+Their work depends on the data and may raise on a CPU. `torch.compile(fullgraph=True)` takes custom
+operators whole. Each operator has its work, which chooses between `bands` and `kernels`, the shapes
+of its results, and the gradient.
 """
 
 import re
@@ -15,8 +14,8 @@ from torch import Tensor
 
 from .bands import argmax_by_cells, cross_entropy_in_bands
 
-# PyTorch knows an operator by its name in the whole process, where this file may be loaded several
-# times: with models that bring it along.
+# Operator names are global to the process, and this file may be loaded several times: models can
+# carry a copy of it.
 _NAMESPACE = re.sub(r"\W", "_", __name__)
 
 
@@ -30,7 +29,7 @@ def cross_entropy_op(
     focal_gamma: float,
     with_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Sum of losses, sum of weights, number of stray labels, d loss / d logits or nothing."""
+    """Sum of losses, sum of weights, number of stray labels, gradient (or an empty tensor)."""
     if labels.device.type == "cpu":
         num_labels = logits.shape[1]
         stray = labels[((labels < 0) | (labels >= num_labels)) & (labels != ignore_index)]
@@ -51,7 +50,7 @@ def cross_entropy_op(
 
 
 def _has_kernels(logits: Tensor) -> bool:
-    """Triton's code runs on GPUs from Volta on; it comes with PyTorch's builds for CUDA."""
+    """Whether Triton is there, with PyTorch's builds for CUDA, and the GPU is Volta or newer."""
     return (
         logits.device.type == "cuda"
         and torch.version.cuda is not None
@@ -88,7 +87,7 @@ def _keep_gradient(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _scale_gradient(ctx: Any, loss_grad: Tensor | None, *others: Tensor | None) -> tuple[Any, ...]:
-    if torch.is_grad_enabled():  # create_graph: what follows would pass for a constant
+    if torch.is_grad_enabled():  # create_graph: the gradient would be taken for a constant
         raise RuntimeError("upsampled_cross_entropy can be differentiated only once")
     (grad,) = ctx.saved_tensors
     return (None if loss_grad is None else grad * loss_grad, *[None] * 6)
