@@ -119,7 +119,6 @@ def build_scheduler(
     schedule: Schedule,
     steps: int,
     warmup_steps: int,
-    warmup_ratio: float = 1e-6,
     power: float = 1.0,
 ) -> LambdaLR:
     """A scheduler of `lr_factor` for every group; call `.step()` after each optimiser step."""
@@ -130,7 +129,6 @@ def build_scheduler(
             schedule=schedule,
             steps=steps,
             warmup_steps=warmup_steps,
-            warmup_ratio=warmup_ratio,
             power=power,
         )
 
