@@ -5,8 +5,7 @@
     found = segment("runs/camvid/best", "picture.jpg")
     found.mask, found.areas(), found.overlay()
 
-`preprocessing` says what a picture goes through, `scores` shows it to the model, `models` reads
-folders.
+`preprocessing` resizes and normalises a picture, `scores` runs the model, `models` reads folders.
 """
 
 from finetune.inference.preprocessing import Preprocessing

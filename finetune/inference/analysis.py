@@ -1,8 +1,8 @@
-"""What SegFormer does with a picture, measured: what `notebooks/05_inside_segformer.ipynb` shows.
+"""Measurements inside SegFormer, for `notebooks/05_inside_segformer.ipynb`.
 
 Sections are those of Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation
-with Transformers" (2021). Where a function takes `forward`, that is any part of a model, from
-`pixel_values` (B, C, H, W) to a map (B, C', H', W').
+with Transformers" (2021). `forward` is any part of a model, from `pixel_values` (B, C, H, W) to a
+map (B, C', H', W').
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,12 +22,12 @@ Forward = Callable[[Tensor], Tensor]
 
 
 def stage_map(model: SegformerForSemanticSegmentation, stage: int) -> Forward:
-    """The encoder as far as the map of a stage, 0 (at 1/4) to 3 (at 1/32)."""
+    """The encoder up to the map of a stage, 0 (at 1/4) to 3 (at 1/32)."""
     return lambda pixel_values: model(pixel_values, output_hidden_states=True).hidden_states[stage]
 
 
 def patches_alone(model: SegformerForSemanticSegmentation, stage: int) -> Forward:
-    """The patch merging of the stages up to this one, with nothing between: no block sees it."""
+    """The patch merging of the stages up to this one, without their blocks."""
 
     def forward(pixel_values: Tensor) -> Tensor:
         x = pixel_values.permute(0, 2, 3, 1)
@@ -42,19 +42,19 @@ def patches_alone(model: SegformerForSemanticSegmentation, stage: int) -> Forwar
 
 
 def principal_colors(feature_map: Tensor) -> np.ndarray:
-    """A map as a picture: its three principal components as red, green and blue.
+    """A map as a picture, with its three principal components as red, green and blue.
 
     Args:
         feature_map: (C, H, W), with at least three channels and three positions.
 
     Returns:
-        uint8 (H, W, 3). Each component fills the range from its 2nd to its 98th percentile, so
-        colours tell positions of one map apart and mean nothing across maps.
+        uint8 (H, W, 3). The range of each component is its 2nd to 98th percentile. Colours can be
+        compared within a map, not across maps.
     """
     positions = feature_map.detach().double().flatten(1).T  # (H W, C)
     positions = positions - positions.mean(0)
     directions = torch.linalg.svd(positions, full_matrices=False).Vh[:3]
-    # A direction is as good as its opposite: let its largest entry be positive.
+    # The sign of a direction is free: make its largest entry positive.
     largest = directions.gather(1, directions.abs().argmax(1, keepdim=True))
     scores = positions @ (directions * largest.sign()).T  # (H W, 3)
     low, high = scores.quantile(torch.tensor([0.02, 0.98], dtype=scores.dtype), dim=0)
@@ -68,17 +68,17 @@ def principal_colors(feature_map: Tensor) -> np.ndarray:
 def change_when_shifted(
     forward: Forward, pixel_values: Tensor, shifts: Sequence[int]
 ) -> list[float]:
-    """How much a map changes when what is in the picture moves to the left.
+    """The change of a map when the content of the picture moves to the left.
 
     Args:
-        forward: what is looked at.
-        pixel_values: (B, C, H, W); the widest window is W less the largest shift, and should suit
-            the strides.
+        forward: the part of the model.
+        pixel_values: (B, C, H, W). The window is W less the largest shift wide, which should be a
+            multiple of the strides.
         shifts: in pixels.
 
     Returns:
-        For each shift, the norm of the difference over that of the unmoved map around its mean: 0
-        if nothing changes, about 1.4 if the two have nothing to do with each other.
+        For each shift, the norm of the difference over the norm of the unmoved map around its mean:
+        0 for equal maps, about 1.4 for unrelated ones.
     """
     width = pixel_values.shape[3] - max(shifts)
     with torch.no_grad():
@@ -94,20 +94,20 @@ def change_when_shifted(
 def attention_maps(
     model: Any, pixel_values: Tensor, position: tuple[int, int]
 ) -> list[list[Tensor]]:
-    """What one pixel's query looks at, in every block.
+    """The attention weights of one pixel's query, in every block.
 
     Args:
-        model: a SegFormer of transformers', ours or stock's; in eval mode.
+        model: our SegFormer or stock transformers', in eval mode.
         pixel_values: (1, C, H, W).
         position: row and column of the pixel.
 
     Returns:
-        A list a stage of one tensor a block: (h, H_k, W_k), the weights of the h heads on the
-        reduced keys, which sum to 1 a head.
+        For each stage a list with one tensor a block: (h, H_k, W_k), the weights of the h heads on
+        the reduced keys, which sum to 1 a head.
     """
     config = model.config
     before = config._attn_implementation
-    model.set_attn_implementation("eager")  # the others never have the weights
+    model.set_attn_implementation("eager")  # only eager attention gives the weights
     try:
         with torch.no_grad():
             outputs = model(pixel_values, output_attentions=True, output_hidden_states=True)
@@ -127,25 +127,24 @@ def attention_maps(
 
 
 class AttentionCost(NamedTuple):
-    """Of one stage, all its blocks together, on one image."""
+    """The cost of attention in all blocks of one stage, for one image."""
 
     queries: int
-    """N, the positions of the map."""
+    """N, positions of the map."""
     keys: int
-    """M, the positions that are left to look at."""
+    """M, positions of the reduced map."""
     products: int
-    """Multiply-accumulates of Q K^T and of the weights with V, 2 N M C a block: the part that
-    grows with the square of the pixels."""
+    """Multiply-accumulates of Q K^T and of the weights with V, 2 N M C a block. They grow with the
+    square of the pixels."""
     linear: int
-    """Those of everything else that attention needs: Q, K, V, the output and the reduction, in
-    proportion to the pixels."""
+    """Multiply-accumulates of Q, K, V, the output and the reduction. They grow with the pixels."""
 
 
 def attention_costs(config: SegformerConfig, size: tuple[int, int]) -> list[AttentionCost]:
-    """Counts each stage's attention on one image; with `sr_ratios` of 1 it is the full one.
+    """Counts each stage's attention on one image; `sr_ratios` of 1 give full attention.
 
     Args:
-        config: its widths, depths, strides and ratios.
+        config: gives widths, depths, strides and ratios.
         size: height and width of the image, in pixels.
     """
     height, width = size
@@ -176,14 +175,14 @@ def attention_costs(config: SegformerConfig, size: tuple[int, int]) -> list[Atte
 
 @contextmanager
 def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
-    """Pads otherwise than with zeros, for the time of a `with`.
+    """Changes the padding of convolutions inside a `with` block.
 
-    Attention and MLPs treat every position alike, so the zeros around the maps are all that can
-    tell a layer where it is; with "replicate" or "circular" there are none.
+    Attention and MLPs treat every position alike, so only the zeros around the maps tell a layer
+    the position of a pixel. "replicate" and "circular" remove these zeros.
 
     Args:
-        modules: those of its convolutions that pad do so otherwise.
-        mode: of `torch.nn.functional.pad`.
+        modules: the module whose padded convolutions change.
+        mode: a mode of `torch.nn.functional.pad`.
     """
 
     def repad(convolution: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
@@ -199,7 +198,7 @@ def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
         )
 
     with ExitStack() as hooks:
-        # A hook also keeps our fused Mix-FFN from going past the module.
+        # A hook also switches our fused Mix-FFN off, which would bypass the module.
         for module in modules.modules():
             if isinstance(module, nn.Conv2d) and any(module.padding):
                 hooks.callback(module.register_forward_hook(repad).remove)
@@ -210,16 +209,16 @@ def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
 
 
 def receptive_field(forward: Forward, pixel_values: Tensor, *, seed: int = 0) -> Tensor:
-    """Which pixels the middle of a map depends on, and how much (section 3.2.1).
+    """The influence of each pixel on the middle of a map (section 3.2.1).
 
-    The root of the mean square gradient: over the images of the batch, and over the channels of
-    the map by one direction of random signs an image, whose expectation is the sum over all.
-    (A plain sum of channels will not do: a layer norm makes it constant.)
+    It is the root of the mean square gradient over the images of the batch and the channels of the
+    map. Each image takes one direction of random signs over the channels, whose expectation is the
+    sum over all channels. (A plain sum of channels is constant after a layer norm.)
 
     Args:
-        forward: what is looked at; differentiable.
-        pixel_values: (B, C, H, W); tens of images, or the directions show.
-        seed: of the directions.
+        forward: the part of the model; differentiable.
+        pixel_values: (B, C, H, W), with tens of images to average the directions.
+        seed: seed of the directions.
 
     Returns:
         (H, W), not negative.
@@ -234,24 +233,26 @@ def receptive_field(forward: Forward, pixel_values: Tensor, *, seed: int = 0) ->
 
 
 def side_of(field: Tensor, share: float) -> float:
-    """The side, in pixels, of a square as large as the fewest pixels that hold most of a field.
+    """The size of a receptive field, as the side of a square in pixels.
+
+    The square has the area of the fewest pixels that hold the given share of the field.
 
     Args:
         field: (H, W), from `receptive_field`.
-        share: of the field's sum.
+        share: share of the field's sum.
     """
     held = field.flatten().double().sort(descending=True).values.cumsum(0)
-    # The last of the sums is the total, which must not be missed by rounding.
+    # The last sum is the total; take it as such, so that rounding cannot miss it.
     pixels = int(torch.searchsorted(held, share * held[-1])) + 1
     return pixels**0.5
 
 
 @contextmanager
 def without_detail(model: SegformerForSemanticSegmentation, stage: int) -> Iterator[None]:
-    """Shows the head the mean of a stage's map at each position, for the time of a `with`.
+    """Replaces a stage's map by its mean over all positions, inside a `with` block.
 
     Args:
-        model: whose head.
+        model: the model whose head gets the mean.
         stage: 0 (the map at 1/4) to 3 (at 1/32).
     """
 
@@ -272,7 +273,7 @@ def mean_iou(segmenter: Segmenter, pictures: Iterable[tuple[np.ndarray, np.ndarr
 
     Args:
         segmenter: the model.
-        pictures: images (H, W, C) and their class ids (H, W), 255 where none counts.
+        pictures: images (H, W, C) and their class ids (H, W), with 255 for ignored pixels.
     """
     metric = MeanIoU(len(segmenter.names))
     for image, truth in pictures:

@@ -1,4 +1,4 @@
-"""What a model folder says besides its weights: how pictures are shown, classes and colours."""
+"""Readers of a model folder's preprocessing, class names and colours."""
 
 import json
 from pathlib import Path
@@ -13,15 +13,15 @@ from finetune.segformer.configuration import smallest_side
 
 
 def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Preprocessing:
-    """How pictures are to be shown to the model of a folder or Hub id.
+    """The preprocessing of a model folder or Hub id.
 
     Args:
         model: the folder or id.
-        what: what to call it in messages.
-        config: its own.
+        what: its name in messages.
+        config: its configuration.
 
     Raises:
-        UserError: it does not say so, or asks for what is not done here.
+        UserError: the preprocessing is missing or not supported.
     """
     try:
         path = cached_file(model, "preprocessor_config.json")
@@ -52,10 +52,10 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
 
 
 def class_colors(config: Any, count: int, what: str) -> list[tuple[int, int, int]] | None:
-    """The classes' colours as a folder has them; None if it has none for so many classes.
+    """The classes' colours in a configuration; None unless there is one for each class.
 
     Raises:
-        UserError: They are no colours.
+        UserError: The values are no colours.
     """
     found = getattr(config, "finetune_colors", None)
     if found is None:
@@ -72,7 +72,7 @@ def class_colors(config: Any, count: int, what: str) -> list[tuple[int, int, int
 
 
 def class_names(config: Any, what: str) -> list[str]:
-    """The classes' names by id, each once: areas are told by name."""
+    """The classes' names by id, made unique, since areas are reported by name."""
     labels = config.id2label or {}
     if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
         raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")

@@ -1,11 +1,10 @@
-"""The one description of what a picture goes through before a model sees it.
+"""The preprocessing of pictures, the same for all programs.
 
-Orientation and colour are those of `finetune.pictures.reading.read_image`, whatever the file holds;
-the size is the `InferenceProtocol`'s; the numbers are normalised on the model's device. Training's
-evaluation, `finetune eval`, `predict`, `segment` and the checks of an export all go this way, and a
-model folder says the same in stock's `preprocessor_config.json` as far as it can be said there.
-What cannot (rounding up to a multiple, windows, several scales) stands in `config.json` under
-`finetune_eval`.
+`finetune.pictures.reading.read_image` gives orientation and colour, the `InferenceProtocol` gives
+the size, and the numbers are normalised on the model's device. Training's evaluation, `finetune
+eval`, `predict`, `segment` and the checks of an export use this file. A model folder holds the same
+in stock's `preprocessor_config.json`. That file has no keys for rounding up to a multiple, windows
+and several scales: they stand in `config.json` under `finetune_eval`.
 """
 
 import functools
@@ -32,10 +31,10 @@ class Preprocessing:
     """From the pixels of a picture to `pixel_values`.
 
     Attributes:
-        protocol: how it is resized and shown.
-        image_mean: per channel, of values in 0..1.
-        image_std: likewise.
-        full: the value of a pixel that is 1 there: 255, or 65535 if images have 16 bit.
+        protocol: how the picture is resized and shown.
+        image_mean: mean per channel, of values in 0..1.
+        image_std: standard deviation per channel, of values in 0..1.
+        full: the pixel value that becomes 1: 255, or 65535 for images of 16 bit.
     """
 
     protocol: InferenceProtocol = field(default_factory=InferenceProtocol)
@@ -45,22 +44,22 @@ class Preprocessing:
 
     @property
     def num_channels(self) -> int:
-        """Of the images."""
+        """Number of channels of the images."""
         return len(self.image_mean)
 
     def normalise(self, pixels: Tensor) -> Tensor:
-        """Pixels (B, H, W, C), integers on any device, to normalised float32 (B, C, H, W)."""
+        """Normalises integer pixels (B, H, W, C) on any device to float32 (B, C, H, W)."""
         mean, std = (
             _constant(values, pixels.device) for values in (self.image_mean, self.image_std)
         )
         return normalise(pixels, mean, std)
 
     def to_stock(self) -> dict[str, Any]:
-        """`preprocessor_config.json`: the stock image processor's settings that come nearest.
+        """`preprocessor_config.json`: the nearest settings of the stock image processor.
 
-        Labels are translated already, so stock must not reduce them. Arrays of any number of
-        channels are normalised as here (beyond 1, 3 and 4 if `input_data_format` is given); stock
-        resizes only 8 bit of 1, 3 or 4, and says so of others.
+        Labels are translated already, so stock must not reduce them. Stock normalises arrays of any
+        number of channels as this class does (other than 1, 3 and 4 if `input_data_format` is
+        given). It resizes only 8 bit images of 1, 3 or 4 channels, and raises for others.
         """
         protocol = self.protocol
         size = {"height": 512, "width": 512}  # stock's default, for do_resize: false
@@ -87,15 +86,15 @@ class Preprocessing:
     def from_stock(
         cls, values: Mapping[str, Any], exact: Mapping[str, Any] | None = None
     ) -> "Preprocessing":
-        """What `preprocessor_config.json` says, and `config.json` more exactly.
+        """Reads `preprocessor_config.json`, and the more exact values of `config.json`.
 
         Args:
-            values: the former; keys that are not there have stock's defaults.
-            exact: `finetune_eval` of the latter. If the two contradict each other, somebody has
-                changed the former, and it counts.
+            values: content of `preprocessor_config.json`; missing keys have stock's defaults.
+            exact: `finetune_eval` of `config.json`. If the two contradict each other,
+                `preprocessor_config.json` was edited later and wins.
 
         Raises:
-            UserError: it asks for something that is not done here; names the key.
+            UserError: a value is not supported; names the key.
         """
         if (resample := values.get("resample", _BILINEAR)) != _BILINEAR:
             raise UserError(f"resample={resample}: only 2, bilinear, is known here")
@@ -136,7 +135,7 @@ def _protocol_of(values: Mapping[str, Any]) -> InferenceProtocol:
     if not values.get("do_resize", True):
         return InferenceProtocol()
     size = values.get("size", {"height": 512, "width": 512})
-    if isinstance(size, int):  # as transformers 4 wrote it
+    if isinstance(size, int):  # the form of transformers 4
         size = {"height": size, "width": size}
     if isinstance(size, dict) and all(type(side) is int and side > 0 for side in size.values()):
         if size.keys() == {"height", "width"}:
@@ -150,15 +149,15 @@ def _protocol_of(values: Mapping[str, Any]) -> InferenceProtocol:
 
 
 def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Pixels (B, H, W, C) to normalised float32 (B, C, H, W), a view in channels-last memory.
+    """Normalises pixels (B, H, W, C) to float32 (B, C, H, W), a view in channels-last memory.
 
     Args:
-        pixels: uint8, of which 255 is 1; or any other integers, of which 65535 is; on any device.
-        mean: (C,) of values in 0..1, on that device.
-        std: (C,), likewise.
+        pixels: integers on any device; 255 becomes 1 in uint8, 65535 in other types.
+        mean: (C,), of values in 0..1, on the same device.
+        std: (C,), of values in 0..1, on the same device.
     """
     batch, height, width, channels = pixels.shape
-    # By rows of width x channels: broadcast along an axis of three numbers, it takes 20 times as
+    # By rows of width x channels: broadcasting along an axis of three numbers takes 20 times as
     # long on a CPU. In place, since new memory costs more than the arithmetic.
     rows = pixels.reshape(batch, height, width * channels).to(torch.float32, copy=True)
     full = 255 if pixels.dtype == torch.uint8 else 65535
@@ -168,5 +167,5 @@ def normalise(pixels: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 @functools.cache
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """A tensor, sent to its device once: sending waits until a GPU has done all it has to do."""
+    """A cached tensor on a device: a transfer would wait until a GPU has emptied its queue."""
     return torch.tensor(values, device=device)

@@ -1,8 +1,8 @@
-"""From normalised pixels to the scores of every pixel of a picture, in bands of rows.
+"""From pixels to the scores of every pixel of a picture, in bands of rows.
 
-The scores of a whole picture are rarely there at once: 58 GB at 150 classes and 12,000 x 8,000. A
-`Band` says what they are for some rows, either as the model's small logits, which the consumers
-(`upsampled_argmax`, `cross_entropy_sums`) upsample as they go, or pixel by pixel.
+The scores of a whole picture can take 58 GB (150 classes, 12,000 x 8,000), so they are made band by
+band. A `Band` holds the scores of some rows, either as the model's small logits, which the
+consumers (`upsampled_argmax`, `cross_entropy_sums`) upsample in parts, or pixel by pixel.
 """
 
 import math
@@ -18,38 +18,38 @@ from finetune.segformer.configuration import smallest_side
 from finetune.segformer.functional import upsampled_argmax
 
 MAX_WHOLE = 2**25
-"""Pixels beyond which a picture is always shown in windows: 33 million, as 8K video has them."""
+"""Largest picture that is shown whole, in pixels: 33 million, as in 8K video."""
 WINDOW, STRIDE = (1024, 1024), (768, 768)
-"""The windows of such a picture; as many as with this stride, evenly spread."""
+"""Windows of a larger picture: as many as with this stride, evenly spread."""
 
 _BAND, _BAND_GPU = 2**23, 2**27  # scores of a band
-_TINY = 1e-30  # of a probability, before its logarithm
+_TINY = 1e-30  # smallest probability whose logarithm is taken
 
 
 class Band(NamedTuple):
     """The scores of some rows of every picture of a batch."""
 
     rows: slice
-    """Of the pictures."""
+    """Rows of the pictures."""
     scores: Tensor
-    """(B, K, h, w) float32; upsampled to the rows and the pictures' width they are the pixels'."""
+    """(B, K, h, w) float32; to upsample to the rows and the pictures' width."""
 
 
 @torch.no_grad()
 def score_bands(
     model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
 ) -> Iterator[Band]:
-    """The scores of pictures, from the top to the bottom.
+    """The scores of pictures, from top to bottom.
 
     Args:
         model: a SegFormer in eval mode.
-        views: one a scale of the protocol, integer (B, h, w, C), on any device.
-        preprocessing: how they are normalised and shown.
+        views: one for each scale of the protocol, integer (B, h, w, C), on any device.
+        preprocessing: how the views are normalised and shown.
         size: the pictures' own (H, W).
 
     Yields:
-        Bands that cover all rows. Scores are logits; of several scales, or mirrored, logarithms of
-        the mean of the probabilities, as mmsegmentation has it.
+        Bands that cover all rows. Scores are logits. With several scales or flips, they are
+        logarithms of the mean of the probabilities, as in mmsegmentation.
     """
     shown = [_show(model, view, preprocessing, size) for view in views]
     if not preprocessing.protocol.flip and len(shown) == 1:
@@ -74,7 +74,7 @@ def score_bands(
 def predict_masks(
     model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
 ) -> Tensor:
-    """Class ids (B, H, W) of pictures; uint8 if there are few enough classes. As `score_bands`."""
+    """Class ids (B, H, W) of pictures, uint8 up to 256 classes; arguments as `score_bands`."""
     masks = views[0].new_empty(len(views[0]), *size, dtype=_id_dtype(model), device="cpu")
     for band in score_bands(model, views, preprocessing, size):
         part = masks[:, band.rows]
@@ -85,7 +85,7 @@ def predict_masks(
 def predict_confident_masks(
     model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
 ) -> tuple[Tensor, Tensor]:
-    """`predict_masks`, and the probability of each pixel's class, (B, H, W) float16."""
+    """As `predict_masks`, with the probability of each pixel's class, (B, H, W) float16."""
     masks = views[0].new_empty(len(views[0]), *size, dtype=_id_dtype(model), device="cpu")
     confidence = masks.new_empty(masks.shape, dtype=torch.float16)
     for band in score_bands(model, views, preprocessing, size):
@@ -104,7 +104,7 @@ def predict_confident_masks(
 
 
 def probabilities(scores: Tensor) -> Tensor:
-    """Scores (B, K, ...) as probabilities; with K = 1, stock's binary head, that of class 1."""
+    """Scores (B, K, ...) as probabilities; of class 1 for K = 1, stock's binary head."""
     return scores.softmax(1) if scores.shape[1] > 1 else scores.sigmoid()
 
 
@@ -125,10 +125,10 @@ class _Shown(Protocol):
     """Pictures at one scale."""
 
     def bands(self) -> Iterator[Band]:
-        """All rows."""
+        """Yields bands that cover all rows."""
 
     def rows(self, rows: slice) -> Tensor:
-        """(B, K, r, W); of rows further down than those asked for before."""
+        """Scores (B, K, r, W) of rows; each call asks for rows further down."""
 
 
 def _show(model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[int, int]) -> _Shown:
@@ -143,7 +143,7 @@ def _show(model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[in
 
 
 class _Whole:
-    """Pictures that were shown as a whole."""
+    """Pictures shown to the model whole."""
 
     def __init__(self, scores: Tensor, size: tuple[int, int]):
         self.scores, self.size = scores, size
@@ -156,10 +156,10 @@ class _Whole:
 
 
 class _Windows:
-    """Pictures shown window by window: the mean of the windows at the resolution of the view.
+    """Pictures shown window by window; overlapping windows are averaged at the view's resolution.
 
-    The logits of the rows of windows that a band touches are kept, 40 MB a window of 1024 x 1024
-    at 150 classes; what lies above is forgotten before the next row of windows is shown.
+    Only the logits of the rows of windows that a band touches are kept, 40 MB a window of
+    1024 x 1024 at 150 classes. Windows above are dropped before the next row of windows is shown.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class _Windows:
         self.height, self.width = (min(w, n) for w, n in zip(window, view.shape[1:3], strict=True))
         self.tops = _starts(view.shape[1], window[0], stride[0])
         self.lefts = _starts(view.shape[2], window[1], stride[1])
-        self.num_rows = 0  # of the scores of a window
+        self.num_rows = 0  # rows of the scores of a window
         self.kept: dict[int, tuple[int, list[Tensor]]] = {}  # by top: the first row kept
 
     def bands(self) -> Iterator[Band]:
@@ -193,7 +193,7 @@ class _Windows:
         return _upsampled(part, self.size, rows, first=first, height=own[0])
 
     def _mean(self, rows: slice) -> Tensor:
-        """(B, K, r, w) of rows of the view."""
+        """Mean scores (B, K, r, w) of rows of the view."""
         batch, width = len(self.view), self.view.shape[2]
         shape = batch, self.model.config.num_labels, rows.stop - rows.start, width
         total = torch.zeros(shape, device=next(self.model.parameters()).device)
@@ -230,7 +230,7 @@ class _Windows:
         self.kept[top] = 0, row
 
     def _forget(self, start: int) -> None:
-        """Drops what no row of the view from `start` on needs."""
+        """Drops the kept logits above row `start` of the view."""
         for top, (cut, row) in list(self.kept.items()):
             if top + self.height <= start:
                 del self.kept[top]
@@ -242,10 +242,10 @@ class _Windows:
 
 
 def _scores(model: Any, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """(B, K, h, w) of integers (B, H, W, C): the logits as they are.
+    """The model's logits (B, K, h, w) for integer pixels (B, H, W, C).
 
-    Images below the model's smallest side are padded right and bottom with zeros, the mean colour,
-    and give scores of their own size.
+    Images below the model's smallest side are padded right and bottom with zeros, the mean colour;
+    the scores cover the image without the padding.
     """
     pixels = pixels.to(next(model.parameters()).device, non_blocking=True)
     pixel_values = preprocessing.normalise(pixels).to(model.dtype)
@@ -268,12 +268,12 @@ def _upsampled(
     first: int = 0,
     height: int | None = None,
 ) -> Tensor:
-    """Some rows of what `F.interpolate(scores, size, mode="bilinear")` gives: (B, K, r, W).
+    """Some rows of `F.interpolate(scores, size, mode="bilinear")`, (B, K, r, W).
 
     Args:
-        scores: (B, K, h, w), rows `first` and on of `height` rows.
-        size: (H, W), that of all rows.
-        rows: Of these, the ones wanted.
+        scores: (B, K, h, w), the rows from `first` on of `height` rows.
+        size: (H, W) of the whole result.
+        rows: The wanted rows of the result.
         first: See `scores`.
         height: See `scores`; None: h.
     """
@@ -292,7 +292,7 @@ def _upsampled(
 
 
 def _between(height: int, new: int, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """Between which rows of `height` the given ones of `new` lie, and how far from the upper."""
+    """For rows of `new`: the upper and lower neighbour in `height` rows, and the lower's weight."""
     position = (torch.arange(rows.start, rows.stop) + 0.5) * (height / new) - 0.5
     position = position.clamp_(min=0)
     above = position.floor().long().clamp_(max=height - 1)
@@ -300,12 +300,12 @@ def _between(height: int, new: int, rows: slice) -> tuple[Tensor, Tensor, Tensor
 
 
 def _evenly(length: int, axis: int) -> int:
-    """The stride that spreads the windows of a huge picture evenly: fewer are there at once."""
+    """The stride that spreads the windows of a huge picture evenly, to keep fewer at once."""
     steps = max(1, math.ceil((length - WINDOW[axis]) / STRIDE[axis]))
     return max(1, math.ceil((length - WINDOW[axis]) / steps))
 
 
 def _starts(length: int, window: int, stride: int) -> list[int]:
-    """Where windows begin along one axis; the last one ends at the edge."""
+    """The starts of the windows along one axis; the last window ends at the edge."""
     last = max(length - window, 0)
     return [*range(0, last, stride), last]

@@ -1,4 +1,4 @@
-"""A picture with its classes: what `segment` gives and notebooks show."""
+"""`Segmentation`, the result of `segment`: a picture with its classes."""
 
 import io
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from PIL import Image
 
 from finetune.pictures.drawing import Color, colored, overlay, with_legend
 
-_SHOWN = 1024  # longer side of what a notebook shows, in pixels
+_SHOWN = 1024  # longer side of the picture in a notebook, in pixels
 _NUM_NAMED = 6  # classes that `repr` names
 
 
@@ -20,9 +20,9 @@ class Segmentation:
     Attributes:
         mask: (H, W), class ids; uint8, or uint16 from 257 classes on.
         names: the classes' names by id.
-        colors: their (R, G, B).
+        colors: the classes' colours (R, G, B) by id.
         confidence: (H, W) float16, the probability of each pixel's class; None if not asked for.
-        image: the picture as it is shown to people, uint8 (H, W, 3).
+        image: the picture for display, uint8 (H, W, 3).
     """
 
     mask: np.ndarray = field(repr=False)
@@ -32,7 +32,7 @@ class Segmentation:
     image: np.ndarray = field(repr=False)
 
     def areas(self) -> dict[str, dict[str, float]]:
-        """Pixels and share of the picture of each class, 0 for those that do not occur."""
+        """Pixels and share of the picture of each class, 0 for absent classes."""
         counts = np.bincount(self.mask.ravel(), minlength=len(self.names))
         return {
             name: {"pixels": int(count), "share": float(count) / self.mask.size}
@@ -62,7 +62,6 @@ class Segmentation:
         return f"Segmentation({width} x {height}: {', '.join(found[:_NUM_NAMED])}{more})"
 
     def _repr_png_(self) -> bytes:
-        """What a notebook shows."""
         height, width = self.mask.shape
         scale = min(1.0, _SHOWN / max(height, width))
         size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -1,4 +1,4 @@
-"""A model with its preprocessing: pictures in, masks out."""
+"""`Segmenter`, a model with its preprocessing, and `segment` for single pictures."""
 
 import os
 import warnings
@@ -43,14 +43,14 @@ def segment(
     """The class of every pixel of a picture of any size.
 
     Args:
-        model: a model folder or Hub id; or a `Segmenter`, which is a folder that stays loaded.
+        model: a model folder or Hub id; or a `Segmenter`, whose model stays loaded.
         image: a file's path or its bytes; a PIL image; an array (H, W, C) or (H, W), uint8 or
             uint16; or a tensor (C, H, W), uint8, or floating point of 0..1.
-        confidence: whether to work out how probable each pixel's class is.
-        max_pixels: of the image, beyond which it is refused; None: 178,956,970, Pillow's limit.
+        confidence: whether to return the probability of each pixel's class.
+        max_pixels: the largest image, in pixels; None: 178,956,970, Pillow's limit.
 
     Raises:
-        UserError: the model or the image cannot be read; says why.
+        UserError: the model or the image cannot be read; names the reason.
     """
     was_training = isinstance(model, PreTrainedModel) and model.training
     segmenter = model if isinstance(model, Segmenter) else Segmenter.load(model)
@@ -62,15 +62,15 @@ def segment(
 
 
 class Segmenter:
-    """A model with all that there is to know about its use.
+    """A model with its preprocessing, class names and colours.
 
     Args:
-        model: a SegFormer; goes to `device`, in eval mode.
+        model: a SegFormer; it is moved to `device` and set to eval mode.
         preprocessing: how pictures are shown to it.
-        names: of its classes, by id.
-        colors: of its classes, by id; None: made up.
-        device: None: the GPU if there is one.
-        dtype: of its products: float32, bfloat16 or float16.
+        names: names of its classes, by id.
+        colors: colours of its classes, by id; None: a default palette.
+        device: the device; None: the GPU if there is one.
+        dtype: type of the matrix products: float32, bfloat16 or float16.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class Segmenter:
         dtype: str = "float32",
         **protocol: Any,
     ) -> "Segmenter":
-        """From a folder or a Hub id, or from a model that came from one.
+        """Loads a folder or a Hub id, or wraps a model that came from one.
 
         Args:
             model: the folder, the id or the model.
             device: see the class.
             dtype: see the class.
-            **protocol: fields of `InferenceProtocol` that are not to be as in the folder, such as
+            **protocol: fields of `InferenceProtocol` that override the folder's, such as
                 `flip=True` or `window=(1024, 1024)`.
 
         Raises:
-            UserError: it cannot be read; names the file, and what is wrong with it.
+            UserError: the model cannot be read; names the file and the mistake.
         """
         where = str(model.name_or_path if isinstance(model, PreTrainedModel) else model)
         what = f"model {where}"
@@ -147,10 +147,10 @@ class Segmenter:
         )
 
     def read(self, image: AnyImage, *, max_pixels: int | None = None) -> np.ndarray:
-        """An image of any kind as the integers (H, W, C) that the model was trained on.
+        """Reads an image of any kind as integers (H, W, C), in the form of the training images.
 
         Raises:
-            UserError: it cannot be read, or has other channels; says why.
+            UserError: the image cannot be read, or its channels differ; names the reason.
         """
         if isinstance(image, bytes):
             return self.read_picture(Encoded("the image", image), max_pixels=max_pixels)
@@ -164,7 +164,7 @@ class Segmenter:
         return pixels
 
     def read_picture(self, picture: Picture, *, max_pixels: int | None = None) -> np.ndarray:
-        """`read`, of a file or of encoded bytes that have a name."""
+        """As `read`, for a file or for encoded bytes with a name."""
         with pixel_limit(max_pixels):
             check_pixels(picture, image_size(picture), max_pixels)
             pixels = read_image(picture, self.preprocessing.num_channels)
@@ -172,7 +172,7 @@ class Segmenter:
         return pixels
 
     def _check(self, pixels: np.ndarray, what: object, max_pixels: int | None) -> None:
-        """Refuses what the model was not trained on, and what would not fit into memory."""
+        """Refuses images with other channels or types than the model's, and too large ones."""
         full = self.preprocessing.full
         if self.preprocessing.num_channels != 3 and np.iinfo(pixels.dtype).max != full:
             bits = 8 * pixels.dtype.itemsize
@@ -189,7 +189,7 @@ class Segmenter:
     def __call__(
         self, image: AnyImage, *, confidence: bool = True, max_pixels: int | None = None
     ) -> Segmentation:
-        """As `segment`."""
+        """Segments one image; see `segment`."""
         pixels = self.read(image, max_pixels=max_pixels)
         views = self.views([pixels])
         size = pixels.shape[0], pixels.shape[1]
@@ -203,11 +203,11 @@ class Segmenter:
         )
 
     def views(self, images: Sequence[np.ndarray]) -> list[Tensor]:
-        """Images of one size as the model is shown them, a batch a scale."""
+        """Images of one size, resized for the model, as one batch for each scale."""
         return self.stacked([self.preprocessing.protocol.resize(image) for image in images])
 
     def stacked(self, resized: Sequence[Sequence[np.ndarray]]) -> list[Tensor]:
-        """What `InferenceProtocol.resize` gives of several images of one size, a batch a scale."""
+        """Results of `InferenceProtocol.resize` for images of one size, as one batch a scale."""
         return [_stacked(scale) for scale in zip(*resized, strict=True)]
 
     def masks(
@@ -217,8 +217,8 @@ class Segmenter:
 
         Args:
             views: from `views`.
-            size: of the images, (H, W).
-            confidence: whether probabilities are wanted.
+            size: (H, W) of the images.
+            confidence: whether to return probabilities.
         """
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
             if not confidence:
@@ -239,12 +239,12 @@ def _device(wanted: str | torch.device | None) -> torch.device:
 
 
 def _stacked(images: Sequence[np.ndarray]) -> Tensor:
-    """A batch; torch can neither compare nor count uint16."""
+    """The images as one batch; uint16 becomes int32, since torch cannot compare uint16."""
     batch = np.stack(images) if len(images) > 1 else images[0][None]
     if batch.dtype != np.uint8:
         batch = batch.astype(np.int32)
     with warnings.catch_warnings():
-        # Arrays of Pillow's cannot be written to, and are not.
+        # Pillow's arrays are read-only; nothing writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(batch)
 

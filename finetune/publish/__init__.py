@@ -1,6 +1,6 @@
 """Model folders as Hugging Face expects them: stock files that open without this package.
 
-`cards` writes their README.md, `header` its metadata, `markdown` what others wrote.
+`cards` writes their README.md, `header` its metadata, `markdown` escapes foreign text.
 """
 
 from finetune.publish.cards import conversion_card, model_card

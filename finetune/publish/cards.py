@@ -20,7 +20,7 @@ segment = pipeline("image-segmentation", model="{model}")
 segment("picture.jpg")
 ```"""
 
-# Pipelines turn every picture into RGB.
+# Pipelines convert every picture to RGB.
 _ARRAYS = """\
 Images have {channels} channel(s): give arrays (height, width, {channels}) to the processor, not \
 files to a pipeline.
@@ -51,18 +51,18 @@ def model_card(
     data_set: DataSet | None = None,
     facts: Mapping[str, Any],
 ) -> ModelCard:
-    """A model card with what is known at an evaluation.
+    """A model card with the results of an evaluation.
 
     Args:
-        name: of the run.
-        base_model: the Hub id of what training started from, or None.
+        name: name of the run.
+        base_model: the Hub id that training started from, or None.
         names: the classes.
         results: metric -> value of this evaluation.
-        per_class_iou: class -> IoU; None where the class does not occur.
-        protocol: how it was evaluated.
-        num_channels: of the images.
-        licence: what restricts the use of the weights that training started from, or empty.
-        data_set: what the results were measured on; with it they stand in the header as well.
+        per_class_iou: class -> IoU; None for absent classes.
+        protocol: the protocol of the evaluation.
+        num_channels: number of channels of the images.
+        licence: the restriction on the use of the starting weights, or empty.
+        data_set: the data set of the results; if given, the header holds the results too.
         facts: further lines of the training section.
     """
     data = header(
@@ -110,16 +110,16 @@ def conversion_card(
     protocol: InferenceProtocol | None = None,
     num_channels: int = 3,
 ) -> ModelCard:
-    """A model card of weights that were brought into this form and not changed.
+    """A model card for weights that were converted without training.
 
     Args:
-        name: of the folder.
-        purpose: what the model does, in a sentence.
-        facts: lines about where it comes from and what is assumed.
-        metadata: of the card, besides the library; None values are left out.
-        licence: what is known to restrict its use, or empty.
-        protocol: how images are shown to a segmentor; None: it is none.
-        num_channels: of the images.
+        name: name of the folder.
+        purpose: the model's purpose, in a sentence.
+        facts: lines about its origin and the assumptions made.
+        metadata: fields of the card's header besides the library; None values are left out.
+        licence: the known restriction on its use, or empty.
+        protocol: the protocol of a segmentor; None for other models.
+        num_channels: number of channels of the images.
     """
     fields = {**licence_fields(licence), **metadata}
     data = ModelCardData(library_name="transformers", **fields)
@@ -144,7 +144,7 @@ def conversion_card(
 
 
 def card_of_lines(data: ModelCardData, lines: Sequence[str]) -> ModelCard:
-    """A card of its header and of the lines of its text."""
+    """A card from its header and the lines of its text."""
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
 
 
@@ -152,12 +152,12 @@ def usage(num_channels: int, model: str = _HERE) -> list[str]:
     """How stock transformers uses a model.
 
     Args:
-        num_channels: of its images.
+        num_channels: number of channels of its images.
         model: its folder or Hub id.
     """
     if num_channels == 3:
         return _PIPELINE.format(model=model).splitlines()
-    # tifffile drops the axis of a single channel, which the processor wants to see.
+    # tifffile drops the axis of a single channel, which the processor needs.
     axis = "[..., None]" if num_channels == 1 else ""
     return _ARRAYS.format(channels=num_channels, axis=axis, model=model).splitlines()
 

@@ -1,4 +1,4 @@
-"""What a card says of a training: its data, and what it started from. No path of a machine."""
+"""A card's facts about a training: its data and its starting weights. No paths of a machine."""
 
 from pathlib import Path
 
@@ -14,21 +14,21 @@ DATA_SETS = {
     "voc": "Pascal VOC 2012",
     "coco-stuff": "COCO-Stuff 164k",
 }
-"""What people call the sources that are one set."""
+"""Names of the sources that are a single data set."""
 
 
 def base_model_of(init: str | None) -> str | None:
-    """The Hub id that a recipe's training starts from, to which a card may link: nothing local."""
+    """The Hub id that a recipe's training starts from; None for local files."""
     return None if init is None or is_checkpoint_file(init) else hub_id(init)
 
 
 def start_of(init: str | None) -> str:
-    """What training starts from, for a card that others may read: no path of this machine."""
+    """The starting weights as a public card names them, without local paths."""
     return base_model_of(init) or (Path(init).resolve().name if init else "random weights")
 
 
 def data_set_of(data: DataSection) -> DataSet:
-    """What a recipe trains and evaluates on, as a card says it."""
+    """The data set of a recipe, for a card."""
     name = DATA_SETS.get(data.source, "")
     if not name and isinstance(data, StoredData):
         name = Path(data.path).expanduser().resolve().name

@@ -24,16 +24,18 @@ def save_model_folder(
 ) -> None:
     """Writes a stock `segformer` folder aside and renames it into place.
 
-    config.json, model.safetensors (float32), preprocessor_config.json, README.md and recipe.yaml.
+    It holds config.json, model.safetensors (float32), preprocessor_config.json, README.md and
+    recipe.yaml.
 
     Args:
         folder: the target; an older folder is replaced whole.
-        model: its config holds the labels.
+        model: the model; its config holds the labels.
         preprocessing: goes to preprocessor_config.json, and to config.json under `finetune_eval`
             because stock's file cannot hold the protocol.
-        colors: one a class, in config.json under `finetune_colors`. Stock ignores both keys.
-        card: README.md.
-        recipe: recipe.yaml, resolved; None: no such file.
+        colors: one for each class; goes to config.json under `finetune_colors`. Stock ignores both
+            keys.
+        card: content of README.md.
+        recipe: the resolved recipe, content of recipe.yaml; None: no such file.
 
     Raises:
         UserError: the folder cannot be written.
@@ -43,7 +45,7 @@ def save_model_folder(
         model.config.finetune_colors = [list(color) for color in colors]
         try:
             model.save_pretrained(new)
-        except SafetensorError as error:  # a full disk, among others
+        except SafetensorError as error:  # for example a full disk
             raise OSError(str(error)) from error
         processor = json.dumps(preprocessing.to_stock(), indent=2)
         (new / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")

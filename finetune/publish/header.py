@@ -1,4 +1,4 @@
-"""The header of a model card, made and checked by the Hub's own classes."""
+"""The header of a model card, built and checked by huggingface_hub."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ TAGS = ("segformer", "semantic-segmentation", "vision")
 
 @dataclass(frozen=True)
 class DataSet:
-    """What a model was trained and measured on.
+    """The data set of a training and its evaluation.
 
     Attributes:
-        name: what people call it.
-        split: that was scored.
-        train_split: that was trained on.
-        kind: of its files: an official layout, or the way it is kept.
-        id: on the Hub, if it is there.
-        subset: which one, of a repository with several.
+        name: its usual name.
+        split: the evaluated split.
+        train_split: the training split.
+        kind: its official layout or storage format.
+        id: its id on the Hub, if it is there.
+        subset: the subset, in a repository with several.
         revision: branch, tag or commit of the repository.
     """
 
@@ -47,15 +47,15 @@ def header(
     licence: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> ModelCardData:
-    """What the Hub shows, finds and compares a segmentor by.
+    """The metadata by which the Hub shows, finds and compares a segmentor.
 
     Args:
-        name: of the model.
-        base_model: the Hub id of what training started from.
-        data_set: what the results were measured on.
-        results: metric ("mean IoU") -> share of 1; those that are None are left out.
-        licence: what restricts the use of the weights, see `finetune.weights.cards`.
-        more: further fields, which count where they contradict.
+        name: name of the model.
+        base_model: the Hub id that training started from.
+        data_set: the data set of the results.
+        results: metric ("mean IoU") -> share of 1; None values are left out.
+        licence: the restriction on the use of the weights, see `finetune.weights.cards`.
+        more: further fields, which override the others.
     """
     evaluated = [
         EvalResult(
@@ -88,7 +88,7 @@ def header(
 
 
 def hub_id(name: str | None) -> str | None:
-    """`name`, if it can be an id on the Hub and is nothing on this machine."""
+    """`name` if it can be an id on the Hub and is no local path, else None."""
     if not name or Path(name).expanduser().exists():
         return None
     try:

@@ -1,4 +1,4 @@
-"""Checkpoint files of others, read into the names that this package and the Hub keep on disk."""
+"""Readers of foreign checkpoint files, which rename tensors to the names of Hub files."""
 
 from finetune.weights.cards import Card, card_of, licence_in, licence_of
 from finetune.weights.reading import Weights, is_checkpoint_file, read_weights

@@ -1,4 +1,4 @@
-"""What the card of a model says, and what follows from it for the use of its weights."""
+"""Model cards of others, and the licence of the weights according to them."""
 
 import re
 import warnings
@@ -24,17 +24,17 @@ _NVIDIA_FIELDS = {
 }
 _NAME = re.compile(r"nvidia\W*(source\W*code|.*segformer)", re.IGNORECASE)
 _LINK = re.compile(r"github(usercontent)?\.com/nvlabs/segformer\b", re.IGNORECASE)
-# NVIDIA's own cards name their licence by this link in the text, the header says "other".
+# NVIDIA's cards link their licence in the text by this address; the header says "other".
 _FILE = re.compile(r"github\.com/nvlabs/segformer/blob/\w+/license", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Card:
-    """A model card as it was found; empty if there is none that can be read.
+    """A model card as found; empty if there is no readable card.
 
     Attributes:
         header: its YAML.
-        text: what comes after.
+        text: the text after the header.
     """
 
     header: dict[str, Any] = field(default_factory=dict)
@@ -42,11 +42,11 @@ class Card:
 
 
 def card_of(model: str, *, fetch: bool = True) -> Card:
-    """The card of a model folder or Hub id; warns of one whose header is broken.
+    """The card of a model folder or Hub id; warns of a broken header.
 
     Args:
         model: the folder or id.
-        fetch: whether to ask the Hub for what is not here.
+        fetch: whether to ask the Hub for a missing card.
     """
     path = Path(model, "README.md") if Path(model).is_dir() else _found(model, fetch)
     if path is None or not path.is_file():
@@ -54,21 +54,21 @@ def card_of(model: str, *, fetch: bool = True) -> Card:
     try:
         card = ModelCard.load(path, ignore_metadata_errors=True)
         return Card(card.data.to_dict(), card.text)
-    except Exception as error:  # somebody else's YAML: its readers raise anything
+    except Exception as error:  # foreign YAML: its readers raise anything
         reason = " ".join(str(error).split())
         warnings.warn(f"{path}: its header cannot be read and is left out ({reason})", stacklevel=2)
         return Card()
 
 
 def licence_of(model: str) -> str:
-    """What is known about the licence of a model folder's or Hub id's weights, or nothing."""
+    """A remark on the licence of the weights of a model folder or Hub id, or ""."""
     if model.startswith(_OWNER) and not Path(model).is_dir():
         return NVIDIA
     return licence_in(card_of(model))
 
 
 def licence_in(card: Card) -> str:
-    """What a card says about the licence, or nothing: by its fields, and not by any word in it."""
+    """A remark on the licence according to a card's fields, or ""; other text does not count."""
     names = any(_NAME.search(text) for text in _texts(card.header.get("license_name")))
     links = any(_LINK.search(text) for text in _texts(card.header.get("license_link")))
     bases = any(text.startswith(_OWNER) for text in _texts(card.header.get("base_model")))
@@ -77,7 +77,7 @@ def licence_in(card: Card) -> str:
 
 
 def licence_fields(remark: str) -> dict[str, str]:
-    """The fields of a card's header for what `licence_of` or `licence_in` found."""
+    """The fields of a card's header for a remark of `licence_of` or `licence_in`."""
     return dict(_NVIDIA_FIELDS) if remark == NVIDIA else {"license": "other"} if remark else {}
 
 
@@ -86,9 +86,9 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _found(model: str, fetch: bool) -> Path | None:
-    """The card of a Hub id, if it can be had."""
+    """The card's file of a Hub id, or None."""
     try:
         found = cached_file(model, "README.md", local_files_only=not fetch)
-    except Exception:  # no network, no card, no such id: it is not needed
+    except Exception:  # no network, no card, no such id: a card is optional
         return None
     return Path(found) if found else None

@@ -1,4 +1,4 @@
-"""Files of weights, opened by readers that make tensors and plain containers and run nothing."""
+"""Readers of weight files that make only tensors and plain containers and run no code."""
 
 import re
 import warnings
@@ -15,7 +15,7 @@ from finetune.errors import UserError
 
 
 def opened(path: Path, what: str) -> Any:
-    """What a file holds, by readers that make tensors and plain containers and run nothing."""
+    """The content of a weight file, as tensors and plain containers; no code in it is run."""
     try:
         with path.open("rb") as file:
             start = file.read(64)
@@ -28,7 +28,7 @@ def opened(path: Path, what: str) -> Any:
     try:
         if path.suffix.lower() == ".safetensors":
             return safetensors.torch.load_file(path)
-        # What is mapped stays on the disk until it is wanted: an optimizer's state never is.
+        # Mapped tensors stay on disk until they are read; an optimizer's state never is.
         mapped = zipfile.is_zipfile(path)
         if mapped:
             with zipfile.ZipFile(path) as archive:
@@ -41,7 +41,7 @@ def opened(path: Path, what: str) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except UserError:
         raise
-    except Exception as error:  # somebody else's files: readers raise anything, KeyError too
+    except Exception as error:  # foreign files: readers raise anything, KeyError too
         said = str(error)
         wanted = re.search(r"GLOBAL ([\w.]+)", said)
         pickled = start[:1] == b"\x80" and "Unsupported operand" in said
@@ -60,9 +60,9 @@ def opened(path: Path, what: str) -> Any:
 
 
 def _check_stored(archive: zipfile.ZipFile, path: Path, what: str) -> None:
-    """Refuses what would grow when read, by the directory alone.
+    """Refuses archives with compressed or overlapping members, by the directory alone.
 
-    What is packed can be any number of times its size, and is misread where it is mapped.
+    A compressed member can be many times its size when read, and mapping would misread it.
     """
     members = archive.infolist()
     packed = [member for member in members if member.compress_type != zipfile.ZIP_STORED]
@@ -73,7 +73,7 @@ def _check_stored(archive: zipfile.ZipFile, path: Path, what: str) -> None:
             "not unpacked. If you trust it, save it anew: "
             "torch.save(torch.load('weights.pth', weights_only=True, mmap=False), 'stored.pth')"
         )
-    # Stored members that lie one on another.
+    # Stored members that overlap.
     if sum(member.file_size for member in members) > size:
         raise UserError(
             f"{what}: its members claim more than the {size} bytes of the file, which nothing that "
@@ -82,7 +82,7 @@ def _check_stored(archive: zipfile.ZipFile, path: Path, what: str) -> None:
 
 
 def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
-    """The tensors by name, out of whatever they are wrapped in."""
+    """The tensors by name, taken out of the containers around them."""
     for wrapper in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -96,7 +96,7 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
             f"{', '.join(map(str, list(content)[:4]))}"
         )
     for name, tensor in content.items():
-        # A few bytes may claim to be any number of numbers, by strides of zero.
+        # With strides of zero, a few bytes may claim to be a tensor of any size.
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
             raise UserError(f"{what}: {name} is no plain tensor, with a place for each number")
@@ -107,7 +107,7 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
 
 
 def classes_of(content: Any, count: int) -> tuple[Any, Any]:
-    """Names and colours of the classes, if there are as many as the head has."""
+    """Names and colours of the classes, if their number equals the head's."""
     meta = content.get("meta") if isinstance(content, Mapping) else None
     if not isinstance(meta, Mapping):
         return None, None

@@ -1,4 +1,4 @@
-"""Model folders and Hub ids: their configuration and weights, read without running any of it."""
+"""Model folders and Hub ids: readers of configuration and weights that run no foreign code."""
 
 import pickle
 import warnings
@@ -17,10 +17,10 @@ def load_config(model: str, what: str) -> SegformerConfig:
 
     Args:
         model: the folder or id.
-        what: what to call it in messages, such as "model.init=...".
+        what: its name in messages, such as "model.init=...".
 
     Raises:
-        UserError: there is none, or it is another kind of model's.
+        UserError: there is no configuration, or it belongs to another kind of model.
     """
     if is_checkpoint_file(model):
         raise UserError(
@@ -39,9 +39,9 @@ def load_config(model: str, what: str) -> SegformerConfig:
 def load_model(
     model: str, what: str, config: SegformerConfig
 ) -> tuple[SegformerForSemanticSegmentation, list[str]]:
-    """A SegFormer with a head for `config`, in float32, and the names of the weights that are new.
+    """A SegFormer with a head for `config`, in float32, and the names of newly drawn weights.
 
-    Warns of a licence that is known to restrict their use.
+    Warns of a licence that is known to restrict the use of the weights.
 
     Raises:
         UserError: the weights cannot be read.
@@ -55,7 +55,7 @@ def load_model(
 def read_model(
     model: str, what: str, config: SegformerConfig, architecture: type[PreTrainedModel]
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model of a folder or Hub id, in float32, and the names of the weights that are new.
+    """The model of a folder or Hub id, in float32, and the names of newly drawn weights.
 
     Raises:
         UserError: the weights cannot be read.

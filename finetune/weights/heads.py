@@ -1,4 +1,4 @@
-"""The heads of others as stock's, where that is possible."""
+"""Conversion of foreign heads to stock's head, where possible."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from finetune.errors import UserError
 from finetune.weights.naming import ENCODER, HEAD, HEADS, layout_of, renamed
 from finetune.weights.shapes import shape_of
 
-BATCH_NORM_EPS = 1e-5  # PyTorch's default, which all of them leave in place
+BATCH_NORM_EPS = 1e-5  # PyTorch's default, which all originals keep
 _TELLING = {
     "NVlabs": "linear_fuse.conv.weight",
     "mmsegmentation": "fusion_conv.conv.weight",
@@ -21,12 +21,12 @@ _TELLING = {
 def stock_head(
     tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str
 ) -> tuple[dict[str, Tensor], str, list[str]]:
-    """Stock's head of theirs; or why there is none; and the names that are not needed."""
+    """The head converted to stock's, or the reason why not, and the names of unused tensors."""
     layout = layout_of(tensors, HEADS)
     if layout is None or _TELLING[layout] not in tensors:
         return {}, f"its head is another than SegFormer's ({', '.join(list(tensors)[:3])})", []
     found, unknown = renamed(tensors, layout, HEADS, what)
-    # NVlabs' head inherits a classifier that it does not use.
+    # NVlabs' head inherits an unused classifier.
     unused = [name for name in unknown if layout == "NVlabs" and name.startswith("conv_seg.")]
     strange = [name for name in unknown if name not in unused]
     if strange:
@@ -43,18 +43,19 @@ def stock_head(
 def _without_relu(
     head: dict[str, Tensor], state: Mapping[str, Tensor], what: str
 ) -> tuple[dict[str, Tensor], str]:
-    """The head of mmsegmentation as stock's, where that is possible, or why it is not.
+    """The head of mmsegmentation converted to stock's, or the reason why not.
 
-    There a stage's map goes through ReLU(BN(conv(x))) before it is upsampled and fused; in stock's
-    head through a linear layer alone. Batch norm is affine and folds into the layer. A ReLU is not:
-    it can go only where it never acts, or always. That can be told without data: what comes in is
-    a layer norm's output, gamma z + beta with z of mean 0 and at most sqrt(C) long, so the channel
-    a x + b lies within a beta + b +- sqrt(C) |a gamma - mean(a gamma)|.
+    mmsegmentation's head applies ReLU(BN(conv(x))) to a stage's map before it upsamples and fuses;
+    stock's head applies a linear layer alone. Batch norm is affine and folds into the layer. A ReLU
+    can be removed only from channels that are always positive, or always negative. The weights
+    decide this without data: the input is a layer norm's output, gamma z + beta, where z has mean 0
+    and a length of at most sqrt(C). So the channel a x + b lies within
+    a beta + b +- sqrt(C) |a gamma - mean(a gamma)|.
 
     Args:
         head: tensors in the names of `HEADS`.
-        state: of the encoder, for the norms of its stages.
-        what: what to call the file in messages.
+        state: the encoder's tensors, for the norms of its stages.
+        what: the file's name in messages.
     """
     found = {name: tensor for name, tensor in head.items() if not name.startswith("convs.")}
     stages = sum(bool(re.fullmatch(r"convs\.\d+\.conv\.weight", name)) for name in head)
@@ -109,7 +110,7 @@ def _without_relu(
             f"fusion, which may act on {acting} of {channels} channels here. Stock's head has none "
             "there and cannot give these logits"
         )
-    # There the finest map comes first, here the coarsest.
+    # mmsegmentation's finest map comes first, stock's coarsest.
     fused = found.get("linear_fuse.weight")
     if fused is not None and fused.ndim == 4 and stages and not fused.shape[1] % stages:
         found["linear_fuse.weight"] = torch.cat(fused.chunk(stages, dim=1)[::-1], dim=1)

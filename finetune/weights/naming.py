@@ -1,4 +1,4 @@
-"""The names that others give to SegFormer's tensors, and ours for them."""
+"""Translation of foreign names of SegFormer's tensors to ours."""
 
 import functools
 import re
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from finetune.errors import UserError
 
-# Names of modules, theirs -> ours; {s} is a stage, {b} a block. Several of ours: theirs is packed
-# along the first axis.
+# Names of modules, theirs -> ours; {s} is a stage, {b} a block. A tuple of ours means that their
+# tensor packs several along the first axis.
 _BLOCK = "block.{s}.{b}."
 ENCODERS: dict[str, dict[str, tuple[str, ...]]] = {
     "NVlabs": {
@@ -49,7 +49,7 @@ ENCODERS: dict[str, dict[str, tuple[str, ...]]] = {
 ENCODERS["transformers"] = {
     f"encoder.{name}": (name,) for names in ENCODERS["NVlabs"].values() for name in names
 }
-# What transformers 5 calls them in memory, which a bare torch.save keeps.
+# Names of transformers 5 in memory, which a plain torch.save keeps.
 _OF_STAGE = {
     "patch_embeddings.proj": "patch_embeddings.{s}.proj",
     "patch_embeddings.layer_norm": "patch_embeddings.{s}.layer_norm",
@@ -74,7 +74,7 @@ HEADS: dict[str, dict[str, tuple[str, ...]]] = {
         "linear_fuse.bn": ("batch_norm",),
         "linear_pred": ("classifier",),
     },
-    "mmsegmentation": {  # not ours yet: see _without_relu
+    "mmsegmentation": {  # _without_relu converts these further
         "convs.{s}.conv": ("convs.{s}.conv",),
         "convs.{s}.bn": ("convs.{s}.bn",),
         "fusion_conv.conv": ("linear_fuse",),
@@ -106,7 +106,7 @@ def layout_of(
 def _targets(
     name: str, layout: str, table: Mapping[str, tuple[str, ...]]
 ) -> tuple[list[str], str] | None:
-    """Our modules for one of their tensors, and the tensor's name in each."""
+    """Our modules for a foreign tensor, and its name in each."""
     match = re.fullmatch(rf"(.+?)[._]({_LEAVES})", name)
     if match is None:
         return None
@@ -135,7 +135,7 @@ def renamed(
     layouts: Mapping[str, Mapping[str, tuple[str, ...]]],
     what: str,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Tensors in our names, and those that the layout does not know in theirs."""
+    """Tensors under our names, and the foreign names that the layout does not know."""
     state, unknown = {}, {}
     for name, tensor in tensors.items():
         found = _targets(name, layout, layouts[layout])

@@ -1,7 +1,6 @@
-"""Checkpoint files of others, read into the names that this package and the Hub keep on disk.
+"""Reader of foreign checkpoint files, which renames tensors to the names of Hub files.
 
-A file says how it was laid out by the names of its tensors, and what model it is of by their
-shapes:
+The names of a file's tensors tell its layout, and their shapes tell its model:
 
     NVlabs          `backbone.block1.0.attn.kv`, `decode_head.linear_c1.proj`; `mit_b*.pth` without
                     `backbone.` and with `head`, the ImageNet classifier
@@ -10,14 +9,14 @@ shapes:
     transformers    `segformer.encoder.block.0.0.attention.self.query`, as on the Hub,
                     or `segformer.stages.0.blocks.0.attention.q_proj`, as version 5 in memory
 
-Encoder and head are recognised one by one, since forks mix them. Files are opened by
-`torch.load(weights_only=True)` or safetensors: nothing in them is ever run.
+Encoder and head are recognised one by one, since forks mix them. `torch.load(weights_only=True)` or
+safetensors open the files, so that no code in them is run.
 
-NVlabs normalises with epsilon 1e-6 in blocks and after stages, mmsegmentation everywhere; stock
-transformers, and so this package, with 1e-5 everywhere, which changes a norm's output by
-4.5e-6 / variance of it. Measured on B0 with random weights, 150 classes, 512 x 512, against a
-reference with NVlabs' names (tests/originals.py): logits differ from stock's by 4e-7 of the largest
-at equal epsilon, by 3e-6 with the original's.
+NVlabs normalises with epsilon 1e-6 in blocks and after stages, mmsegmentation everywhere. Stock
+transformers and this package use 1e-5 everywhere, which changes a norm's output by 4.5e-6 /
+variance of it. Measured on B0 with random weights, 150 classes, 512 x 512, against a reference with
+NVlabs' names (tests/originals.py): logits differ from stock's by 4e-7 of the largest at equal
+epsilon, by 3e-6 with the original's.
 
 Sources: mix_transformer.py and segformer_head.py of NVlabs/SegFormer; mit.py, segformer_head.py and
 tools/model_converters/mit2mmseg.py of open-mmlab/mmsegmentation.
@@ -47,26 +46,26 @@ from finetune.weights.shapes import (
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 _AUXILIARY = "auxiliary_head."
-# The classifier that an encoder was trained with; segmentors may still carry it.
+# The classifier of the encoder's pre-training; some segmentors still contain it.
 _IMAGENET = ("head.weight", "head.bias", "classifier.weight", "classifier.bias", "backbone.head.")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """What a checkpoint file holds.
+    """The content of a checkpoint file.
 
     Attributes:
-        state: tensors in float32, by the names on disk of the model of its `kind`; the encoder's
-            always, the head's only if stock's head can express it.
-        arguments: of `SegformerConfig`, as the shapes have them; `num_labels` if there is a head.
-        kind: what it is a model of: "encoder" if it has no head that can be taken.
-        layout: whose names it came in, such as "NVlabs".
-        names: of its classes, if the file says so.
-        colors: of its classes, if the file says so.
-        assumed: what neither names nor shapes say, in sentences.
-        left_out: names of tensors that no logit depends on.
-        lost_head: why the head that the file has cannot be taken; empty: it is, or there is none.
-        licence: what is known of it, in a sentence, or empty.
+        state: tensors in float32, by the names on disk of a model of its `kind`; always the
+            encoder's, and the head's if stock's head can express it.
+        arguments: arguments of `SegformerConfig` from the shapes; `num_labels` if there is a head.
+        kind: the kind of model; "encoder" without a usable head.
+        layout: the origin of its names, such as "NVlabs".
+        names: names of its classes, if the file has them.
+        colors: colours of its classes, if the file has them.
+        assumed: sentences about values that neither names nor shapes give.
+        left_out: names of unused tensors.
+        lost_head: why the file's head cannot be used; empty if it can, or if there is none.
+        licence: a sentence on its licence, or empty.
     """
 
     state: dict[str, Tensor]
@@ -82,11 +81,11 @@ class Weights:
 
     @property
     def variant(self) -> str | None:
-        """The published size that it has, such as "b0"; the widths of heads do not count."""
+        """The published size of the encoder, such as "b0", or None; the head's width is ignored."""
         return variant_of(self.arguments["depths"], self.arguments["hidden_sizes"])
 
     def describe(self) -> str:
-        """It in a few words."""
+        """A short description."""
         size = f"MiT-{self.variant.upper()}" if self.variant else "a MiT of another size"
         what = f"{self.layout} weights of {size}"
         if self.kind == "encoder":
@@ -96,7 +95,7 @@ class Weights:
 
 
 def is_checkpoint_file(name: str) -> bool:
-    """Whether a text means a file of weights, there or not, and no folder and no Hub id."""
+    """Whether a name means a file of weights, which need not exist, not a folder or Hub id."""
     path = Path(name)
     return path.is_file() or (path.suffix.lower() in SUFFIXES and not path.is_dir())
 
@@ -108,18 +107,18 @@ def read_weights(
     heads: Sequence[int] | None = None,
     check_size: Callable[[dict[str, Any]], None] | None = None,
 ) -> Weights:
-    """Reads a checkpoint file; nothing in it is run.
+    """Reads a checkpoint file without running code in it.
 
     Args:
-        path: `.safetensors`, or what `torch.save` wrote.
-        what: what to call it in messages, such as "model.init=mit_b0.pth".
-        heads: of attention, a stage each: no shape says how many. None: as published for sizes
-            that were; else as the widths suggest, and `assumed` says so.
-        check_size: shown `depths` and `hidden_sizes` before heads are compared with them.
+        path: a `.safetensors` file, or a file of `torch.save`.
+        what: its name in messages, such as "model.init=mit_b0.pth".
+        heads: number of attention heads of each stage, which no shape gives. None: the published
+            numbers for published sizes; else a guess from the widths, noted in `assumed`.
+        check_size: called with `depths` and `hidden_sizes` before the heads are checked.
 
     Raises:
-        UserError: there is no such file; it is damaged; it needs more than plain tensors; its
-            layout is unknown; tensors are missing, of other shapes or not finite.
+        UserError: the file does not exist, is damaged or needs more than plain tensors; its layout
+            is unknown; tensors are missing, have other shapes or are not finite.
     """
     content = opened(path, what)
     tensors = tensors_of(content, what)

@@ -1,4 +1,4 @@
-"""What model tensors are of, as far as their shapes say, and whether they are all of it."""
+"""The configuration of a model from its tensors' shapes, and the check that none is missing."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ def variant_of(depths: Sequence[int], hidden_sizes: Sequence[int]) -> str | None
 
 
 def shape_of(state: Mapping[str, Tensor], name: str, what: str, ndim: int | None = None) -> Any:
-    """The shape of a tensor that must be there, with as many axes as it must have."""
+    """The shape of a required tensor; raises a UserError if it is missing or has other axes."""
     if name not in state:
         raise UserError(f"{what}: {name} is missing; the file is not whole")
     shape = state[name].shape
@@ -48,7 +48,7 @@ def encoder_arguments(
     heads: Sequence[int] | None,
     check_size: Callable[[dict[str, Any]], None] | None = None,
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Keyword arguments of the configuration, as the encoder's shapes have them."""
+    """Keyword arguments of the configuration, from the encoder's shapes."""
     found = [re.match(rf"{ENCODER}block\.(\d+)\.(\d+)\.", name) for name in state]
     blocks = sorted({(int(match[1]), int(match[2])) for match in found if match})
     stages = 1 + max((stage for stage, _ in blocks), default=-1)
@@ -97,7 +97,7 @@ def encoder_arguments(
 def _num_heads(
     depths: list[int], hidden_sizes: list[int], what: str, heads: Sequence[int] | None
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Heads of attention a stage, which no shape says, and what is assumed about them."""
+    """Attention heads of each stage, which no shape gives, and the assumptions about them."""
     if heads is not None:
         if len(heads) != len(hidden_sizes) or not all(
             n > 0 and size % n == 0 for n, size in zip(heads, hidden_sizes, strict=True)
@@ -110,7 +110,7 @@ def _num_heads(
     published = SegformerConfig().num_attention_heads
     if variant_of(depths, hidden_sizes):
         return list(published), ()
-    # Both originals make the width of a stage its heads times that of the first, of one head.
+    # In both originals the width of a stage is its heads times the width of stage 1, with one head.
     numbers = [size // hidden_sizes[0] for size in hidden_sizes]
     if any(size % hidden_sizes[0] for size in hidden_sizes):
         numbers = list(published)
@@ -127,16 +127,16 @@ def _num_heads(
 def checked(
     state: Mapping[str, Tensor], arguments: dict[str, Any], kind: Kind, what: str
 ) -> dict[str, Tensor]:
-    """The state in float32, its names and shapes compared with the model's, its numbers finite."""
+    """The state in float32, after checks of names, shapes and finite numbers."""
     try:
         with torch.device("meta"):
             model = ARCHITECTURES[kind](SegformerConfig(**arguments))
     except ValueError as error:
         raise UserError(f"{what}: its shapes make no SegFormer ({error})") from error
-    # An encoder alone stands under `segformer.` here, as in every model with a head.
+    # An encoder alone has the prefix `segformer.` here, as in a model with a head.
     prefix = "segformer." if kind == "encoder" else ""
     expected = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
-    counter = f"{HEAD}batch_norm.num_batches_tracked"  # which nothing depends on
+    counter = f"{HEAD}batch_norm.num_batches_tracked"  # not used by any result
     if counter in expected:
         state = {counter: torch.tensor(0), **state}
     missing = [name for name in expected if name not in state]
@@ -163,7 +163,7 @@ def checked(
             raise UserError(
                 f"{what}: {name} has values below 0, which no variance has; take another"
             )
-        # A copy: what is mapped from a file changes with it.
+        # A copy: a tensor mapped from a file changes with the file.
         checked[name] = tensor.to(tensor.dtype if name == counter else torch.float32, copy=True)
         if not checked[name].isfinite().all():
             raise UserError(f"{what}: {name} is not finite (NaN or infinity); take another")

@@ -1,4 +1,4 @@
-"""What a training starts from: the weights of a folder, a Hub id or a file."""
+"""The starting weights of a training, from a folder, a Hub id or a file."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ def starting_model(init: str | None, arguments: dict[str, Any]) -> tuple[PreTrai
 
     Args:
         init: `model.init`: a folder, a Hub id, a file of weights, or None.
-        arguments: of the `SegformerConfig` that the recipe asks for, labels included.
+        arguments: arguments of the recipe's `SegformerConfig`, labels included.
 
     Returns:
-        The model, and what is known about the licence of its weights ("" if nothing).
+        The model, and a remark on the licence of its weights, or "".
 
     Raises:
-        UserError: the weights cannot be read, or are those of another model.
+        UserError: the weights cannot be read, or belong to another model.
     """
     if init is None:
         return SegformerForSemanticSegmentation(SegformerConfig(**arguments)), ""
@@ -38,11 +38,7 @@ _FIRST = "segformer.encoder.patch_embeddings.0.proj.weight"
 
 
 def _from_folder(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """Starts from a folder or Hub id; a head for other labels is drawn anew, and said so.
-
-    Returns:
-        The model, and what is known about the licence.
-    """
+    """Starts from a folder or Hub id; draws a new head for other labels, with a message."""
     what = f"model.init={init}"
     found = load_config(init, what)
     _check_size(found.to_dict(), arguments, what, ("num_attention_heads",))
@@ -64,7 +60,7 @@ def _from_folder(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel,
 
 
 def _from_file(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, str]:
-    """As `_load`, from a file of weights; always says what it took of it."""
+    """Starts from a file of weights; prints which tensors it used."""
     what = f"model.init={init}"
     weights = read_weights(
         Path(init),
@@ -100,7 +96,7 @@ def _from_file(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel, s
 def _check_size(
     found: dict[str, Any], wanted: dict[str, Any], what: str, more: tuple[str, ...] = ()
 ) -> None:
-    """A checkpoint's encoder is of the size that the recipe says."""
+    """Raises a UserError unless a checkpoint's encoder has the recipe's size."""
     for key in ("depths", "hidden_sizes", *more):
         if list(found[key]) != list(wanted[key]):
             size = variant_of(found["depths"], found["hidden_sizes"])
@@ -121,7 +117,7 @@ def _check_size(
 
 
 def _list(values: Sequence[int]) -> str:
-    """As a command line takes it, without spaces."""
+    """A list without spaces, for a command line."""
     return str(list(values)).replace(" ", "")
 
 
