@@ -1,9 +1,9 @@
 """Recipes: what to train, on what and how, in typed and closed YAML.
 
-A recipe states only what differs from the defaults, which live in the classes of this room and
+A recipe states only its differences from the defaults, which live in the classes of this folder and
 nowhere else. `base:` names a recipe to start from, `key=value` overrides by dotted path, and an
-unknown key is an error that suggests the nearest one. `load_recipe` returns the resolved recipe:
-every value stands in it, nothing is left to look up.
+unknown key is an error that suggests the nearest one. `load_recipe` returns the resolved recipe,
+which holds every value.
 
     recipe = load_recipe("camvid", ["data.path=CamVid", "train.steps=2000"])
 

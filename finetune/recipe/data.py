@@ -1,4 +1,4 @@
-"""The section `data`: a section class for each source, told apart by `source`.
+"""The section `data`: a class for each source, selected by the key `source`.
 
 A new source is a class here, a member of `AnySource`, and an opener in
 `finetune/data/sources/opening.py`.
@@ -20,10 +20,10 @@ ImageFolder = Annotated[str, Field(description="where the images are, below path
 
 
 class DataSection(Section):
-    """Where the images and masks come from: the keys that every source reads."""
+    """The keys of every source of images and masks."""
 
     is_drawn: ClassVar[bool] = False
-    """Whether the source draws its images: there are no files to check, to cache or to pack."""
+    """Whether the source draws its images, so that there are no files to check, cache or pack."""
 
     source: str
     train_split: str = Field("train", description="what to train on")
@@ -47,12 +47,12 @@ class DataSection(Section):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether samples are read from front to back, and not by their number."""
+        """Whether samples are read in order, without access by index."""
         return False
 
     @property
     def held_back(self) -> float | None:
-        """The share of `train_split` that is evaluated on, instead of `val_split`."""
+        """The share of `train_split` for the evaluation, in place of `val_split`."""
         return None
 
     def _problems(self) -> Iterator[str]:
@@ -77,7 +77,7 @@ class ShapesData(DataSection):
 
 
 class StoredData(DataSection):
-    """A source that reads what somebody has stored."""
+    """A source that reads stored images."""
 
     path: str = Field(
         description="the data set's folder; hub: also an id, owner/name, or an address such as "
@@ -114,7 +114,7 @@ class FileData(StoredData):
     """A source that reads files below a folder."""
 
     patterns: ClassVar[tuple[str, ...]] = ()
-    """The keys in which `{split}` leads to other files; without them the source knows by itself."""
+    """The keys in which `{split}` selects files; empty if the source finds splits by itself."""
 
     split_list: str | None = Field(
         None, description="text file of a split's ids, below path, such as {split}.txt"
@@ -135,7 +135,7 @@ class FileData(StoredData):
             )
 
     def _tells_splits_apart(self) -> bool:
-        """Whether a split's name leads to other files, where two names are given."""
+        """Whether the two splits, if their names differ, have different files."""
         if not self.patterns or self.val_fraction is not None or self.train_split == self.val_split:
             return True
         texts = [*(getattr(self, key) for key in self.patterns), self.split_list or ""]
@@ -143,7 +143,7 @@ class FileData(StoredData):
 
 
 class FolderData(FileData):
-    """Two folders; also what a recipe means that names no source."""
+    """Two folders; the default source."""
 
     patterns = ("images", "masks")
 
@@ -160,7 +160,7 @@ class FolderData(FileData):
 
 
 class HubData(StoredData):
-    """The Hub, or Parquet and Arrow anywhere."""
+    """The Hub, or Parquet and Arrow files."""
 
     source: Literal["hub"]
     revision: str | None = Field(None, description="branch, tag or commit of the repository")
@@ -186,7 +186,7 @@ class HubData(StoredData):
 
 
 class CocoData(FileData):
-    """COCO's JSON of objects."""
+    """Objects in COCO's JSON format."""
 
     patterns = ("annotations",)
 
@@ -206,7 +206,7 @@ class UltralyticsData(FileData):
 
 
 class OfficialData(FileData):
-    """A known data set in the folders that it comes in."""
+    """A known data set in its official folders."""
 
     source: Literal["camvid", "ade20k", "cityscapes", "voc", "coco-stuff"]
 
@@ -227,10 +227,10 @@ READ_BY: dict[str, tuple[str, ...]] = {
 
 
 def _of_its_source(values: Any) -> Any:
-    """Names the source, and leaves out keys of other sources that stand at their default.
+    """Adds the source, and removes keys of other sources that are at their default.
 
-    Earlier versions wrote all keys of all sources into the recipes of run and model folders, where
-    those of other sources could only be at their default. Such a recipe stays readable.
+    Earlier versions wrote the keys of all sources into the recipes of run and model folders, those
+    of other sources always at their default. Such recipes stay readable.
     """
     if not isinstance(values, Mapping):
         return values
@@ -251,7 +251,7 @@ def _of_its_source(values: Any) -> Any:
 
 
 def default_of(key: str) -> Any:
-    """The default of a key, which is the same in all sources that read it; None without one."""
+    """The default of a key, the same in all sources that read it; None without a default."""
     field = SOURCES[READ_BY[key][0]].model_fields[key]
     return None if field.is_required() else _plain(field.default)
 
@@ -268,5 +268,5 @@ _ADAPTER: TypeAdapter[DataSection] = TypeAdapter(Data)
 
 
 def read_data(values: Mapping[str, Any]) -> DataSection:
-    """The section of a source, of keys that the package itself has found."""
+    """The section for keys that the package itself has found."""
     return _ADAPTER.validate_python(values)

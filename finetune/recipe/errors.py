@@ -1,4 +1,4 @@
-"""pydantic's errors as lines for people: the dotted key, what is wrong, what was found."""
+"""pydantic's errors as lines for the user: the dotted key, the mistake, the value found."""
 
 import re
 from collections.abc import Callable
@@ -15,12 +15,12 @@ def error_lines(
     key_of: Callable[[tuple[str | int, ...]], str] = lambda where: ".".join(map(str, where)),
     unknown: Callable[[str], str] = lambda key: "unknown key",
 ) -> list[str]:
-    """One line a mistake.
+    """One line for each mistake.
 
     Args:
-        error: Of a section, or of a whole recipe.
-        key_of: Gives the key as people write it, of pydantic's location.
-        unknown: Says of an unknown key what may be meant.
+        error: The error of a section or of a whole recipe.
+        key_of: Turns pydantic's location into the dotted key.
+        unknown: Gives the message for an unknown key.
     """
     lines: list[str] = []
     for problem in error.errors():
@@ -35,7 +35,7 @@ def error_lines(
 
 
 def _own(message: str, key: str) -> list[str]:
-    """A message of ours, which names keys of the section by a dot in front."""
+    """The lines of one of our messages, in which a leading dot marks keys of the section."""
     prefix = f"{key}." if key else ""
     lines = message.split("\n")
     return [

@@ -1,6 +1,6 @@
-"""How an image becomes a mask of its own size: the recipe's `evaluation`, which is the protocol.
+"""The section `evaluation`, the protocol by which an image becomes a mask of its own size.
 
-`InferenceProtocol` is read from recipes and from `finetune_eval` in config.json, by the same rules.
+`InferenceProtocol` comes from recipes and from `finetune_eval` in config.json, by the same rules.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,8 +18,8 @@ from finetune.recipe.section import PositiveInt, Section, Size
 class InferenceProtocol(Section):
     """How an image is resized and shown to the model; its mask has the image's own size.
 
-    Sizes are stock's where stock has the rule: a fixed size, a shorter edge, a shorter edge with a
-    limit of the longer one, or none. `size_divisor` is mmsegmentation's; stock does not have it.
+    Four rules for the size are stock's: a fixed size, a shorter edge, a shorter edge with a limit
+    of the longer one, or none. `size_divisor` is mmsegmentation's; stock does not have it.
     """
 
     fixed_size: Size | None = Field(
@@ -66,10 +66,10 @@ class InferenceProtocol(Section):
 
     @classmethod
     def read(cls, values: Any) -> "InferenceProtocol":
-        """From `config.json`, or from what a program was asked for.
+        """Reads the values of `config.json`, or the options of a program.
 
         Raises:
-            UserError: A key or a value is not known; names it.
+            UserError: A key or a value is unknown; the message names it.
         """
         if isinstance(values, Mapping) and (unknown := values.keys() - cls.model_fields.keys()):
             raise UserError(f"unknown protocol keys: {', '.join(sorted(unknown))}")
@@ -80,14 +80,14 @@ class InferenceProtocol(Section):
 
     @property
     def resizes(self) -> bool:
-        """Whether images change their size (at the scale 1)."""
+        """Whether the protocol resizes images (at scale 1)."""
         return self.fixed_size is not None or self.shortest_edge is not None
 
     def replaced(self, **changes: Any) -> "InferenceProtocol":
-        """Another one; a new window has a stride of its own, and a new size no other.
+        """A changed copy. A new window drops the old stride, a new size the other sizes.
 
         Raises:
-            UserError: A value makes no sense.
+            UserError: A value is invalid.
         """
         left_out = {"stride"} if "window" in changes else set()
         if changes.keys() & {"fixed_size", "shortest_edge"}:
@@ -114,11 +114,11 @@ class InferenceProtocol(Section):
         return f"{text}, {scales}{' and mirrored' * self.flip}, scored at the image's own size"
 
     def size(self, height: int, width: int, scale: float = 1.0) -> tuple[int, int]:
-        """The size that an image of height x width is resized to.
+        """The size to which an image of height x width is resized.
 
-        With `size_divisor` the factor is mmsegmentation's for scale (longest, shortest); without
-        it rounding is that of stock's `get_resize_output_image_size`, and with `longest_edge` that
-        of `get_size_with_aspect_ratio`.
+        With `size_divisor` the factor is mmsegmentation's for scale (longest, shortest). Otherwise
+        the rounding is that of stock's `get_resize_output_image_size`, or with `longest_edge` of
+        `get_size_with_aspect_ratio`.
         """
         if self.fixed_size is not None:
             return _scaled(self.fixed_size[0], scale), _scaled(self.fixed_size[1], scale)
@@ -144,7 +144,7 @@ class InferenceProtocol(Section):
         return new if height <= width else new[::-1]
 
     def resize(self, image: np.ndarray) -> list[np.ndarray]:
-        """An image (H, W, C), once a scale."""
+        """Resizes an image (H, W, C), once for each scale."""
         height, width = image.shape[:2]
         return [resized(image, self.size(height, width, scale)) for scale in self.scales]
 
@@ -156,7 +156,7 @@ class EvaluationSection(InferenceProtocol):
 
     @property
     def protocol(self) -> InferenceProtocol:
-        """What a model folder keeps of it."""
+        """The part of the section that a model folder keeps."""
         return InferenceProtocol(**self.model_dump(exclude={"batch_size"}))
 
 

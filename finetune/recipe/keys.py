@@ -1,4 +1,4 @@
-"""Every key that a recipe can hold: for `finetune show --keys`, and the nearest one to a typo."""
+"""All keys of recipes, for `finetune show --keys` and for suggestions after a typo."""
 
 import difflib
 import re
@@ -20,9 +20,10 @@ _SOURCE = (
 
 
 def describe_keys() -> list[Row]:
-    """Dotted key, type, default and description of every value a recipe can hold.
+    """Dotted key, type, default and description of every value of a recipe.
 
-    Keys of `data` that not every source reads say which ones do; those of `loss` are a term's.
+    Keys of `data` name their sources unless all sources read them. Keys of `loss` are those of one
+    term.
     """
     rows: list[Row] = []
     for name in Recipe.model_fields:
@@ -41,7 +42,7 @@ def describe_keys() -> list[Row]:
 
 
 def explain_unknown(dotted: str, source: str) -> str:
-    """What to say of a key that the recipe, or its source of data, does not have."""
+    """The message for a key that is unknown to recipes or to their source of data."""
     section, _, name = dotted.partition(".")
     if section == "data" and name in READ_BY:
         return f"read by source {' / '.join(sorted(READ_BY[name]))}, not {source}"
@@ -67,7 +68,7 @@ def _of_data() -> Iterator[Row]:
 def _of_loss() -> Iterator[Row]:
     example = "[{cross_entropy: {focal_gamma: 2}}]"
     yield "loss", "list", "[{cross_entropy: {}}]", f"the terms by name, as {example}"
-    yield from _of_section(CrossEntropySection, "loss.")  # which may stand there by themselves
+    yield from _of_section(CrossEntropySection, "loss.")  # the short form
 
 
 def _of_section(section: type[Section], prefix: str) -> Iterator[Row]:
@@ -98,7 +99,7 @@ def _value(value: Any) -> str:
 
 
 def _nearest_key(dotted: str) -> str | None:
-    """The key beside it with the likest name, or one elsewhere with nearly the same name."""
+    """The most similar key of the same section, or a very similar one elsewhere."""
     keys = [key for key, *_ in describe_keys()]
     keys += sorted({key.partition(".")[0] for key in keys} - set(keys))
     section, _, name = dotted.rpartition(".")

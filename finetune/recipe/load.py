@@ -1,4 +1,4 @@
-"""From a name and overrides to a resolved recipe: every value stands in it.
+"""Loads recipes: a name and overrides become a resolved recipe, which holds every value.
 
     recipe = load_recipe("camvid", ["data.path=CamVid", "train.steps=2000"])
 
@@ -30,15 +30,15 @@ def load_recipe(
     """Finds, inherits, overrides and checks a recipe.
 
     Args:
-        name: a path, or a bare name that is looked up in the working directory and then among the
-            shipped recipes, with or without `.yaml`.
+        name: a path; or a bare name, with or without `.yaml`, for a file in the working directory
+            or else a shipped recipe.
         overrides: "dotted.key=value" strings (values are YAML), or a mapping of such keys.
 
     Returns:
         The resolved recipe.
 
     Raises:
-        UserError: names the file and the dotted key, and says what to do.
+        UserError: the message names the file, the dotted key and the remedy.
     """
     path = find_recipe(str(name))
     return recipe_from_values(_read_with_bases(path, ()), path, overrides)
@@ -49,12 +49,12 @@ def recipe_from_values(
     name: str | os.PathLike[str],
     overrides: Iterable[str] | Mapping[str, Any] = (),
 ) -> Recipe:
-    """Overrides and checks what a recipe's file holds, or would hold.
+    """Overrides and checks the values of a recipe's file, which need not exist.
 
     Args:
         values: Its sections.
         name: Its file, for messages and for the recipe's own name.
-        overrides: As those of `load_recipe`.
+        overrides: As for `load_recipe`.
 
     Raises:
         UserError: As `load_recipe`.
@@ -86,18 +86,18 @@ def find_recipe(name: str) -> Path:
 
 
 def shipped_recipes() -> list[Path]:
-    """The recipes that come with the package, by name."""
+    """The files of the recipes in the package, sorted by name."""
     return sorted(shipped_folder().glob("*.yaml"))
 
 
 def shipped_folder() -> Path:
-    """`recipes/` of the checkout, or of the installed wheel, which carries it in the package."""
+    """`recipes/` of the checkout, or its copy inside the installed package."""
     inside = Path(str(resources.files("finetune"))) / "recipes"
     return inside if inside.is_dir() else inside.parents[1] / "recipes"
 
 
 def recipe_from_yaml(path: Path) -> Recipe:
-    """A resolved recipe, as a run or a model folder keeps it."""
+    """Reads a resolved recipe, such as the one in a run or model folder."""
     recipe = _validate(read_yaml(path), path)
     _warn_of_unreachable(recipe)
     return recipe
@@ -119,7 +119,7 @@ def _read_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
-    """`top` over `base`: sections key by key, everything else (lists too) replaced."""
+    """Merges `top` into `base`: sections key by key; other values, lists too, are replaced."""
     merged = dict(base)
     for key, value in top.items():
         if isinstance(value, Mapping) and isinstance(merged.get(key), Mapping) and key != "map":
@@ -167,7 +167,7 @@ def _validate(values: Mapping[str, Any], path: Path) -> Recipe:
 
 
 def _as_people_write(where: Sequence[str | int], values: Mapping[str, Any]) -> str:
-    """The dotted key of pydantic's location, in which the union's branch is named as well."""
+    """The dotted key for pydantic's location, which also names the branch of a union."""
     parts = [*where]
     if parts[:1] == ["data"]:
         del parts[1:2]  # the source
@@ -182,12 +182,12 @@ def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
         return values
     preset = labels.get("preset")
     if not isinstance(preset, str) or preset not in PRESETS:
-        return values  # none, or a mistake that the validation names
+        return values  # no base, or a mistake that the validation reports
     return {**values, "labels": {**PRESETS[preset], **labels}}
 
 
 def _resolve(recipe: Recipe, stem: str) -> Recipe:
-    """Fills in what depends on other values, so that nothing is left to look up."""
+    """Fills in the values that depend on other values."""
     name = recipe.name or stem
     train = recipe.train
     if train.warmup_steps >= train.steps:

@@ -1,6 +1,6 @@
-"""The section `loss`: a list of named terms, whose weighted sum is trained on.
+"""The section `loss`: a list of named terms, whose weighted sum is the training loss.
 
-A new loss is a section here, a key of `LossTerm`, and its numbers in `finetune/losses.py`.
+A new loss is a section here, a key of `LossTerm`, and a class in `finetune/losses.py`.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,7 +20,7 @@ class TermSection(Section):
 
 
 class CrossEntropySection(TermSection):
-    """Cross entropy, and what changes how much a pixel counts in it."""
+    """Cross entropy and the weights of pixels in it."""
 
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
@@ -36,7 +36,7 @@ class CrossEntropySection(TermSection):
 
 
 class LossTerm(Section):
-    """One term, told apart by its only key."""
+    """One term; its only key names the loss."""
 
     cross_entropy: CrossEntropySection | None = Field(None, description="cross entropy of pixels")
 
@@ -47,7 +47,7 @@ class LossTerm(Section):
 
     @property
     def name(self) -> str:
-        """Which loss it is."""
+        """The name of the loss."""
         return next(iter(self.model_fields_set))
 
     @property
@@ -62,12 +62,12 @@ class LossTerm(Section):
 
 
 def _as_list(value: Any) -> Any:
-    """The short form, which is the keys of cross entropy alone, in the general one."""
+    """Turns the short form, the keys of cross entropy alone, into a list of terms."""
     return [{"cross_entropy": value}] if isinstance(value, Mapping) else value
 
 
 def _as_written(terms: tuple[LossTerm, ...], info: SerializationInfo) -> Any:
-    """The short form where it says all."""
+    """Writes the short form if it holds all terms."""
     if [term.name for term in terms] == ["cross_entropy"]:
         return terms[0].options.model_dump(mode=info.mode)
     return [{term.name: term.options.model_dump(mode=info.mode)} for term in terms]
@@ -80,4 +80,4 @@ Loss = Annotated[
     PlainSerializer(_as_written),
 ]
 PLAIN_LOSS: tuple[LossTerm, ...] = (LossTerm(cross_entropy=CrossEntropySection()),)
-"""The default: cross entropy, in which all pixels count the same."""
+"""The default: cross entropy with equal weights for all pixels."""

@@ -1,4 +1,4 @@
-"""A whole recipe: its sections, what must fit between them, and what makes two runs the same."""
+"""`Recipe`: its sections, the rules between them, and the comparison of two recipes."""
 
 import difflib
 import hashlib
@@ -25,9 +25,9 @@ from finetune.recipe.text import to_yaml
 
 SECTIONS = ("model", "data", "labels", "augment", "train", "loss", "evaluation", "hub")
 USED_BY: dict[str, frozenset[str]] = {"segmentation": frozenset(SECTIONS)}
-"""Task -> the sections that it uses; to set another one is a mistake."""
+"""Task -> its sections; a recipe with another section is an error."""
 
-# What may change between a run and its resumption: where things are and how fast they go.
+# Keys that may change between a run and its resumption: places and speed.
 VOLATILE = (
     "name",
     "output",
@@ -133,25 +133,25 @@ class Recipe(Section):
                 yield f"{where}.class_weights: no class counts, so that nothing can be learned"
 
     def to_yaml(self) -> str:
-        """The resolved recipe, as it is saved beside the model."""
+        """The resolved recipe as YAML, the form saved beside the model."""
         return to_yaml(self.model_dump(mode="json"))
 
     def hash(self) -> str:
-        """SHA-256 of what the result depends on (`VOLATILE` keys left out)."""
+        """SHA-256 of all keys but `VOLATILE`, that is of those that change the result."""
         content = {key: value for key, value in _flat(self).items() if key not in VOLATILE}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def differences(self, other: "Recipe") -> list[str]:
-        """The lines "key: mine -> other's" in which two recipes would give different results."""
+        """One line "key: mine -> other's" for each difference that changes the result."""
         mine, theirs = _flat(self), _flat(other)
         return [
             f"{key}: {mine.get(key)} -> {theirs.get(key)}"
-            for key in {**mine, **theirs}  # those of two sources differ
+            for key in {**mine, **theirs}  # two sources have different keys
             if key not in VOLATILE and mine.get(key) != theirs.get(key)
         ]
 
     def batch_split(self, world_size: int) -> tuple[int, int]:
-        """Micro-batch and gradient accumulation steps of each of `world_size` processes.
+        """Micro-batch size and accumulation steps of each of `world_size` processes.
 
         Raises:
             UserError: the processes cannot share the global batch.

@@ -1,4 +1,4 @@
-"""The JSON Schema of recipe files, by which editors complete and check them."""
+"""The JSON Schema of recipe files, with which editors complete and check them."""
 
 from typing import Any
 
@@ -8,21 +8,21 @@ from finetune.recipe.data import READ_BY
 from finetune.recipe.recipe import Recipe
 
 SCHEMA_FILE = ".finetune-recipe.schema.json"
-"""Its name beside a recipe: hidden, so that nobody takes it for a file of the data set."""
+"""Its name beside a recipe; hidden, so that it does not look like a file of the data set."""
 
 
 class _WithoutTitles(GenerateJsonSchema):
-    """A field's title would repeat its key."""
+    """Leaves out titles of fields, which would repeat their keys."""
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
 
 
 def recipe_schema() -> dict[str, Any]:
-    """Draft 2020-12.
+    """The schema, in draft 2020-12.
 
-    It is about files, which may state less than a recipe needs: the rest comes from `base` or from
-    the command line. What must fit together, such as crop and model, `finetune show` checks.
+    No key is required: a file may leave keys to `base` or to the command line. `finetune show`
+    checks the rules between keys, such as crop and model.
     """
     schema = Recipe.model_json_schema(schema_generator=_WithoutTitles)
     sections, keys = schema["$defs"], schema["properties"]
@@ -41,7 +41,7 @@ def recipe_schema() -> dict[str, Any]:
 def _data_branches(
     sections: dict[str, Any], branches: list[dict[str, str]]
 ) -> list[dict[str, str]]:
-    """One branch a source; a file that names none has the source of its `base`, whatever it is."""
+    """One branch for each source, and one for files without one, whose `base` may have any."""
     every: dict[str, Any] = {}
     for branch in branches:
         section = sections[branch["$ref"].rpartition("/")[2]]

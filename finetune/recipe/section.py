@@ -1,4 +1,4 @@
-"""What every section of a recipe is: closed, frozen, and with its rules beside its keys."""
+"""The base class of recipe sections."""
 
 from collections.abc import Iterator
 from typing import Annotated
@@ -12,15 +12,15 @@ Size = tuple[Side, Side]
 
 
 class Section(BaseModel):
-    """Closed and frozen: an unknown key is an error, and nobody changes a recipe in passing."""
+    """A closed and frozen section: an unknown key is an error, and values never change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     def _problems(self) -> Iterator[str]:
-        """What does not fit together, as "KEY: what is wrong".
+        """Yields the contradictions between keys, as "KEY: the mistake".
 
-        Keys of the section are written with a dot in front, as in `.stride: needs .window`:
-        `finetune.recipe.errors` puts the section's own name before it.
+        A dot in front marks keys of the section, as in `.stride: needs .window`.
+        `finetune.recipe.errors` puts the section's name before the dot.
         """
         yield from ()
 

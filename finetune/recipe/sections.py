@@ -1,4 +1,4 @@
-"""The sections that are no union: `model`, `labels`, `augment`, `train` and `hub`."""
+"""The sections `model`, `labels`, `augment`, `train` and `hub`."""
 
 import re
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest
 
 
 def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # which would be taken for 0 or 1
+    if isinstance(value, bool):  # pydantic would take it for 0 or 1
         raise ValueError("must be a number or text; YAML reads yes, no, on and off as true, false")
     return value
 
@@ -46,7 +46,7 @@ class ModelSection(Section):
     classifier_dropout_prob: Fraction = Field(0.1, description="dropout before the classifier")
 
     def config_arguments(self) -> dict[str, Any]:
-        """Keyword arguments of `SegformerConfig`, less what the labels say."""
+        """Keyword arguments of `SegformerConfig`, without those of the labels."""
         own = {
             key: getattr(self, key)
             for key in ("depths", "hidden_sizes", "decoder_hidden_size")
@@ -63,7 +63,7 @@ class ModelSection(Section):
 
     @property
     def smallest_side(self) -> int:
-        """Of an image, in pixels."""
+        """The smallest side of an image, in pixels."""
         return smallest_side(SegformerConfig(**self.config_arguments()))
 
     def _problems(self) -> Iterator[str]:
@@ -84,7 +84,7 @@ class ModelSection(Section):
 
 
 class LabelsSection(Section):
-    """What the values in the masks mean: the only place where labels are translated."""
+    """The meaning of the values in the masks; labels are translated here only."""
 
     preset: (
         Literal[
@@ -123,13 +123,13 @@ class LabelsSection(Section):
     )
 
     def build(self) -> Labels:
-        """The translation itself; its errors name the keys of this section."""
+        """The translation; its errors name the keys of this section."""
         rules = self.model_dump(exclude={"preset"})
         return Labels.build(**rules)
 
 
 class AugmentSection(Section):
-    """What is done to a training image; the defaults are the published recipe's."""
+    """The augmentation of training images; the defaults are the published recipe's."""
 
     crop: Size = Field((512, 512), description="height and width of a training crop")
     base_size: Size | None = Field(
@@ -150,7 +150,7 @@ class AugmentSection(Section):
 
 
 class TrainSection(Section):
-    """The loop; the defaults are the published recipe's."""
+    """The training loop; the defaults are the published recipe's."""
 
     steps: PositiveInt = Field(160_000, description="optimiser steps")
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
@@ -196,7 +196,7 @@ class TrainSection(Section):
 
 
 class HubSection(Section):
-    """Pushing the best model to the Hugging Face Hub while training goes on."""
+    """Pushes of the best model to the Hugging Face Hub during training."""
 
     repo: str | None = Field(
         None,
@@ -213,7 +213,7 @@ class HubSection(Section):
 
 
 def _is_repo(name: str) -> bool:
-    """Whether a push would take it: known before a training of hours, not after it."""
+    """Whether the Hub allows the name; checked before the training, not after hours of it."""
     from huggingface_hub.errors import HFValidationError  # heavy, and few recipes push
     from huggingface_hub.utils import validate_repo_id
 

@@ -1,4 +1,4 @@
-"""Recipes as text: YAML, read safely and written as people write it."""
+"""YAML of recipes: a safe reader and a readable writer."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ from finetune.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe, and a key that stands twice is an error instead of the last one winning."""
+    """A safe loader that reports duplicate keys as errors."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -23,19 +23,19 @@ class _Loader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """What a text holds.
+    """The value of a YAML text.
 
     Raises:
-        yaml.YAMLError: It is not YAML.
+        yaml.YAMLError: The text is not YAML.
     """
     return yaml.load(text, Loader=_Loader)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """What a recipe's file holds.
+    """The content of a recipe's file.
 
     Raises:
-        UserError: It cannot be read, or holds something else.
+        UserError: The file cannot be read, or is not a mapping.
     """
     try:
         values = parse_yaml(path.read_text(encoding="utf-8"))
@@ -51,11 +51,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Lists of plain values in one line, as people write them."""
+    """Writes lists of plain values in one line."""
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
-    """Values as people write recipes."""
+    """Values as readable YAML."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 

@@ -1,1 +1,1 @@
-"""One run: its folder, checkpoints, log, signals, processes."""
+"""A training run: its folder, checkpoints, log, signals and processes."""

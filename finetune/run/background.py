@@ -1,6 +1,6 @@
-"""Pushing while training goes on, in a process of its own that the training does not need.
+"""Pushes to the Hub during training, in a separate process.
 
-Whatever happens to a push, at worst a line is printed: no method here raises anything.
+A failed push only prints a line: no method here raises an exception.
 """
 
 import contextlib
@@ -16,24 +16,24 @@ from pathlib import Path
 from huggingface_hub import get_token
 
 PATIENCE = 900.0
-"""Seconds that the end of a training waits for its last push."""
+"""Seconds to wait for the last push at the end of a training."""
 
-# What a launcher tells the processes of a training, of which this one is none.
+# Variables of a launcher for the processes of a training. A push is not one of them.
 LAUNCHED = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 LOG = "hub.log"
 COMMAND = [sys.executable, "-m", "finetune.programs.push"]
 
 
 class BackgroundPush:
-    """Keeps a repository on the Hub at a run's best model.
+    """Pushes a run's best model to a repository on the Hub.
 
-    One push at a time; of those that wait only the newest stays. What they say goes to hub.log in
-    the run folder. Their processes end with this one, however it ends.
+    One push runs at a time, and only the newest model waits. The output of pushes goes to hub.log
+    in the run folder. A push ends with this process, even if this process is killed.
 
     Args:
-        output: the run folder, which no other process writes to.
+        output: the run folder; no other process writes there.
         repo: OWNER/NAME.
-        private: whether the repository is private if it is made new.
+        private: whether a new repository is private.
         say: shows a line to the user.
     """
 
@@ -42,12 +42,12 @@ class BackgroundPush:
         self.repo = repo
         self.say = say
         self._visibility = "--private" if private else "--no-private"
-        self._flag = "" if private else " --public"  # of the verb, which people type
+        self._flag = "" if private else " --public"  # option of `finetune push`
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: Path | None = None
         self._current: Path | None = None
         self._log_start = 0
-        self._clean()  # of a run that was killed
+        self._clean()  # after a run that was killed
         self._token = _token()
         if not self._token:
             say(
@@ -56,7 +56,7 @@ class BackgroundPush:
             )
 
     def newest(self, best: Path, step: int) -> None:
-        """Takes a model folder as it is now: pushed at once, or after the push under way."""
+        """Copies a model folder, and pushes it now or after the running push."""
         copy = self.output / f".pushing-{step:08d}"
         try:
             shutil.rmtree(copy, ignore_errors=True)
@@ -70,19 +70,19 @@ class BackgroundPush:
         self.poll()
 
     def poll(self) -> None:
-        """Looks after the push under way, and begins the one that waits; takes no time."""
+        """Checks the running push and starts a waiting one; returns at once."""
         if self._process is not None:
             if self._process.poll() is None:
                 return
             self._ended("training goes on")
         if self._waiting is not None:
             self._current, self._waiting = self._waiting, None
-            # Beside a training: no pictures of predictions, one thread, and not its GPU.
+            # Spare the training: no pictures of predictions, one thread, no GPU.
             quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
             self._start([str(self._current), self.repo, self._visibility, "--quick"], quiet)
 
     def finish(self, stop: Callable[[], bool]) -> None:
-        """Pushes the best model with its whole card, and waits for it, but not for ever.
+        """Pushes the best model with its complete card, and waits up to `PATIENCE` seconds.
 
         Args:
             stop: whether to leave at once.
@@ -100,7 +100,7 @@ class BackgroundPush:
         while self._process.poll() is None:
             if stop() or time.monotonic() > end:
                 self.close()
-                shutil.rmtree(self.output / ".best.push", ignore_errors=True)  # what it staged
+                shutil.rmtree(self.output / ".best.push", ignore_errors=True)  # its staging folder
                 self.say(f"warning: the last push was given up; `{again}` makes it")
                 return
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -110,7 +110,7 @@ class BackgroundPush:
         self.close()
 
     def close(self) -> None:
-        """Ends the push under way and forgets the one that waits."""
+        """Ends the running push and drops the waiting one."""
         if self._process is not None:
             self._process.kill()
             self._forget()
@@ -119,21 +119,21 @@ class BackgroundPush:
 
     def _start(self, arguments: list[str], variables: dict[str, str]) -> bool:
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHED)}
-        source = str(Path(__file__).resolve().parents[2])  # a checkout need not be installed
+        source = str(Path(__file__).resolve().parents[2])  # a checkout may not be installed
         path = os.pathsep.join(filter(None, [source, inherited.get("PYTHONPATH")]))
         settings = {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}
-        if self._token and "google.colab" in sys.modules:  # where it is the notebook's alone
+        if self._token and "google.colab" in sys.modules:  # there only the notebook has the token
             settings["HF_TOKEN"] = self._token
         try:
             with open(self.output / LOG, "ab") as log:
                 self._log_start = log.tell()
                 self._process = subprocess.Popen(
                     [*COMMAND, *arguments],
-                    stdin=subprocess.PIPE,  # whose end tells it that this process is no more
+                    stdin=subprocess.PIPE,  # its end tells the push that this process has ended
                     stdout=log,
                     stderr=log,
                     env={**inherited, **variables, **settings, "PYTHONPATH": path},
-                    start_new_session=True,  # Ctrl-C at the terminal is for the training
+                    start_new_session=True,  # Ctrl-C at the terminal stops the training only
                 )
         except OSError as error:
             self.say(f"warning: no push can be started ({error})")
@@ -141,7 +141,7 @@ class BackgroundPush:
         return True
 
     def _ended(self, otherwise: str) -> bool:
-        """Forgets a process that has ended; if it failed, says why, and `otherwise`."""
+        """Drops a process that has ended; if it failed, shows the reason and `otherwise`."""
         assert self._process is not None, "asked for after a push"
         status = self._process.returncode
         self._forget()
@@ -162,7 +162,7 @@ class BackgroundPush:
             self._current = None
 
     def _reason(self, status: int) -> str:
-        """The message of the process that has just failed."""
+        """The error message of the failed process."""
         try:
             with open(self.output / LOG, "rb") as log:
                 log.seek(self._log_start)
@@ -173,7 +173,7 @@ class BackgroundPush:
         return (told or [line for line in lines if line.strip()] or [f"exit status {status}"])[-1]
 
     def _clean(self) -> None:
-        """What killed pushes leave: copies of `best`, and what they were putting together."""
+        """Removes the rests of killed pushes: copies of `best` and staging folders."""
         for pattern in (".pushing-*", "..pushing-*"):
             for folder in self.output.glob(pattern):
                 shutil.rmtree(folder, ignore_errors=True)
@@ -182,14 +182,14 @@ class BackgroundPush:
 def _token() -> str | None:
     try:
         return get_token()
-    except Exception:  # it may ask services, which fail in their own ways; a training goes on
+    except Exception:  # it may ask services, which raise anything; the training goes on
         return None
 
 
 def _link_or_copy(source: str, target: str) -> str:
-    """Files of `best` are replaced, never written into: a second name keeps an old one."""
+    """Links a file of `best`; these files are replaced whole, so a link keeps the old content."""
     try:
         os.link(source, target)
-    except OSError:  # a file system without
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
     return target

@@ -1,12 +1,12 @@
-"""Complete training states: written aside, renamed into place whole, verified before use.
+"""Checkpoints of complete training states, written atomically and verified before use.
 
-One checkpoint is a folder `step-00000120/` with a file `<name>.pt` for each named state, as
-`torch.save` writes it, and `manifest.json` with the sizes and checksums of them all. Only files
-that the manifest names are opened, and `torch.load(weights_only=True)` runs nothing in them.
+A checkpoint is a folder `step-00000120/` with a file `<name>.pt` of `torch.save` for each named
+state, and `manifest.json` with the size and checksum of each file. Only files in the manifest are
+opened, and `torch.load(weights_only=True)` runs no code in them.
 
-After a kill, a full disk or a power cut, each folder `step-*` is whole, or `latest` says what is
-wrong with it and takes the one before. Hidden neighbours are unfinished: `.step-*.tmp` is being
-written, `.*.trash` is being deleted, `.*.old` is waiting for its replacement (see `swap_folder`).
+After a kill, a full disk or a power cut, each folder `step-*` is whole, or `latest` reports the
+damage and takes the one before. Hidden folders are unfinished: `.step-*.tmp` is being written,
+`.*.trash` is being deleted, `.*.old` is waiting for its replacement (see `swap_folder`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from finetune.errors import UserError
 FORMAT = 2
 MANIFEST = "manifest.json"
 
-# What numpy's arrays and numbers are pickled with, beside what torch allows.
+# Classes in the pickles of numpy's arrays and numbers, in addition to those that torch allows.
 NUMPY_GLOBALS: list[Any] = [
     *(np.ndarray, np.dtype, np.zeros(1).__reduce__()[0], np.float64().__reduce__()[0]),
     *{type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"},
@@ -49,7 +49,7 @@ REMEDIES = {
 
 
 class Meta(TypedDict):
-    """What the caller says about a checkpoint."""
+    """The caller's facts about a checkpoint."""
 
     samples_seen: int
     world_size: int
@@ -58,14 +58,14 @@ class Meta(TypedDict):
 
 
 class FileEntry(TypedDict):
-    """One file of a checkpoint, as the manifest knows it."""
+    """The manifest's entry for one file."""
 
     size: int
     sha256: str
 
 
 class Manifest(Meta):
-    """`manifest.json`; `sha256` is the checksum of the rest of the manifest itself."""
+    """`manifest.json`; `sha256` is the checksum of the rest of the manifest."""
 
     format: int
     step: int
@@ -74,7 +74,7 @@ class Manifest(Meta):
 
 
 class DamagedError(UserError):
-    """A checkpoint that is not what was written; the message names the folder and the file."""
+    """A checkpoint that has changed since it was written; names the folder and the file."""
 
 
 # --- Saving -----------------------------------------------------------------------------------
@@ -94,11 +94,10 @@ def save(
     rank: int = 0,
     agree: Callable[[str], object] = _alone,
 ) -> Path:
-    """Write one checkpoint; every rank calls it, on one shared file system.
+    """Writes one checkpoint; every rank calls it, on one shared file system.
 
-    Rank 0 writes every state. The state named `rng` is each rank's own: rank r keeps it as
-    `rng-0000r` and gets it back as `rng` from `load`; of the other states, the other ranks' are
-    not looked at.
+    Rank 0 writes every state. Other ranks write only the state `rng`: rank r writes it as
+    `rng-0000r`, and `load` gives it back as `rng`.
 
     Args:
         root: The folder of the checkpoints; made if it is missing.
@@ -107,17 +106,17 @@ def save(
             numpy arrays and tensors on any device; tied tensors stay tied.
         meta: Goes into the manifest as it is.
         rank: The rank of this process.
-        agree: Called by every rank after each phase with what went wrong there, or "". It returns
-            when all have called it, and raises a UserError on every rank if anything went wrong
-            on any: no rank goes on with a checkpoint that another could not write.
+        agree: Every rank calls it after each phase with its error, or "". It returns when all have
+            called it, and raises a UserError on every rank if any rank had an error. So no rank
+            goes on with a checkpoint that another could not write.
 
     Returns:
         The checkpoint's folder.
 
     Raises:
-        UserError: It cannot be written; names the file and the remedy. Older checkpoints are
-            untouched, and nothing half-written stays.
-        TypeError: A state holds something else; names where.
+        UserError: A file cannot be written; names the file and the remedy. Older checkpoints are
+            untouched, and no half-written files stay.
+        TypeError: A state holds another type; names its place.
     """
     folder = root / f"step-{step:08d}"
     temp = root / f".{folder.name}.tmp"
@@ -166,7 +165,7 @@ def save(
 
 
 class _Hashed:
-    """A file for `torch.save`: passes an OSError on, which a path given to torch does not."""
+    """A file for `torch.save` that raises OSError; with a path, torch raises another error."""
 
     def __init__(self, file: Any):
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
@@ -181,7 +180,7 @@ class _Hashed:
 
 
 def _write_file(path: Path, write: Callable[[Any], object]) -> FileEntry:
-    """Let `write` fill a file, for good; a file that fails half-way is removed."""
+    """Calls `write` on a new file and syncs it to disk; removes the file after an error."""
     try:
         with open(path, "wb") as file:
             hashed = _Hashed(file)
@@ -190,13 +189,13 @@ def _write_file(path: Path, write: Callable[[Any], object]) -> FileEntry:
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
-        error.filename = error.filename or str(path)  # a failing write does not say which file
+        error.filename = error.filename or str(path)  # the error of a write has no file name
         raise
     return {"size": hashed.size, "sha256": hashed.digest.hexdigest()}
 
 
 def _refuse_others(value: Any, path: str) -> None:
-    """Raises a TypeError for what `load` would refuse: torch.save pickles everything."""
+    """Raises a TypeError for values that `load` would refuse; torch.save pickles everything."""
     if type(value) in (dict, OrderedDict):
         for key, item in value.items():
             _refuse_others(key, path)
@@ -225,8 +224,7 @@ def _cannot_write(error: OSError, folder: Path) -> str:
 def latest(root: Path) -> Path | None:
     """The newest checkpoint under `root` that verifies, or None.
 
-    A damaged one is reported as a warning that names the folder and the file, and the one before
-    it is tried.
+    It warns of a damaged checkpoint, with its folder and file, and tries the one before.
 
     Raises:
         UserError: Another version of this package wrote the newest one.
@@ -242,10 +240,10 @@ def latest(root: Path) -> Path | None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Read the manifest and check every file against it.
+    """Reads the manifest and checks every file against it.
 
     Raises:
-        DamagedError: A file is missing or is not what was written.
+        DamagedError: A file is missing or has changed since it was written.
         UserError: Another version of this package wrote it.
     """
     manifest = _read_manifest(folder)
@@ -255,15 +253,15 @@ def verify(folder: Path) -> Manifest:
 
 
 def load(folder: Path, rank: int = 0) -> tuple[Manifest, dict[str, Any]]:
-    """Read a checkpoint back, tensors on the CPU.
+    """Reads a checkpoint, with tensors on the CPU.
 
     Args:
-        folder: What `save` or `latest` returned.
-        rank: Whose random state to return as `rng`. There is none for a rank that did not exist
+        folder: The folder from `save` or `latest`.
+        rank: The rank whose random state is returned as `rng`; absent if the rank did not exist
             when the checkpoint was written.
 
     Raises:
-        DamagedError: A file that is read is missing or is not what was written.
+        DamagedError: A file is missing or has changed since it was written.
         UserError: Another version of this package wrote it.
     """
     manifest = _read_manifest(folder)
@@ -278,7 +276,7 @@ def load(folder: Path, rank: int = 0) -> tuple[Manifest, dict[str, Any]]:
         try:
             with torch.serialization.safe_globals(NUMPY_GLOBALS):
                 states[name] = torch.load(folder / file, map_location="cpu", weights_only=True)
-        except Exception as error:  # a file that was made to look right may fail in any way
+        except Exception as error:  # a forged file may raise anything
             raise DamagedError(f"checkpoint {folder} is damaged: {file} holds no state") from error
     return manifest, states
 
@@ -323,7 +321,7 @@ def _check(folder: Path, file: str, entry: FileEntry) -> None:
 
 
 def prune(root: Path, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep`, and but the newest that verifies."""
+    """Deletes old checkpoints; keeps the newest `keep` and the newest that verifies."""
     folders = _checkpoints(root)
     survivors = set(folders[:keep])
     for folder in folders:
@@ -339,7 +337,7 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Clean up after killed writers."""
+    """Removes the rests of killed writers."""
     for old in root.glob(".step-*.old"):
         recover(root / old.name.removeprefix(".").removesuffix(".old"))
     for leftover in [*root.glob(".step-*.tmp"), *root.glob(".step-*.trash")]:
@@ -347,9 +345,9 @@ def _sweep(root: Path) -> None:
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """Folders that carry a checkpoint's name, newest first.
+    """Folders with a checkpoint's name, newest first.
 
-    One that was being replaced when its writer was killed is still there under its waiting name.
+    First it restores a checkpoint whose replacement was killed, from its `.old` name.
     """
     pattern = "step-" + "[0-9]" * 8
     by_name = {folder.name: folder for folder in root.glob(pattern)}

@@ -1,4 +1,4 @@
-"""The time that training steps take, over all parts of a run."""
+"""A clock for training steps, over all parts of a run."""
 
 import time
 from collections.abc import Iterator
@@ -6,10 +6,10 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Counts seconds from its making on, but for pauses: evaluations and saves are no training.
+    """Counts seconds since its creation without pauses, such as evaluations and saves.
 
     Args:
-        seconds: of the parts of the run before this one.
+        seconds: the time of earlier parts of the run.
     """
 
     def __init__(self, seconds: float = 0.0):
@@ -18,13 +18,13 @@ class Clock:
 
     @property
     def seconds(self) -> float:
-        """The time so far."""
+        """Seconds so far."""
         running = 0.0 if self._since is None else time.monotonic() - self._since
         return self._before + running
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Stands still until the end of the block."""
+        """Stops the clock until the end of the block."""
         self._before, self._since = self.seconds, None
         try:
             yield

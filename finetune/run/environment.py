@@ -1,4 +1,4 @@
-"""What one needs to know to repeat a run: versions, hardware, commit, command line."""
+"""The environment of a run, to repeat it: versions, hardware, commit, command line."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ SECRET_NAME = re.compile(r"(token|secret|password|api[-_]?key)$", re.IGNORECASE)
 
 
 def environment(*, world_size: int) -> dict[str, Any]:
-    """What one needs to know to repeat a run, ready for JSON.
+    """The environment of this run, ready for JSON.
 
     Args:
-        world_size: The number of processes that train together.
+        world_size: Number of processes of the training.
     """
     return {
         "python": platform.python_version(),
@@ -55,7 +55,7 @@ def masked(arguments: Sequence[str]) -> list[str]:
 
 
 def _version(package: str) -> str | None:
-    module = sys.modules.get(package)  # finetune itself may run from a checkout, not installed
+    module = sys.modules.get(package)  # finetune may run from a checkout
     try:
         return getattr(module, "__version__", None) or metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -71,10 +71,10 @@ def _devices() -> list[str]:
 
 
 def _git(folder: Path) -> dict[str, Any]:
-    """Commit of the checkout that tracks this package, and whether its files were changed since.
+    """Commit of the checkout that tracks this package, and whether its files have changed.
 
-    An installed package may lie inside somebody else's checkout (a virtual environment in a
-    project): that commit would say nothing about it, so git must know this very file.
+    An installed package may lie inside another project's checkout, for example in a virtual
+    environment. So the commit counts only if git tracks this file.
     """
 
     def git(*arguments: str) -> str:

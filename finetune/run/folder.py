@@ -1,4 +1,4 @@
-"""The run folder: whose it is, that nobody else writes there, and where to go on.
+"""The run folder: its owner, its lock, and the checkpoint to resume.
 
 docs/training.md, "What a run leaves", lists its files.
 """
@@ -16,14 +16,14 @@ from finetune.run.log import MetricsLog
 
 
 class RunFolder:
-    """One run's folder. Nothing is touched before `open`.
+    """The folder of a run. Nothing on disk changes before `open`.
 
     Args:
         path: `output` of the recipe.
         resume: "auto", "never", or a checkpoint's folder.
         recipe: the resolved recipe as YAML.
-        recipe_hash: of what the result depends on.
-        differences: the lines in which the recipe in a file differs from this one.
+        recipe_hash: `Recipe.hash`.
+        differences: gives the differences between the recipe in a file and this one, as lines.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class RunFolder:
         self._differences = differences
 
     def check(self) -> None:
-        """Raises a UserError unless the folder is empty, or this recipe's."""
+        """Raises a UserError unless the folder is empty or belongs to this recipe."""
         output = self.path
         if self._resume not in ("auto", "never"):
             self._check_resume(Path(self._resume))
         try:
-            # A kill may leave hidden files; they are no reason to refuse a folder.
+            # A kill may leave hidden files, which do not matter.
             if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
                 return
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -69,16 +69,16 @@ class RunFolder:
             )
 
     def open(self, world_size: int, cleanup: ExitStack) -> None:
-        """Makes the folder, locks it until `cleanup` closes, and writes down what the run is."""
+        """Makes the folder, locks it until `cleanup` closes, and writes the run's description."""
         output = self.path
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
-        # A killed run's workers hold it a few seconds more.
+        # The workers of a killed run hold the lock for a few seconds.
         message = f"output={output}: another run is writing there"
         cleanup.enter_context(alone_in(output, message, patience=9))
-        self.check()  # again: while this run waited, another may have made it its own
+        self.check()  # again: another run may have taken the folder in the meantime
         for model in (self.best, self.last):
             recover(model)
         write_whole(output / "recipe.yaml", self._recipe)
@@ -86,7 +86,7 @@ class RunFolder:
         write_whole(output / "environment.json", facts + "\n")
 
     def checkpoint(self) -> Path | None:
-        """Where to go on, or None to begin; a damaged checkpoint is named and passed over."""
+        """The checkpoint to resume, or None; warns of damaged checkpoints and skips them."""
         if self._resume == "never":
             return None
         if self._resume != "auto":
@@ -94,7 +94,7 @@ class RunFolder:
         return checkpoint.latest(self.checkpoints)
 
     def _check_resume(self, folder: Path) -> None:
-        """An explicit checkpoint is there, whole, of this recipe, and nothing later exists."""
+        """Raises a UserError unless a checkpoint is whole, of this recipe, and the last one."""
         if not folder.is_dir():
             raise UserError(f"resume={folder}: no such folder; name a checkpoint, auto or never")
         manifest = checkpoint.verify(folder)

@@ -1,4 +1,4 @@
-"""`metrics.jsonl`: one JSON object a line."""
+"""Writer and reader of `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, appended and flushed at once.
 
     Args:
-        path: The file; it and its folder are made by the first `write`.
+        path: The file; the first `write` makes it and its folder.
     """
 
     def __init__(self, path: Path):
         self.path = path
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row, for example `{"step": 120, "train/loss": 0.31}`.
+        """Appends one row, for example `{"step": 120, "train/loss": 0.31}`.
 
         Numpy and torch values become plain numbers and lists; NaN and infinities become null.
 
@@ -34,7 +34,7 @@ class MetricsLog:
         line = json.dumps(_plain(row), allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # Opened anew for each of these few lines: nothing to close, and `cut` may rename.
+            # The file is opened for each line, so that it needs no close and `cut` may rename it.
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(line)
         except OSError as error:
@@ -44,7 +44,7 @@ class MetricsLog:
             ) from error
 
     def cut(self, step: int) -> None:
-        """Forget what came after `step`, and what a kill left half-written, before a resume."""
+        """Removes rows after `step` and a half-written last line, before a resume."""
         if self.path.exists():
             rows = [row for row in read(self.path) if row["step"] <= step]
             write_whole(self.path, "".join(json.dumps(row) + "\n" for row in rows))
@@ -53,8 +53,8 @@ class MetricsLog:
 def read(path: Path) -> list[dict[str, Any]]:
     """The rows of a `metrics.jsonl`.
 
-    A last line that was cut off by a kill is left out; any other line that is not a row is left
-    out with a warning that names it.
+    A last line that a kill has cut off is left out. Other lines that are not rows are left out with
+    a warning that names them.
     """
     rows = []
     try:
@@ -74,12 +74,12 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl, none if there is no such file yet."""
+    """The rows of a metrics.jsonl; none if the file does not exist yet."""
     return read(path) if path.exists() else []
 
 
 def _plain(value: Any) -> Any:
-    """Numpy and torch to what JSON knows; what is not finite to None."""
+    """Turns numpy and torch values into JSON's types, and non-finite numbers into None."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""Pages of one file that open offline: Jinja2 templates, all in the style of `page.html`."""
+"""Self-contained HTML pages from Jinja2 templates, all in the style of `page.html`."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ ENVIRONMENT = Environment(
 
 
 def render(template: str, **values: Any) -> str:
-    """One HTML file that needs nothing else, and no script.
+    """A self-contained HTML page without scripts.
 
     Args:
-        template: Its path below the package, as "run/report.html".
-        values: What it shows. Their text is escaped.
+        template: Its path below the package, such as "run/report.html".
+        values: The template's variables. Their text is escaped.
     """
     text = ENVIRONMENT.get_template(template).render(values)
-    # Names of files may hold bytes that are no text: they are written as escapes.
+    # File names may hold bytes that are no text; they are written as escapes.
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
 class Axes:
-    """The axes of an SVG, and where values lie in it: `grid` of `axes.html` draws them."""
+    """The axes of an SVG and the positions of values in it; `grid` of `axes.html` draws them."""
 
     columns: Sequence[float]
     rows: Sequence[float]
     """Ticks, ascending."""
     end: float
-    """The value at the right edge; columns[0] is at the left one."""
+    """The value at the right edge; columns[0] is at the left edge."""
     width: int
     height: int
     top: int

@@ -1,6 +1,6 @@
-"""What several processes must agree on: sums, mistakes, batch statistics.
+"""Communication between processes: sums, errors, batch statistics.
 
-Everything works with one process too, and on CPU processes over gloo as on GPUs over NCCL.
+It works with one process too, on CPUs over gloo and on GPUs over NCCL.
 """
 
 import contextlib
@@ -32,19 +32,19 @@ def all_sum(tensor: Tensor) -> Tensor:
 
 
 def agree(problem: str = "", *, stop: bool = False) -> bool:
-    """Tells every process what any of them met, so that none waits for one that has left.
+    """Shares errors and stops between processes, so that none waits for one that has left.
 
-    Costs one small message between CPUs; no device is waited for.
+    It costs one small message between CPUs and waits for no device.
 
     Args:
-        problem: what is wrong in this process, for the user; "" if nothing is.
+        problem: this process's error message for the user, or "".
         stop: whether this process was told to stop.
 
     Returns:
         Whether any process was told to stop.
 
     Raises:
-        UserError: on every process, with the first problem that any of them has.
+        UserError: on every process, with the first problem of any process.
     """
     problems = [problem]
     if dist.is_initialized():
@@ -63,7 +63,7 @@ def on_main(work: Callable[[], T]) -> T | None:
     """Runs `work` on rank 0 while the others wait; its UserError is raised on every rank.
 
     Returns:
-        What `work` returned, on rank 0; None elsewhere.
+        The result of `work` on rank 0; None on other ranks.
     """
     if not dist.is_initialized():
         return work()
@@ -82,14 +82,14 @@ def on_main(work: Callable[[], T]) -> T | None:
 
 
 def same_everywhere(ask: Callable[[], Mapping[str, int]], device: torch.device) -> None:
-    """Each process looks for itself: a mistake of one is raised on all, and all see the same.
+    """Checks that all processes see the same data; an error of one is raised on all.
 
     Args:
-        ask: what this process sees of the data, in numbers.
-        device: where processes add up.
+        ask: gives numbers that describe this process's view of the data.
+        device: the device for sums over processes.
 
     Raises:
-        UserError: `ask` raised one somewhere, or the processes see different data.
+        UserError: `ask` raised one on any process, or the processes see different data.
     """
     problem, seen = "", [0]
     try:
@@ -112,11 +112,11 @@ def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Acc
         threads: `train.threads`.
 
     Raises:
-        UserError: the device does not know the precision, or the launch did not join its processes.
+        UserError: the device lacks the precision, or the launch did not join its processes.
     """
     set_threads(threads)
     cpu = default_device().type == "cpu"
-    # accelerate sets threads on the CPU where this is missing, and fails where it cannot count.
+    # Without this variable accelerate sets threads on the CPU, and fails if it cannot count cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if precision == "fp16" and cpu:
         raise UserError("train.precision=fp16 needs a GPU; on a CPU take fp32 or bf16")
@@ -128,15 +128,15 @@ def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Acc
             "recipe decides",
             stacklevel=2,
         )
-    # accelerate remembers the precision of a process's first Accelerator for ever; in a notebook
-    # the next recipe may want another. The processes stay joined.
+    # accelerate keeps the precision of a process's first Accelerator, but the next recipe in a
+    # notebook may have another. The processes stay joined.
     AcceleratorState._reset_state(reset_partial_state=False)
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=wanted,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    accelerator.gradient_accumulation_steps = 1  # the loop does it; the environment may say other
+    accelerator.gradient_accumulation_steps = 1  # the loop accumulates; ignore the environment
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise UserError(
@@ -144,7 +144,7 @@ def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Acc
             "they would train apart. Use `finetune train`, torchrun, or `accelerate launch "
             "--multi_gpu --num_processes N`."
         )
-    set_threads(threads)  # again: accelerate has an idea of its own
+    set_threads(threads)  # again: accelerate changes it
     if cpu:
         keep_freed_memory()
     return accelerator
@@ -152,15 +152,15 @@ def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Acc
 
 @functools.cache
 def _cpu_group() -> dist.ProcessGroup | None:
-    """A group for messages between CPUs, beside NCCL's; made by all processes together."""
+    """A group for messages between CPUs, in addition to NCCL's; all processes create it."""
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
 
 
 def synchronise_batch_norm(module: nn.Module) -> None:
-    """Lets batch norms see the whole batch of all processes, as the original's SyncBN does.
+    """Makes batch norms use the batch of all processes, like the original's SyncBN.
 
-    One process keeps its batch norms. On GPUs they become torch's SyncBatchNorm, on CPUs, where
-    that raises, `CPUSyncBatchNorm`; parameters, buffers and their names stay.
+    A single process keeps its batch norms. On GPUs they become torch's SyncBatchNorm, on CPUs,
+    which it does not support, `CPUSyncBatchNorm`. Parameters, buffers and their names stay.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
@@ -178,7 +178,7 @@ def synchronise_batch_norm(module: nn.Module) -> None:
 class CPUSyncBatchNorm(nn.BatchNorm2d):
     """Batch norm whose training statistics are taken over all (gloo) processes."""
 
-    affine_in_eval = True  # the head may fold it, as it does a plain one
+    affine_in_eval = True  # the head may fold it like a plain batch norm
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalises x (B, C, H, W)."""
@@ -189,7 +189,7 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
         sums = torch.cat([x.double().sum((0, 2, 3)), x.double().square().sum((0, 2, 3)), count])
         sums = _AllSum.apply(sums)
         total, mean = sums[-1], sums[:channels] / sums[-1]
-        var = sums[channels:-1] / total - mean.square()  # biased: what training normalises with
+        var = sums[channels:-1] / total - mean.square()  # biased, as batch norm uses in training
         with torch.no_grad():
             unbiased = var * total / (total - 1)
             for running, batch in ((self.running_mean, mean), (self.running_var, unbiased)):
@@ -204,7 +204,7 @@ class CPUSyncBatchNorm(nn.BatchNorm2d):
 
 
 class _AllSum(torch.autograd.Function):
-    """The sum over all processes; its gradient is the sum of theirs."""
+    """The sum over all processes; its gradient is the sum of all gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

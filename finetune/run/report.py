@@ -1,4 +1,4 @@
-"""The results of a run for people: a table of the classes, and a page that opens offline."""
+"""The results of a run: a table of the classes, and a self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune.run.pages import Axes, render, ticks
 
 # --- Table ------------------------------------------------------------------------------------
 
-LONG_LIST, GROUP_WIDTH = 24, 56  # classes from which on columns are split; characters of a group
+LONG_LIST, GROUP_WIDTH = 24, 56  # classes in one column at most; characters of a column
 
 
 def iou_table(
@@ -29,14 +29,14 @@ def iou_table(
     *,
     width: int | None = None,
 ) -> Table:
-    """The scores per class as a table for the terminal, the mean at the end.
+    """The scores per class as a table for the terminal, with the mean at the end.
 
     Args:
-        result: What `MeanIoU.compute` returned.
+        result: The result of `MeanIoU.compute`.
         names: The classes' names by id.
         pixels: True pixels per class (`confusion.sum(axis=1)`), for the column with their share.
-        width: Characters across; the terminal's if None. Long lists are set in up to three
-            columns where they fit.
+        width: Width in characters; None: the terminal's. Long lists take up to three columns if
+            they fit.
     """
     lines = []
     total = sum(pixels) if pixels is not None else 0
@@ -71,13 +71,13 @@ def _percent(value: float | None) -> str:
 
 
 def _escape_markup(text: str) -> str:
-    """Class names are text: rich would take [red] in them for markup."""
+    """Escapes class names, since rich would take [red] in them for markup."""
     return text.replace("[", r"\[")
 
 
 # --- HTML -------------------------------------------------------------------------------------
 
-# Title, and the keys of metrics.jsonl drawn into it with the name of each line.
+# Title of a chart, and its keys of metrics.jsonl with the name of each line.
 CURVES: dict[str, dict[str, str]] = {
     "loss": {"train/loss": "train", "eval/loss": "eval"},
     "mean IoU": {"eval/mean_iou": "eval"},
@@ -86,9 +86,9 @@ CURVES: dict[str, dict[str, str]] = {
 
 
 def html_report(run: Path) -> Path:
-    """Write `report.html` into a run folder: one file that needs nothing else, and no script.
+    """Writes `report.html` into a run folder, a self-contained page without scripts.
 
-    It shows the curves and the last scores per class of metrics.jsonl, panel.png if there is one,
+    It shows the curves and the last scores per class of metrics.jsonl, panel.png if it exists,
     recipe.yaml and environment.json.
 
     Returns:
@@ -148,7 +148,7 @@ class Chart:
     title: str
     axes: Axes
     lines: dict[str, list[Points]]
-    """By name, each in pieces between missing values; those without a point are left out."""
+    """Lines by name, each split into pieces at missing values; empty lines are left out."""
 
 
 def _chart(title: str, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> Chart:
@@ -164,7 +164,7 @@ def _chart(title: str, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str
 
 
 def _pieces(rows: Sequence[Mapping[str, Any]], key: str) -> list[Points]:
-    """The points of a line, apart where a value was not finite."""
+    """The points of a line, split at values that are not finite."""
     pieces: list[Points] = [[]]
     for row in rows:
         if row.get(key) is not None:

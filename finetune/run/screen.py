@@ -1,4 +1,4 @@
-"""What a run shows while it goes on."""
+"""Output of a run on the screen: progress bars, lines, tables, closing screen."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from transformers.utils import logging as transformers_logging
 def progress_bar(
     *, total: int, desc: str, unit: str, show: bool, initial: int = 0, leave: bool = True
 ) -> tqdm:
-    """A bar that is alive on a terminal and in a notebook, and a line every half minute in a log.
+    """A progress bar on a terminal or in a notebook, or a line every half minute in a log.
 
-    Only a terminal knows a way up: elsewhere a bar below another would add line after line, so
-    that the later one takes the earlier one's line while it lasts.
+    Only a terminal can move the cursor up. Elsewhere a second bar would add a line at each update,
+    so it takes the line of the first bar while it lasts.
     """
     terminal, notebook = sys.stderr.isatty(), "ipykernel" in sys.modules
     return tqdm(
@@ -39,13 +39,13 @@ def progress_bar(
 
 
 def say(text: str) -> None:
-    """A line for a person, once for all processes, above a progress bar."""
+    """Prints a line above a progress bar, once for all processes."""
     if text and os.environ.get("RANK", "0") == "0":
         tqdm.write(text, file=sys.stderr)
 
 
 def quiet_libraries(main_process: bool) -> None:
-    """One line a warning, from one process; no progress bars of other libraries."""
+    """Shows warnings in one line, from one process, and hides other libraries' progress bars."""
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
 
@@ -57,7 +57,7 @@ def quiet_libraries(main_process: bool) -> None:
 
 
 def show_table(title: str, table: Table) -> None:
-    """A table with its title, above a progress bar."""
+    """Prints a table with its title above a progress bar."""
     with tqdm.external_write_mode(sys.stdout):
         console = Console()
         console.print(f"\n{title}", style="bold", highlight=False, markup=False)
@@ -67,20 +67,20 @@ def show_table(title: str, table: Table) -> None:
 def show_end(
     output: Path, name: str, *, steps: int, images: int, rows: Sequence[Mapping[str, Any]], key: str
 ) -> None:
-    """The last screen of a run: what there is, and what to type next.
+    """Prints the closing screen of a run: its results, its files and the next commands.
 
     Args:
         output: the run folder.
-        name: of the run.
-        steps: of the whole run.
-        images: of the whole run.
-        rows: of metrics.jsonl.
-        key: the metric that chose the best model.
+        name: the run's name.
+        steps: optimiser steps of the whole run.
+        images: training images of the whole run.
+        rows: the rows of metrics.jsonl.
+        key: the metric that selects the best model.
     """
     evaluations = [row for row in rows if key in row]
     best = max(evaluations, key=lambda row: row[key] or 0.0)
     seconds = max((row.get("seconds") or 0.0 for row in rows), default=0.0)
-    # Runnable as they stand, also from an environment that is not activated.
+    # Full paths, so that the commands also run without an activated environment.
     command = "finetune" if shutil.which("finetune") else f"{sys.executable} -m finetune.cli"
     python = "python" if shutil.which("finetune") else sys.executable
     scores = (

@@ -1,4 +1,4 @@
-"""Reasons to stop between two steps: SIGINT, SIGTERM, and a limit of time."""
+"""Reasons to stop between two steps: SIGINT, SIGTERM and a time limit."""
 
 import math
 import signal
@@ -9,19 +9,19 @@ from typing import Any, NoReturn
 
 
 class StopSignals:
-    """Turns SIGINT and SIGTERM into a flag that the loop looks at between two steps.
+    """A context manager that turns SIGINT and SIGTERM into a flag for the loop.
 
-    A context manager. The first signal asks for a stop, with the state saved; one more SIGINT,
-    three seconds later or more, gives up at once (launchers and terminals deliver the first one
-    twice). Outside the main thread, where Python allows no handlers, it does nothing.
+    After the first signal the loop saves the state and stops. A second SIGINT, three seconds later
+    or more, stops at once (launchers and terminals deliver the first one twice). Outside the main
+    thread, where Python allows no handlers, it does nothing.
 
     Args:
-        max_minutes: also stop after so long; None: never.
+        max_minutes: the time limit; None: no limit.
 
     Attributes:
         received: the first signal's number, or None.
-        may_time_out: the limit counts from when this is set. The loop sets it after its first
-            step, so that a run that is started again and again gets to its end.
+        may_time_out: whether the time limit may stop the run. The loop sets it after its first
+            step, so that a run with many restarts reaches its end.
     """
 
     PATIENCE = 3.0  # seconds
@@ -39,7 +39,7 @@ class StopSignals:
         return self.received is not None or timed_out
 
     def leave(self) -> NoReturn:
-        """Ends as the signal asks: KeyboardInterrupt after SIGINT, else SystemExit with 143."""
+        """Raises KeyboardInterrupt after SIGINT, else SystemExit with 143."""
         if self.received == signal.SIGINT:
             raise KeyboardInterrupt
         raise SystemExit(128 + signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""The named states of a run, together into a checkpoint and out of it."""
+"""Saves the named states of a run to a checkpoint, and loads them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,15 +15,15 @@ _LOOP = "metrics"  # the state of the loop itself: its window and its clock
 
 
 class States:
-    """What a checkpoint must bring back.
+    """The states that a checkpoint restores.
 
     Args:
-        parts: name -> what has `state_dict` and `load_state_dict`: model, optimizer, schedule, ...
-        folder: of the run.
-        rank: of this process.
+        parts: name -> an object with `state_dict` and `load_state_dict`, such as model, optimizer.
+        folder: the run folder.
+        rank: the rank of this process.
         world_size: number of processes.
-        global_batch: samples a step.
-        keep: checkpoints to keep.
+        global_batch: samples per step.
+        keep: number of checkpoints to keep.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class States:
 
         Args:
             step: optimiser steps done.
-            loop: the loop's own numbers, which `resume` gives back.
+            loop: the loop's own numbers, which `resume` returns.
         """
         rng = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -72,13 +72,13 @@ class States:
         on_main(lambda: checkpoint.prune(root, self.keep))
 
     def resume(self, path: Path) -> tuple[int, dict[str, Any]]:
-        """Brings all states back; a rank that did not exist before keeps its fresh random state.
+        """Restores all states; a rank that did not exist before keeps its fresh random state.
 
         Args:
             path: the checkpoint's folder.
 
         Returns:
-            The step, and what `save` was given as `loop`.
+            The step, and the `loop` that `save` took.
 
         Raises:
             UserError: the checkpoint is damaged, or another version of this package wrote it.

@@ -1,4 +1,4 @@
-"""What a line of metrics.jsonl sums up: the losses of the steps since the line before."""
+"""The losses of the steps since the last line of metrics.jsonl."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ from finetune.run.processes import all_sum
 
 
 def summed(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Each term's weight over a step's micro-batches and all processes, by one message."""
+    """Each term's weight, summed over a step's micro-batches and all processes in one message."""
     names = list(weights[0])
     total = torch.stack([torch.stack([turn[name] for name in names]) for turn in weights]).sum(0)
     return dict(zip(names, all_sum(total), strict=True))
@@ -22,31 +22,31 @@ def summed(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 class Window:
     """The sums and weights of the loss's terms, step by step.
 
-    They stay on the device, since reading one would wait for it, and each process adds up its own
-    until `gather`.
+    They stay on the device, since to read them would wait for it. Each process sums its own until
+    `gather`.
 
     Attributes:
-        steps: since the window was opened.
-        since: training seconds when it was opened.
+        steps: steps since the window was opened.
+        since: training seconds at its opening.
     """
 
     def __init__(self) -> None:
         self.open(0.0)
 
     def open(self, seconds: float) -> None:
-        """Begins a new one."""
+        """Begins a new window."""
         self.steps, self.since = 0, seconds
         self._own: Tensor | float = 0.0  # sums of this process, not yet gathered
-        self._sums: Tensor | float = 0.0  # of all processes, a number a term
+        self._sums: Tensor | float = 0.0  # of all processes, one number for each term
         self._weights: Tensor | float = 0.0
 
     def add(self, losses: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
         """Adds a micro-batch: this process's sums, term by term.
 
         Args:
-            losses: of this process and micro-batch.
-            weights: of the whole step over all processes, with its last micro-batch; before that
-                empty.
+            losses: the losses of this process and micro-batch.
+            weights: the weights of the whole step over all processes, with its last micro-batch;
+                empty for the other micro-batches.
         """
         self._own = self._own + torch.stack([loss.detach().double() for loss in losses.values()])
         if weights:
@@ -54,7 +54,7 @@ class Window:
             self.steps += 1
 
     def gather(self, step: int, checkpoints: Path, precision: str) -> float:
-        """Adds up the sums of the processes, each of which calls it.
+        """Sums over the processes; every process calls it.
 
         Args:
             step: for the message.
@@ -65,7 +65,7 @@ class Window:
             The mean loss.
 
         Raises:
-            UserError: it is NaN or infinite.
+            UserError: the loss is NaN or infinite.
         """
         if isinstance(self._own, Tensor):
             self._sums, self._own = self._sums + all_sum(self._own), 0.0
@@ -81,12 +81,12 @@ class Window:
 
     @property
     def loss(self) -> float:
-        """The mean loss of the steps gathered: its terms' means together; 0 before the first."""
+        """The mean loss of the gathered steps, the sum of its terms' means; 0 without steps."""
         sums, weights = torch.as_tensor(self._sums), torch.as_tensor(self._weights)
         return float((sums / weights.where(weights > 0, 1)).sum())
 
     def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint, after `gather`."""
+        """The window's state for a checkpoint, after `gather`."""
         return {
             "steps": self.steps,
             "since": self.since,
@@ -95,7 +95,7 @@ class Window:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
-        """Goes on with a saved window."""
+        """Restores a saved window."""
         self.steps, self.since = state["steps"], state["since"]
         self._own = 0.0
         self._sums, self._weights = (

@@ -1,4 +1,4 @@
-"""What differs between tasks, behind one Protocol: all that `finetune.train.fit` knows of one."""
+"""The Protocol of a task, through which `finetune.train.fit` trains it."""
 
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Batch: TypeAlias = Mapping[str, Any]
-"""What a task's loader yields; `fit` hands it back to the task and never looks inside."""
+"""An item of a task's loader; `fit` passes it back to the task and never reads it."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +19,9 @@ class Share:
     """One process's part of the work.
 
     Attributes:
-        rank: of this process.
+        rank: the rank of this process.
         world_size: number of processes.
-        device: where batches are to lie.
+        device: the device of its batches.
     """
 
     rank: int = 0
@@ -31,39 +31,39 @@ class Share:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation: the row for metrics.jsonl ("eval/..." keys) and the table for a person."""
+    """An evaluation: the row for metrics.jsonl ("eval/..." keys) and the table for the screen."""
 
     metrics: dict[str, Any]
     table: Table
 
 
 class Task(Protocol):
-    """What `fit` needs of a task. Methods raise UserError for what the user can mend."""
+    """The interface of a task for `fit`. Methods raise UserError for the user's mistakes."""
 
     best_metric: str
-    """The key of `Evaluation.metrics` by which the best model is chosen; higher is better."""
+    """The key of `Evaluation.metrics` that selects the best model; higher is better."""
 
     @property
     def num_train_samples(self) -> int:
         """Samples in an epoch."""
 
     def check(self) -> None:
-        """Looks at the training and validation data, before anything is built."""
+        """Checks the training and validation data, before anything is built."""
 
     def build(self) -> PreTrainedModel:
-        """The model, with fresh weights or those that the recipe starts from."""
+        """The model, with fresh weights or the recipe's starting weights."""
 
     def batches(self, share: Share, first_step: int) -> Generator[Batch, None, None]:
-        """The micro-batches of one process from a step on, on its device."""
+        """The micro-batches of one process from a step on, on the process's device."""
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """The weight of each term of the loss, a scalar: of the labels alone, before a forward."""
+        """The weight of each term of the loss, a scalar that depends on the labels alone."""
 
     def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The sum of each term over the batch, a scalar; `fit` divides it by the global weight."""
 
     def problem(self) -> str:
-        """What the device found wrong with the data since the last call; "" if nothing."""
+        """Invalid data that the device has found since the last call, as a message, or ""."""
 
     def evaluate(self, model: Any, share: Share, stop: Callable[[], bool]) -> Evaluation | None:
         """Scores the validation split over all processes; None if any of them was told to stop."""
@@ -72,10 +72,10 @@ class Task(Protocol):
         """Writes a stock model folder."""
 
     def examples(self, model: Any, path: Path) -> None:
-        """Writes a PNG of a few validation samples and what the model makes of them."""
+        """Writes a PNG of a few validation samples with predictions."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it owns besides the model, the same on every process; numbers only."""
+        """The task's own state, without the model: numbers, the same on every process."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Takes it back; called before `batches`, which refuses what cannot go on from it."""
+        """Restores the state, before `batches`, which raises if it cannot resume from it."""

@@ -56,21 +56,20 @@ class SegmentationTask:
     best_metric = "eval/mean_iou"
 
     def __init__(self, recipe: Recipe, preprocessing: Preprocessing | None = None):
-        """Of a recipe; an evaluation may show images in another way than it says."""
         self.recipe = recipe
         self.labels = recipe.labels.build()
         self._preprocessing = preprocessing
         self.terms = {term.name: _built(term, self.labels) for term in recipe.loss}
         self.factors = {term.name: term.options.weight for term in recipe.loss}
-        self._saved: dict[str, int] = {}  # of a checkpoint
+        self._saved: dict[str, int] = {}  # state from a checkpoint
         self._world_size = 1
         self._stray: Tensor | int = 0
-        self._licence = ""  # of the weights that training starts from
-        self._caches: dict[int, CachedSamples] = {}  # by the identity of the split, which stays
+        self._licence = ""  # licence of the starting weights
+        self._caches: dict[int, CachedSamples] = {}  # by the id() of the split, which stays alive
 
     @functools.cached_property
     def train_samples(self) -> datasets.Dataset | Streamed:
-        """The training split; opened when first asked for, which an evaluation never does."""
+        """The training split, opened at first use, since evaluations do not need it."""
         return self._open(self.recipe.data.train_split)
 
     @functools.cached_property
@@ -86,7 +85,7 @@ class SegmentationTask:
 
     @functools.cached_property
     def preprocessing(self) -> Preprocessing:
-        """How images are shown to the model in evaluations, and later."""
+        """The preprocessing of evaluations and of the saved model."""
         if self._preprocessing is not None:
             return self._preprocessing
         data = self.recipe.data
@@ -99,15 +98,15 @@ class SegmentationTask:
 
     @property
     def num_train_samples(self) -> int:
-        """Images in an epoch; of a stream without those that do not fill a last global batch."""
+        """Images in an epoch; a stream drops an incomplete last global batch."""
         count, batch = len(self.train_samples), self.recipe.train.global_batch
         return count // batch * batch if self.recipe.data.is_streamed else count
 
     def check(self) -> None:
         """Reads every header and a few samples of both splits, and opens the cache of both.
 
-        What `finetune doctor` finds by reading everything is left to it, but for images that are
-        held back and trained on.
+        `finetune doctor` reads all samples. This method reads all only to find images that occur in
+        both splits of a held-back share.
         """
         if not self.num_train_samples:
             raise UserError(
@@ -128,18 +127,18 @@ class SegmentationTask:
         self._cached(self.train_samples, self.val_samples)
 
     def check_split(self, samples: datasets.Dataset | Streamed) -> None:
-        """Reads every header and a few samples of one split; drawn ones have nothing to check."""
+        """Reads every header and a few samples of a split; drawn splits need no check."""
         if isinstance(samples, Streamed):
             samples.check()
         elif not self.recipe.data.is_drawn:
             preflight(samples)
 
     def check_model(self, segmenter: Segmenter, what: str) -> None:
-        """Raises a UserError if a model is not of the recipe's classes and channels.
+        """Raises a UserError unless a model has the recipe's classes and channels.
 
         Args:
             segmenter: the model.
-            what: what to call it in the message.
+            what: its name in the message.
         """
         found, channels = segmenter.preprocessing.num_channels, self.recipe.model.num_channels
         if found != channels:
@@ -147,7 +146,7 @@ class SegmentationTask:
                 f"{what}: reads images of {found} channels, but the recipe's model.num_channels is "
                 f"{channels}"
             )
-        # Spaces around a name do not go into a model.
+        # Models store names without spaces around them.
         names, wanted = segmenter.names, [name.strip() for name in self.recipe.labels.names]
         if official_names(names) != official_names(wanted):
             raise UserError(
@@ -207,7 +206,7 @@ class SegmentationTask:
         return _on_device(loader, share.device)
 
     def state_dict(self) -> dict[str, int]:
-        """What the order of samples depends on besides the recipe, the step and the processes."""
+        """The facts that fix the order of samples besides recipe, step and processes."""
         samples = self.train_samples
         state = {"num_samples": len(samples), "num_val_samples": len(self.val_samples)}
         if isinstance(samples, Streamed):
@@ -217,13 +216,13 @@ class SegmentationTask:
         return state
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Keeps it until `batches`, which knows the step to go on from."""
+        """Keeps the state until `batches`, which takes the step to resume from."""
         self._saved = state
 
     def _go_on(self, share: Share, step: int) -> None:
-        """Refuses to go on in the middle of an epoch of a stream that is shared otherwise now.
+        """Raises a UserError in mid-epoch if a stream is now shared between processes differently.
 
-        Warns of everything else that changes the order of the samples.
+        It warns of all other changes of the order of samples.
         """
         self._world_size = share.world_size
         now, saved = self.state_dict(), self._saved
@@ -254,8 +253,8 @@ class SegmentationTask:
         )
 
     def _cached(self, *splits: datasets.Dataset | Streamed) -> list[Samples | Streamed]:
-        """Splits as loaders read them: from the cache, about which the main process says a line."""
-        # Shapes are drawn in less time than they would be read; streams are for what has no room.
+        """Splits in their cached form for loaders; the main process prints a line about it."""
+        # Drawing shapes is faster than reading them; streams are too large for a cache.
         if self.recipe.data.is_drawn or self.recipe.data.is_streamed:
             return list(splits)
         fresh = [split for split in splits if id(split) not in self._caches]
@@ -267,7 +266,7 @@ class SegmentationTask:
         return [self._caches[id(split)] for split in splits]
 
     def _dtype(self, split: datasets.Dataset | Streamed) -> np.dtype:
-        """Of the images, which are all of one: RGB in bytes, or as the files have it."""
+        """The images' dtype: uint8 for RGB, else that of the files."""
         if self.recipe.model.num_channels == 3:
             return np.dtype(np.uint8)
         if isinstance(split, Streamed):
@@ -275,14 +274,14 @@ class SegmentationTask:
         return first_dtype(split)
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
-        """The weight of the pixels that count, of each term."""
+        """The weight of the pixels that count, for each term."""
         return {name: term.weight(batch["labels"]) for name, term in self.terms.items()}
 
     def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The terms, summed over the pixels that count, times their factors in the recipe."""
         logits = model(self.preprocessing.normalise(batch["pixel_values"])).logits
         sums = {name: term.sums(logits, batch["labels"]) for name, term in self.terms.items()}
-        # Each term meets the same labels.
+        # All terms see the same labels.
         self._stray = self._stray + next(iter(sums.values())).stray
         return {name: found.loss * self.factors[name] for name, found in sums.items()}
 
@@ -339,7 +338,7 @@ class SegmentationTask:
                             [torch.stack(t.sums(scores, truth)[:2]) for t in self.terms.values()]
                         )
                     progress.update(len(batch["ids"]) * share.world_size)
-            except UserError as error:  # a bad file in this process's share
+            except UserError as error:  # an unreadable file in this process's share
                 problem = str(error)
         model.train(was_training)
         if agree(problem, stop=stopped):
@@ -355,7 +354,7 @@ class SegmentationTask:
         return self._evaluation(metric, loss)
 
     def save(self, folder: Path, model: PreTrainedModel, evaluation: Evaluation, step: int) -> None:
-        """Writes the model folder, with a card that holds this evaluation's results."""
+        """Writes the model folder, with the evaluation's results in its card."""
         recipe, metrics = self.recipe, evaluation.metrics
         results = {
             "mean IoU": metrics["eval/mean_iou"],
@@ -390,7 +389,7 @@ class SegmentationTask:
 
     @torch.no_grad()
     def examples(self, model: Any, path: Path) -> None:
-        """Image, truth, prediction and error of a few validation images, evenly spread."""
+        """Writes image, truth, prediction and error of evenly spread validation images."""
         was_training = model.training
         segmenter = Segmenter(
             model,
@@ -431,7 +430,7 @@ class SegmentationTask:
 
 
 def _built(term: LossTerm, labels: Labels) -> Term:
-    """A term of the recipe's loss; class weights by name become numbers in the order of ids."""
+    """Builds a term of the recipe's loss; class weights by name become a list by id."""
     options = term.options.model_dump(exclude={"weight"})
     if given := options.pop("class_weights", None):
         options["class_weights"] = [given.get(name, 1.0) for name in labels.names]
@@ -441,8 +440,8 @@ def _built(term: LossTerm, labels: Labels) -> Term:
 def _on_device(
     batches: Generator[LoadedBatch, None, None], device: torch.device
 ) -> Generator[Batch, None, None]:
-    """The same batches with pixels and labels on a device, still as bytes."""
-    with closing(batches):  # or the workers outlive a failure, and wait for ever
+    """Moves batches to a device; pixels and labels stay integers."""
+    with closing(batches):  # else workers survive an error and wait for ever
         for batch in batches:
             pixels, labels = (
                 batch[key].to(device, non_blocking=True) for key in ("pixel_values", "labels")
@@ -451,5 +450,5 @@ def _on_device(
 
 
 def _number(value: float) -> float | None:
-    """A plain float; None for NaN, which JSON does not know."""
+    """A plain float; None for NaN, which JSON cannot hold."""
     return None if np.isnan(value) else float(value)

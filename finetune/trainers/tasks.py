@@ -12,6 +12,6 @@ def task_of(recipe: Recipe, preprocessing: Preprocessing | None = None) -> Segme
 
     Args:
         recipe: resolved.
-        preprocessing: how images are shown to a model instead of as the recipe says.
+        preprocessing: replaces the recipe's preprocessing in an evaluation.
     """
     return TRAINERS[recipe.task](recipe, preprocessing)

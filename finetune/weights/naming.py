@@ -8,8 +8,8 @@ from torch import Tensor
 
 from finetune.errors import UserError
 
-# Names of modules, theirs -> ours; {s} is a stage, {b} a block. A tuple of ours means that their
-# tensor packs several along the first axis.
+# Names of modules, theirs -> ours; {s} is a stage, {b} a block. If there are several of ours, their
+# tensor packs them along the first axis.
 _BLOCK = "block.{s}.{b}."
 ENCODERS: dict[str, dict[str, tuple[str, ...]]] = {
     "NVlabs": {
