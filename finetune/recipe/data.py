@@ -16,7 +16,7 @@ Overlap = Annotated[
     Literal["area", "order"],
     Field(description="where objects overlap: area, the smallest wins; order, the last wins"),
 ]
-ImageFolder = Annotated[str, Field(description="where the images are, below path")]
+ImageFolder = Annotated[str, Field(description="folder of the images, below path")]
 
 
 class DataSection(Section):
@@ -71,8 +71,8 @@ class ShapesData(DataSection):
     is_drawn = True
 
     source: Literal["shapes"]
-    train_samples: PositiveInt = Field(4000, description="pictures to train on")
-    val_samples: PositiveInt = Field(200, description="pictures to evaluate on")
+    train_samples: PositiveInt = Field(4000, description="number of training pictures")
+    val_samples: PositiveInt = Field(200, description="number of validation pictures")
     size: Size = Field((96, 96), description="height and width of the pictures")
 
 
@@ -86,10 +86,11 @@ class StoredData(DataSection):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of train_split to evaluate on, instead of val_split"
     )
-    split_seed: int = Field(0, description="with val_fraction: another cut for each")
+    split_seed: int = Field(0, description="with val_fraction: seed of the random cut")
     split_group: str | None = Field(
         None,
-        description="with val_fraction: regular expression of what keeps samples together, in ids",
+        description="with val_fraction: regular expression in ids; samples with equal matches stay "
+        "together",
     )
 
     @property
@@ -151,11 +152,11 @@ class FolderData(FileData):
     images: ImageFolder = "images/{split}"
     masks: str = Field(
         "masks/{split}",
-        description="where the masks are, below path; with {class}, one file a class",
+        description="folder of the masks, below path; with {class}, one file a class",
     )
-    image_suffix: str = Field("", description="what image names end in, e.g. _image")
+    image_suffix: str = Field("", description="end of image names, e.g. _image")
     mask_suffix: str = Field(
-        "", description="what mask names end in, e.g. _mask; with {class}, one file a class"
+        "", description="end of mask names, e.g. _mask; with {class}, one file a class"
     )
 
 
@@ -164,7 +165,7 @@ class HubData(StoredData):
 
     source: Literal["hub"]
     revision: str | None = Field(None, description="branch, tag or commit of the repository")
-    subset: str | None = Field(None, description="which one, if the repository has several")
+    subset: str | None = Field(None, description="subset, if the repository has several")
     image_column: str = Field("image", description="the column of images")
     mask_column: str = Field("mask", description="the column of masks")
     id_column: str | None = Field(None, description="the column of the samples' names")

@@ -36,7 +36,7 @@ class InferenceProtocol(Section):
     )
     window: Size | None = Field(None, description="sliding window; null: the whole image at once")
     stride: Size | None = Field(
-        None, validate_default=True, description="of the sliding window; null: 3/4 of it"
+        None, validate_default=True, description="stride of the sliding window; null: 3/4 of window"
     )
     scales: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field(
         (1.0,), min_length=1, description="sizes at which images are shown; the mean decides"

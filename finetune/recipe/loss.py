@@ -24,8 +24,8 @@ class CrossEntropySection(TermSection):
 
     class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
         {},
-        description="class: how much its pixels count; 1 where not named. `finetune doctor` "
-        "suggests some",
+        description="class: weight of its pixels; 1 for other classes. `finetune doctor` suggests "
+        "weights",
     )
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the target that is spread over all classes"

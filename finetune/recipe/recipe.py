@@ -50,8 +50,8 @@ class Recipe(Section):
     """A whole recipe."""
 
     name: str = Field("", description="name of the run; default: the recipe's file name")
-    task: Literal["segmentation"] = Field("segmentation", description="what is learned")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="of everything random")
+    task: Literal["segmentation"] = Field("segmentation", description="kind of task")
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(0, description="seed of everything random")
     output: str = Field("", description="run folder; default: runs/<name>")
     resume: str = Field(
         "auto", description="auto: go on where output stopped; never; or a checkpoint's folder"

@@ -113,10 +113,10 @@ class LabelsSection(Section):
         None, description="class of pixels that no object covers (coco, polygons, one file a class)"
     )
     unknown: Literal["error", "ignore"] = Field(
-        "error", description="what becomes of mask values without a rule"
+        "error", description="what to do with mask values without a rule"
     )
     tolerance: Annotated[int, Field(ge=0, le=127)] = Field(
-        0, description="how far each channel of a colour may be off"
+        0, description="largest difference in each channel of a colour"
     )
     reduce_zero: bool = Field(
         False, description="mask value 0 is ignored and value v is class v - 1 (ADE20K)"
@@ -155,8 +155,9 @@ class TrainSection(Section):
     steps: PositiveInt = Field(160_000, description="optimiser steps")
     max_minutes: Annotated[float, Field(gt=0)] | None = Field(
         None,
-        description="stop after so long, the state saved; the same command goes on (it takes one "
-        "step at least; hub.repo's last push has up to 15 minutes more). null: no limit",
+        description="minutes until the state is saved and the run stops (after one step at least; "
+        "hub.repo's last push may take 15 minutes more); the same command resumes it. null: no "
+        "limit",
     )
     global_batch: PositiveInt = Field(16, description="images a step, over all processes")
     micro_batch: PositiveInt | None = Field(
@@ -166,10 +167,12 @@ class TrainSection(Section):
     head_lr_multiplier: Annotated[float, Field(gt=0)] = Field(
         10.0, description="learning rate of the head, in multiples of lr"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="AdamW's")
-    schedule: Literal["poly", "cosine", "constant"] = Field("poly", description="after warm-up")
+    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="weight decay of AdamW")
+    schedule: Literal["poly", "cosine", "constant"] = Field(
+        "poly", description="shape after the warm-up"
+    )
     power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the poly schedule")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(1500, description="of linear warm-up")
+    warmup_steps: Annotated[int, Field(ge=0)] = Field(1500, description="steps of linear warm-up")
     clip_norm: Annotated[float, Field(gt=0)] | None = Field(
         None, description="largest norm of the gradient; null: not clipped"
     )
@@ -203,7 +206,7 @@ class HubSection(Section):
         description="owner/name on the Hub that is kept at the best model, from the first "
         "evaluation on; null: nothing is pushed",
     )
-    private: bool = Field(True, description="whether it is private, if it is made new")
+    private: bool = Field(True, description="whether a new repository is private")
 
     def _problems(self) -> Iterator[str]:
         if self.repo is None and not self.private:

@@ -347,7 +347,7 @@ def _sweep(root: Path) -> None:
 def _checkpoints(root: Path) -> list[Path]:
     """Folders with a checkpoint's name, newest first.
 
-    First it restores a checkpoint whose replacement was killed, from its `.old` name.
+    If the replacement of a checkpoint was killed, the old one counts, under its `.old` name.
     """
     pattern = "step-" + "[0-9]" * 8
     by_name = {folder.name: folder for folder in root.glob(pattern)}

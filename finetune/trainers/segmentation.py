@@ -105,8 +105,7 @@ class SegmentationTask:
     def check(self) -> None:
         """Reads every header and a few samples of both splits, and opens the cache of both.
 
-        `finetune doctor` reads all samples. This method reads all only to find images that occur in
-        both splits of a held-back share.
+        It also warns of images that occur in both splits. `finetune doctor` reads all samples.
         """
         if not self.num_train_samples:
             raise UserError(
