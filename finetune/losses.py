@@ -24,7 +24,7 @@ class Term(Protocol):
     """
 
     def weight(self, labels: Tensor) -> Tensor:
-        """The divisor, a float64 scalar: of the labels (B, H, W) alone."""
+        """The divisor, a float64 scalar that depends on the labels (B, H, W) alone."""
 
     def sums(self, logits: Tensor, labels: Tensor) -> Sums:
         """The sum over the batch, the same weight, and the number of invalid labels."""
