@@ -20,7 +20,7 @@ class Term(Protocol):
     """One term of a loss.
 
     Evaluations call `sums` on bands of rows and add up the results. So a loss that needs whole
-    images, such as Dice, also needs another way through `SegmentationTask.evaluate`.
+    images, such as Dice, also needs another way through `segmentation_scores.evaluation_of`.
     """
 
     def weight(self, labels: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The results of a run: a table of the classes, and a self-contained HTML report."""
+"""The results of a run as a self-contained HTML report."""
 
 from __future__ import annotations
 
@@ -9,73 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from finetune.disk import write_whole
 from finetune.errors import UserError
 from finetune.run.log import read
 from finetune.run.pages import Axes, render, ticks
-
-# --- Table ------------------------------------------------------------------------------------
-
-LONG_LIST, GROUP_WIDTH = 24, 56  # classes in one column at most; characters of a column
-
-
-def iou_table(
-    result: Mapping[str, Any],
-    names: Sequence[str],
-    pixels: Sequence[int] | None = None,
-    *,
-    width: int | None = None,
-) -> Table:
-    """The scores per class as a table for the terminal, with the mean at the end.
-
-    Args:
-        result: The result of `MeanIoU.compute`.
-        names: The classes' names by id.
-        pixels: True pixels per class (`confusion.sum(axis=1)`), for the column with their share.
-        width: Width in characters; None: the terminal's. Long lists take up to three columns if
-            they fit.
-    """
-    lines = []
-    total = sum(pixels) if pixels is not None else 0
-    for label, name in enumerate(names):
-        scores = (result["per_category_iou"][label], result["per_category_accuracy"][label])
-        share = (
-            [_percent(pixels[label] / total if total else math.nan)] if pixels is not None else []
-        )
-        lines.append([name, *map(_percent, scores), *share])
-    mean = ["mean", _percent(result["mean_iou"]), _percent(result["mean_accuracy"])]
-    mean += [""] if pixels is not None else []
-
-    fits = (width or Console().width) // GROUP_WIDTH
-    groups = max(1, min(3, fits)) if len(lines) > LONG_LIST else 1
-    height = math.ceil(len(lines) / groups)
-    table = Table(header_style="bold")
-    for _ in range(groups):
-        table.add_column("class", overflow="ellipsis", no_wrap=True, max_width=26)
-        for title in ["IoU", "accuracy", *(["pixels"] if pixels is not None else [])]:
-            table.add_column(title, justify="right", no_wrap=True)
-    for row in range(height):
-        cells: list[str] = []
-        for line in lines[row::height]:
-            cells += [_escape_markup(line[0]), *line[1:]]
-        table.add_row(*cells, end_section=row == height - 1)
-    table.add_row(*mean, style="bold")
-    return table
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
-
-
-def _escape_markup(text: str) -> str:
-    """Escapes class names, since rich would take [red] in them for markup."""
-    return text.replace("[", r"\[")
-
-
-# --- HTML -------------------------------------------------------------------------------------
 
 # Title of a chart, and its keys of metrics.jsonl with the name of each line.
 CURVES: dict[str, dict[str, str]] = {
@@ -110,7 +47,7 @@ def html_report(run: Path) -> Path:
         summary=_summary(rows),
         charts=[_chart(title, rows, keys) for title, keys in CURVES.items()],
         scored=next((row for row in reversed(rows) if row.get("eval/per_class_iou")), None),
-        percent=_percent,
+        percent=percent,
         panel=base64.b64encode(panel.read_bytes()).decode() if panel.is_file() else None,
         texts={
             title: path.read_text(encoding="utf-8", errors="replace")
@@ -120,6 +57,11 @@ def html_report(run: Path) -> Path:
     )
     write_whole(report, page)
     return report
+
+
+def percent(value: float | None) -> str:
+    """A share in per cent, with two digits; "-" for None and NaN."""
+    return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
 def _summary(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,4 +1,4 @@
-"""Semantic segmentation: the data, the loss, the metric and the pictures of a recipe."""
+"""Semantic segmentation: the data, the order of its samples, and the loss of a recipe."""
 
 import functools
 import os
@@ -31,23 +31,15 @@ from finetune.data.stream import Streamed
 from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.inference.preprocessing import Preprocessing
-from finetune.inference.scores import score_bands
 from finetune.labels.presets import official_names
 from finetune.labels.translation import Labels
 from finetune.losses import LOSSES, Term
-from finetune.metrics import MeanIoU
-from finetune.pictures.drawing import PanelRow, panel
 from finetune.publish import model_card, save_model_folder
 from finetune.publish.facts import base_model_of, data_set_of, start_of
 from finetune.recipe import HubData, LossTerm, Recipe
-from finetune.run.processes import agree, all_sum
-from finetune.run.report import iou_table
-from finetune.run.screen import progress_bar
-from finetune.segformer.functional import upsampled_argmax
 from finetune.trainers import Batch, Evaluation, Share
+from finetune.trainers.segmentation_scores import evaluation_of, example_pictures
 from finetune.weights.starting import starting_model
-
-NUM_EXAMPLES = 4
 
 
 class SegmentationTask:
@@ -59,8 +51,9 @@ class SegmentationTask:
         self.recipe = recipe
         self.labels = recipe.labels.build()
         self._preprocessing = preprocessing
-        self.terms = {term.name: _built(term, self.labels) for term in recipe.loss}
-        self.factors = {term.name: term.options.weight for term in recipe.loss}
+        self.terms = {
+            term.name: (_built(term, self.labels), term.options.weight) for term in recipe.loss
+        }
         self._saved: dict[str, int] = {}  # state from a checkpoint
         self._world_size = 1
         self._stray: Tensor | int = 0
@@ -274,15 +267,17 @@ class SegmentationTask:
 
     def weights(self, batch: Batch) -> dict[str, Tensor]:
         """The weight of the pixels that count, for each term."""
-        return {name: term.weight(batch["labels"]) for name, term in self.terms.items()}
+        return {name: term.weight(batch["labels"]) for name, (term, _) in self.terms.items()}
 
     def losses(self, model: Any, batch: Batch) -> dict[str, Tensor]:
         """The terms, summed over the pixels that count, times their factors in the recipe."""
         logits = model(self.preprocessing.normalise(batch["pixel_values"])).logits
-        sums = {name: term.sums(logits, batch["labels"]) for name, term in self.terms.items()}
-        # All terms see the same labels.
-        self._stray = self._stray + next(iter(sums.values())).stray
-        return {name: found.loss * self.factors[name] for name, found in sums.items()}
+        losses = {}
+        for name, (term, factor) in self.terms.items():
+            found = term.sums(logits, batch["labels"])
+            losses[name] = found.loss * factor
+        self._stray = self._stray + found.stray  # all terms see the same labels
+        return losses
 
     def problem(self) -> str:
         """Invalid labels since the last call, counted on a GPU; a CPU raises at once."""
@@ -294,63 +289,27 @@ class SegmentationTask:
             f"{self.labels.num_labels - 1}) nor {self.labels.ignore_index}, and were left out"
         )
 
-    @torch.no_grad()
     def evaluate(self, model: Any, share: Share, stop: Callable[[], bool]) -> Evaluation | None:
         """Mean IoU and loss on the validation split, every image once."""
-        recipe = self.recipe
-        device = next(model.parameters()).device
-        metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
         batches = eval_loader(
             self._cached(self.val_samples)[0],
             self.preprocessing.protocol,
-            batch_size=recipe.evaluation.batch_size,
+            batch_size=self.recipe.evaluation.batch_size,
             rank=share.rank,
             world_size=share.world_size,
-            workers=recipe.data.workers,
-            pin_memory=device.type == "cuda",
+            workers=self.recipe.data.workers,
+            pin_memory=next(model.parameters()).device.type == "cuda",
         )
-        was_training = model.training
-        model.eval()
-        sums = torch.zeros(len(self.terms), 2, dtype=torch.float64, device=device)  # loss, weight
-        problem, stopped = "", False
-        progress = progress_bar(
-            total=len(self.val_samples),
-            desc="evaluating",
-            unit="image",
-            show=share.rank == 0,
-            leave=False,
+        return evaluation_of(
+            model,
+            batches,
+            num_images=len(self.val_samples),
+            preprocessing=self.preprocessing,
+            labels=self.labels,
+            terms=self.terms,
+            share=share,
+            stop=stop,
         )
-        with closing(progress), closing(batches):
-            try:
-                for batch in batches:
-                    stopped = stop()
-                    if stopped:
-                        break
-                    labels = batch["labels"].to(device, non_blocking=True)
-                    views = [batch["pixel_values"], *batch["other_scales"]]
-                    size = (labels.shape[1], labels.shape[2])
-                    for rows, scores in score_bands(model, views, self.preprocessing, size):
-                        truth = labels[:, rows]
-                        predicted = upsampled_argmax(scores, (truth.shape[1], truth.shape[2]))
-                        metric.add_batch(predictions=predicted, references=truth)
-                        sums += torch.stack(
-                            [torch.stack(t.sums(scores, truth)[:2]) for t in self.terms.values()]
-                        )
-                    progress.update(len(batch["ids"]) * share.world_size)
-            except UserError as error:  # an unreadable file in this process's share
-                problem = str(error)
-        model.train(was_training)
-        if agree(problem, stop=stopped):
-            return None
-        totals = all_sum(sums).tolist()
-        loss = sum(
-            factor * total / weight if weight else float("nan")
-            for factor, (total, weight) in zip(self.factors.values(), totals, strict=True)
-        )
-        confusion = all_sum(torch.from_numpy(metric.confusion).to(device))
-        metric.reset()
-        metric.merge(confusion)
-        return self._evaluation(metric, loss)
 
     def save(self, folder: Path, model: PreTrainedModel, evaluation: Evaluation, step: int) -> None:
         """Writes the model folder, with the evaluation's results in its card."""
@@ -386,46 +345,9 @@ class SegmentationTask:
             recipe=recipe.to_yaml(),
         )
 
-    @torch.no_grad()
     def examples(self, model: Any, path: Path) -> None:
         """Writes image, truth, prediction and error of evenly spread validation images."""
-        was_training = model.training
-        segmenter = Segmenter(
-            model,
-            self.preprocessing,
-            names=self.labels.names,
-            device=next(model.parameters()).device,
-        )
-        count = min(NUM_EXAMPLES, len(self.val_samples))
-        rows = []
-        for index in np.linspace(0, len(self.val_samples) - 1, count).astype(int):
-            sample = self.val_samples[int(index)]
-            truth = sample["mask"]
-            masks, _ = segmenter.masks(segmenter.views([sample["image"]]), truth.shape)
-            prediction = masks[0]
-            metric = MeanIoU(self.labels.num_labels, self.labels.ignore_index)
-            metric.add_batch(predictions=prediction, references=truth)
-            mean_iou = metric.compute()["mean_iou"]
-            rows.append(PanelRow(sample["id"], sample["image"], truth, prediction, mean_iou))
-        model.train(was_training)
-        labels = self.labels
-        panel(rows, labels.names, labels.colors, labels.ignore_index, path)
-
-    def _evaluation(self, metric: MeanIoU, loss: float) -> Evaluation:
-        result = metric.compute()
-        names = self.labels.names
-        row = {
-            "eval/mean_iou": _number(result["mean_iou"]),
-            "eval/mean_accuracy": _number(result["mean_accuracy"]),
-            "eval/overall_accuracy": _number(result["overall_accuracy"]),
-            "eval/loss": _number(loss),
-            "eval/per_class_iou": {
-                name: _number(iou)
-                for name, iou in zip(names, result["per_category_iou"], strict=True)
-            },
-        }
-        pixels = metric.confusion.sum(1).tolist()
-        return Evaluation(row, iou_table(result, names, pixels))
+        example_pictures(model, self.val_samples, self.preprocessing, self.labels, path)
 
 
 def _built(term: LossTerm, labels: Labels) -> Term:
@@ -446,8 +368,3 @@ def _on_device(
                 batch[key].to(device, non_blocking=True) for key in ("pixel_values", "labels")
             )
             yield {**batch, "pixel_values": pixels, "labels": labels}
-
-
-def _number(value: float) -> float | None:
-    """A plain float; None for NaN, which JSON cannot hold."""
-    return None if np.isnan(value) else float(value)
