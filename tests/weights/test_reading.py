@@ -448,10 +448,10 @@ def not_finite(tensor):
         ),
         (
             lambda s: s.update({"backbone.block1.00.norm1.bias": torch.zeros(8)}),
-            r"block1\.00\.norm1\.bias and another name both mean",
+            r"block1\.00\.norm1\.bias and another tensor both stand for",
         ),
         (with_value("backbone.norm4.bias", torch.Tensor.long), "not real numbers"),
-        (with_value("backbone.block1.0.attn.kv.bias", lambda t: t[:-1]), "does not pack 2"),
+        (with_value("backbone.block1.0.attn.kv.bias", lambda t: t[:-1]), "must pack 2 tensors"),
         (with_value("backbone.patch_embed1.proj.weight", lambda t: t[0]), "has the shape"),
         (
             lambda s: s.update({"backbone.pos_embed1": torch.zeros(1)}),
