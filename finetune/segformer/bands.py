@@ -25,34 +25,38 @@ _MANY_CLASSES = 48
 _LOG_TINY = -80.0
 
 
+class LossOptions(NamedTuple):
+    """The options of the cross entropy."""
+
+    ignore_index: int
+    """The label of pixels that do not count."""
+    label_smoothing: float
+    """Share of the target that is spread over all classes, in [0, 1)."""
+    focal_gamma: float
+    """Exponent of the focal factor (1 - p)^gamma; 0 switches it off."""
+    with_grad: bool
+    """Whether to compute the gradient."""
+
+
 def cross_entropy_in_bands(
-    logits: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    focal_gamma: float,
-    with_grad: bool,
+    logits: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross entropy of upsampled logits and its gradient, as sums.
 
     Args:
         logits: (B, K, h, w), float32 or float64.
-        labels: (B, H, W) integers.
-        weight: (K,) or None.
-        ignore_index: the label of pixels that do not count.
-        label_smoothing: share of the target that is spread over all classes.
-        focal_gamma: exponent of the focal factor.
-        with_grad: whether to compute the gradient.
+        labels: (B, H, W) integers: class ids or `ignore_index`.
+        weight: (K,) weights of the classes, or None for equal ones.
+        options: see `LossOptions`.
 
     Returns:
         The sum of the losses; the sum of the weights of the pixels that count (their number without
         weights); the number of labels that are neither a class nor ignored, int64; and the gradient
         of the sum of losses, (B, K, h, w) in channels-last memory, or an empty tensor.
     """
-    num_labels = logits.shape[1]
-    counted = (labels >= 0) & (labels < num_labels) & (labels != ignore_index)
-    stray = (~counted & (labels != ignore_index)).sum()
+    wanted = labels != options.ignore_index
+    counted = (labels >= 0) & (labels < logits.shape[1]) & wanted
+    stray = (~counted & wanted).sum()
     target = labels.long().where(counted, 0)
     counts = counted.to(logits.dtype)
     weights = counts if weight is None else weight[target] * counts
@@ -61,7 +65,7 @@ def cross_entropy_in_bands(
     target, counts = grid.spread(target), grid.spread(counts)
     loss = logits.new_zeros((), dtype=torch.float64)
     grad = logits.new_empty(0)
-    if with_grad:
+    if options.with_grad:
         grad = torch.zeros_like(logits, memory_format=torch.channels_last)
     for images, rows, band in grid.bands(logits):
         losses, gradient = _pixel_losses(
@@ -69,9 +73,7 @@ def cross_entropy_in_bands(
             grid.as_pixels(target[images, rows]),
             grid.as_pixels(counts[images, rows]),
             weight,
-            label_smoothing,
-            focal_gamma,
-            with_grad,
+            options,
         )
         loss += losses.sum(dtype=torch.float64)
         if gradient is not None:
@@ -256,9 +258,7 @@ def _pixel_losses(
     target: Tensor,
     counts: Tensor,
     weight: Tensor | None,
-    label_smoothing: float,
-    focal_gamma: float,
-    with_grad: bool,
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of each pixel, and its gradient.
 
@@ -267,13 +267,12 @@ def _pixel_losses(
         target: (P, 1) or (P, 1, W) int64, the class.
         counts: like `target`; 1 for pixels that count, else 0.
         weight: (K,) or None.
-        label_smoothing: see `cross_entropy_in_bands`.
-        focal_gamma: see `cross_entropy_in_bands`.
-        with_grad: whether to compute the gradient.
+        options: see `LossOptions`.
 
     Returns:
         Losses like `target`, and the gradient like `logits` or None.
     """
+    _, label_smoothing, focal_gamma, with_grad = options
     log_p, p = None, None
     if logits.device.type == "cpu" and not label_smoothing:
         # One exponential an element instead of two...

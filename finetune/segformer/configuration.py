@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import SegformerConfig
 
-__all__ = ["VARIANTS", "SegformerConfig", "smallest_side"]
+__all__ = ["VARIANTS", "SegformerConfig", "side_after", "smallest_side"]
 
 _WIDE = [64, 128, 320, 512]
 
@@ -28,19 +28,21 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+def side_after(config: SegformerConfig, stage: int, side: int) -> int:
+    """The height or width of a stage's map, from that of its input."""
+    kernel = config.patch_sizes[stage]
+    return (side + 2 * (kernel // 2) - kernel) // config.strides[stage] + 1
+
+
 def smallest_side(config: SegformerConfig) -> int:
     """The smallest height or width, in pixels, that the model takes.
 
     A stage with sequence reduction r needs a feature map of at least r x r, because the
     reducing convolution (kernel = stride = r) is not padded. 29 pixels for B0 to B5.
     """
-    needed = [1] * config.num_encoder_blocks
+    side = 1
     for stage in reversed(range(config.num_encoder_blocks)):
-        side = max(needed[stage], config.sr_ratios[stage])
         kernel, stride = config.patch_sizes[stage], config.strides[stage]
-        # The convolution gives (n + 2 (kernel // 2) - kernel) // stride + 1 for a side of n.
-        pixels = (side - 1) * stride + kernel - 2 * (kernel // 2)
-        if stage == 0:
-            return max(pixels, 1)
-        needed[stage - 1] = max(needed[stage - 1], pixels)
-    raise AssertionError("a model has at least one stage")
+        needed = max(side, config.sr_ratios[stage])
+        side = max((needed - 1) * stride + kernel - 2 * (kernel // 2), 1)  # by `side_after`
+    return side

@@ -135,7 +135,9 @@ def classify_in_bands(
         stop = min(start + rows, height)
         total = linear(maps[0][:, start:stop], matrices[0], bias)  # (B, rows, W, C)
         for x in coarse:
-            band = _rows_between(x, start, stop, height)  # (B, rows, W_i, C)
+            above, below, share = neighbours(slice(start, stop), x.shape[1], height, x.dtype)
+            share = share.to(x.dtype)[:, None, None]
+            band = torch.lerp(x[:, above], x[:, below], share)  # (B, rows, W_i, C)
             total += F.interpolate(
                 band.permute(0, 3, 1, 2), size=(stop - start, width), mode="bilinear"
             ).permute(0, 2, 3, 1)
@@ -143,17 +145,15 @@ def classify_in_bands(
     return logits.permute(0, 3, 1, 2)
 
 
-def _rows_between(x: Tensor, start: int, stop: int, height: int) -> Tensor:
-    """Rows start..stop-1 of x (B, h, W, C) as if its rows were bilinearly upsampled to `height`.
+def neighbours(
+    rows: slice, source: int, target: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor]:
+    """For some of `target` rows: the source rows above and below, and the share of the lower one.
 
-    The rule of `F.interpolate(align_corners=False)`: output row r lies at (r + 1/2) h / height
-    - 1/2, clamped at the first row, between the source row above it and the next one.
+    The rule of `F.interpolate(align_corners=False)`: target row r lies at (r + 1/2) source / target
+    - 1/2, clamped at the first row. The share is in float32 or in a wider `dtype`.
     """
-    rows = x.shape[1]
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    position = torch.arange(start, stop, device=x.device, dtype=dtype)
-    position = ((position + 0.5) * (rows / height) - 0.5).clamp_(min=0)
+    position = torch.arange(rows.start, rows.stop, dtype=torch.promote_types(dtype, torch.float32))
+    position = ((position + 0.5) * (source / target) - 0.5).clamp_(min=0)
     above = position.long()
-    below = (above + 1).clamp_(max=rows - 1)
-    fraction = (position - above).to(x.dtype)[:, None, None]
-    return torch.lerp(x[:, above], x[:, below], fraction)
+    return above, (above + 1).clamp_(max=source - 1), position - above

@@ -314,12 +314,7 @@ def upsampled_cross_entropy(  # type: ignore[misc]
             device; `cross_entropy_sums` returns their number.
     """
     loss, normaliser, _ = cross_entropy_sums(
-        logits,
-        labels,
-        ignore_index=ignore_index,
-        weight=weight,
-        label_smoothing=label_smoothing,
-        focal_gamma=focal_gamma,
+        logits, labels, ignore_index, weight, label_smoothing, focal_gamma
     )
     if reduction == "sum":
         return loss, normaliser
@@ -330,7 +325,6 @@ def upsampled_cross_entropy(  # type: ignore[misc]
 def cross_entropy_sums(
     logits: Tensor,
     labels: Tensor,
-    *,
     ignore_index: int = 255,
     weight: Tensor | None = None,
     label_smoothing: float = 0.0,

@@ -22,10 +22,12 @@ registers and instruction counts, not from timings.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .bands import LossOptions
 
 # Only torch's builds for CUDA contain Triton. The `try` hides the import from transformers, which
 # demands every package that a model's own code imports at its top.
@@ -39,13 +41,7 @@ except ImportError:
 
 
 def cross_entropy(
-    logits: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    focal_gamma: float,
-    with_grad: bool,
+    logits: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum of the cross entropies of logits that are bilinearly upsampled to the size of the labels.
 
@@ -57,10 +53,7 @@ def cross_entropy(
         logits: (B, K, h, w) float32, float16 or bfloat16, strided in any way.
         labels: (B, H, W) integers: class ids or `ignore_index`; H < h is allowed.
         weight: (K,) weights of the classes, or None for equal ones.
-        ignore_index: the label of pixels that do not count.
-        label_smoothing: share of the target that is spread over all classes, in [0, 1).
-        focal_gamma: exponent of the focal factor; 0 switches it off.
-        with_grad: whether to compute the gradient.
+        options: see `LossOptions`.
 
     Returns:
         The sum of losses, () float32; the sum of the counted pixels' weights (their number without
@@ -69,6 +62,7 @@ def cross_entropy(
         float32 in their memory format, empty without `with_grad`.
     """
     assert logits.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    ignore_index, label_smoothing, focal_gamma, with_grad = options
     batch, num_labels, height, width = logits.shape
     full_height, full_width = labels.shape[1:]
     labels = labels.contiguous()
@@ -78,74 +72,47 @@ def cross_entropy(
         weights = weight.to(torch.float32).contiguous()
         weight_total = weights.sum()
 
-    tiling = _tiling(num_labels, channels_last=logits.stride(1) == 1)
-    sizes = (num_labels, height, width, full_height, full_width)
+    channels_last = logits.stride(1) == 1
+    first, second = _tilings(num_labels, channels_last=channels_last)
     scales = (height / full_height, width / full_width) if labels.numel() else (1.0, 1.0)
-    options = {
+    sizes = (num_labels, height, width, full_height, full_width, labels.numel(), *scales)
+    constants = {
         "WEIGHTED": weight is not None,
         "SMOOTH": label_smoothing > 0,
-        "CLASS_AXIS": tiling.class_axis,
+        # The fastest axis in memory is the fastest of a block, for coalesced reads.
+        "CLASS_AXIS": int(channels_last),
         "INDEX": tl.int64 if _span(logits) >= 2**31 else tl.int32,
     }
 
-    tiles = _ceil(full_height, tiling.height) * _ceil(full_width, tiling.width)
+    tiles = _ceil(full_height, first["TILE_H"]) * _ceil(full_width, first["TILE_W"])
     partial_loss, partial_weight = torch.empty(2, batch, tiles, device=logits.device)
     partial_stray = torch.empty(batch, tiles, dtype=torch.int32, device=logits.device)
     # Per output pixel: logsumexp, coefficient of the target and, with smoothing, of each class.
     maps = 0 if not with_grad else 3 if label_smoothing > 0 else 2
     pixels = torch.empty(maps, *labels.shape, device=logits.device)
     grad = torch.empty(0, device=logits.device)
+    tensors = (logits, labels, weights, weight_total, pixels)
 
     with torch.cuda.device_of(logits):
         if tiles and batch:
             _forward[(tiles, batch)](
-                logits,
-                labels,
-                weights,
-                weight_total,
-                pixels,
-                partial_loss,
-                partial_weight,
-                partial_stray,
+                *tensors,
+                *(partial_loss, partial_weight, partial_stray),
                 *logits.stride(),
                 *sizes,
-                labels.numel(),
-                *scales,
-                ignore_index,
-                label_smoothing,
-                focal_gamma,
-                **options,
+                *(ignore_index, label_smoothing, focal_gamma),
+                **constants,
                 FOCAL=focal_gamma != 0,
                 GRAD=with_grad,
-                TILE_H=tiling.height,
-                TILE_W=tiling.width,
-                BLOCK_K=tiling.classes,
-                num_warps=tiling.num_warps,
+                **first,
             )
         if with_grad:
             grad = torch.empty_like(logits, dtype=torch.float32)
-            across = _ceil(num_labels, tiling.back_classes) * _ceil(width, tiling.back_width)
-            grid = (across, _ceil(height, tiling.back_rows), batch)
+            across = _ceil(num_labels, second["BLOCK_K"]) * _ceil(width, second["TILE"])
+            grid = (across, _ceil(height, second["ROWS"]), batch)
             if grad.numel():
-                _backward[grid](
-                    logits,
-                    labels,
-                    weights,
-                    weight_total,
-                    pixels,
-                    grad,
-                    *logits.stride(),
-                    *grad.stride(),
-                    *sizes,
-                    labels.numel(),
-                    *scales,
-                    **options,
-                    ROWS=tiling.back_rows,
-                    TILE=tiling.back_width,
-                    BLOCK_K=tiling.back_classes,
-                    num_warps=tiling.back_num_warps,
-                    num_stages=1,
-                )
+                strides = (*logits.stride(), *grad.stride())
+                _backward[grid](*tensors, grad, *strides, *sizes, **constants, **second)
     return (
         partial_loss.sum(dtype=torch.float64).float(),
         partial_weight.sum(dtype=torch.float64).float(),
@@ -154,26 +121,22 @@ def cross_entropy(
     )
 
 
-class _Tiling(NamedTuple):
-    """The block sizes of one program, chosen for registers (no spills) and instructions."""
+def _tilings(num_labels: int, *, channels_last: bool) -> tuple[dict[str, int], dict[str, int]]:
+    """The block sizes of both passes, chosen for registers (no spills) and instructions.
 
-    class_axis: int  # the fastest axis in memory is the fastest of a block, for coalesced reads
-    height: int  # first pass: output pixels, and classes at a time
-    width: int
-    classes: int
-    num_warps: int
-    back_rows: int  # second pass: source pixels, rows one after another, and classes
-    back_width: int
-    back_classes: int
-    back_num_warps: int
-
-
-def _tiling(num_labels: int, *, channels_last: bool) -> _Tiling:
+    A program of the first pass takes TILE_H x TILE_W output pixels, and BLOCK_K classes at a time;
+    one of the second takes TILE source pixels, BLOCK_K classes, and ROWS rows one after another.
+    """
     most = 1 << (num_labels - 1).bit_length()
     if channels_last:  # neighbouring threads hold classes; each holds a pixel's numbers
-        classes, back = min(most, 32), min(most, 64)
-        return _Tiling(1, 4, 256 // classes, classes, 8, 8, 128 // back, back, 1)
-    return _Tiling(0, 4, 32, min(most, 8), 4, 8, 32, min(most, 8), 2)
+        classes, back, warps, back_warps = min(most, 32), min(most, 64), 8, 1
+        tile, back_tile = 256 // classes, 128 // back
+    else:
+        classes, back, warps, back_warps = min(most, 8), min(most, 8), 4, 2
+        tile, back_tile = 32, 32
+    first = {"TILE_H": 4, "TILE_W": tile, "BLOCK_K": classes, "num_warps": warps}
+    second = {"ROWS": 8, "TILE": back_tile, "BLOCK_K": back, "num_warps": back_warps}
+    return first, {**second, "num_stages": 1}
 
 
 def _ceil(size: int, block: int) -> int:

@@ -36,7 +36,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import logging
 from transformers.utils.generic import can_return_tuple
 
-from .configuration import SegformerConfig, smallest_side
+from .configuration import SegformerConfig, side_after, smallest_side
 from .cpu import bands_pay, classify_in_bands
 from .functional import (
     classify,
@@ -299,9 +299,8 @@ class SegformerEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:  # (B, H, W, C)
         maps, attentions = [], []
-        for embed, blocks, norm in zip(
-            self.patch_embeddings, self.block, self.layer_norm, strict=True
-        ):
+        stages = zip(self.patch_embeddings, self.block, self.layer_norm, strict=True)
+        for embed, blocks, norm in stages:
             x = embed(x)
             for block in blocks:
                 x, weights = block(x)
@@ -404,11 +403,8 @@ class SegformerDecodeHead(nn.Module):
     def _as_maps(self, hidden_states: Sequence[Tensor]) -> list[Tensor]:
         *maps, last = hidden_states
         if last.ndim == 3:  # (B, N, C): reshape_last_stage=False in old configurations
-            kernel, stride = self.config.patch_sizes[-1], self.config.strides[-1]
-            height, width = (
-                (n + 2 * (kernel // 2) - kernel) // stride + 1 for n in maps[-1].shape[2:]
-            )
-            last = last.transpose(1, 2).unflatten(-1, (height, width))
+            size = [side_after(self.config, -1, side) for side in maps[-1].shape[2:]]
+            last = last.transpose(1, 2).unflatten(-1, size)
         return [*maps, last]
 
 
@@ -446,17 +442,14 @@ class SegformerPreTrainedModel(PreTrainedModel):
         if getattr(module, "init_as_torch", False):
             # PyTorch's default, which the original keeps in most of its head.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            fan_in = module.weight.numel() // len(module.weight)
-            bound = 1 / math.sqrt(fan_in)
+            bound = 1 / math.sqrt(module.weight[0].numel())
             init.uniform_(module.bias, -bound, bound)
-        elif isinstance(module, nn.Linear):
-            init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
-            if module.bias is not None:
-                init.zeros_(module.bias)
-        elif isinstance(module, nn.Conv2d):
-            kernel = module.kernel_size[0] * module.kernel_size[1]
-            fan_out = kernel * module.out_channels // module.groups
-            init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
+        elif isinstance(module, nn.Linear | nn.Conv2d):
+            if isinstance(module, nn.Linear):
+                init.trunc_normal_(module.weight, std=0.02, a=-2.0, b=2.0)
+            else:
+                fan_out = math.prod(module.kernel_size) * module.out_channels // module.groups
+                init.normal_(module.weight, std=math.sqrt(2.0 / fan_out))
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d | nn.SyncBatchNorm):
@@ -551,19 +544,13 @@ class SegformerForImageClassification(SegformerPreTrainedModel):
             `logits`, (B, num_labels), and `loss` if there are labels.
         """
         outputs = self.segformer(
-            pixel_values,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
+            pixel_values, output_attentions, output_hidden_states, return_dict=True
         )
         x = outputs.last_hidden_state
         pooled = x.mean(dim=(2, 3)) if x.ndim == 4 else x.mean(dim=1)  # (B, C)
         logits = self.classifier(pooled)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(labels, logits, self.config)
         return ImageClassifierOutput(
-            loss=loss,
+            loss=None if labels is None else self.loss_function(labels, logits, self.config),
             logits=logits,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
@@ -603,10 +590,7 @@ class SegformerForSemanticSegmentation(SegformerPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         outputs = self.segformer(
-            pixel_values,
-            output_attentions=output_attentions,
-            output_hidden_states=True,
-            return_dict=True,
+            pixel_values, output_attentions, output_hidden_states=True, return_dict=True
         )
         logits = self.decode_head(outputs.hidden_states)
         return SemanticSegmenterOutput(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bands import argmax_by_cells, cross_entropy_in_bands
+from .bands import LossOptions, argmax_by_cells, cross_entropy_in_bands
 
 # Operator names are global to the process, and this file may be loaded several times: models can
 # carry a copy of it.
@@ -38,12 +38,12 @@ def cross_entropy_op(
                 f"labels hold {stray[0].item()} ({stray.numel()} such pixels), which is neither "
                 f"a class id (0 to {num_labels - 1}) nor ignore_index={ignore_index}"
             )
-    arguments = (logits, labels, weight, ignore_index, label_smoothing, focal_gamma, with_grad)
+    options = LossOptions(ignore_index, label_smoothing, focal_gamma, with_grad)
     if not _has_kernels(logits):
-        return cross_entropy_in_bands(*arguments)
+        return cross_entropy_in_bands(logits, labels, weight, options)
     from .kernels import cross_entropy  # here, because importing Triton takes a while
 
-    loss, normaliser, num_stray, grad = cross_entropy(*arguments)
+    loss, normaliser, num_stray, grad = cross_entropy(logits, labels, weight, options)
     if with_grad:
         grad = grad.contiguous(memory_format=torch.channels_last)
     return loss, normaliser, num_stray, grad
@@ -61,20 +61,12 @@ def _has_kernels(logits: Tensor) -> bool:
 
 
 @cross_entropy_op.register_fake
-def _(
-    logits: Tensor,
-    labels: Tensor,
-    weight: Tensor | None,
-    ignore_index: int,
-    label_smoothing: float,
-    focal_gamma: float,
-    with_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    scalar = logits.new_empty(())
+def _(logits: Tensor, labels: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with_grad = others[-1]
     grad = torch.empty_like(logits, memory_format=torch.channels_last)
     return (
-        scalar,
-        torch.empty_like(scalar),
+        logits.new_empty(()),
+        logits.new_empty(()),
         labels.new_empty((), dtype=torch.int64),
         grad if with_grad else logits.new_empty(0),
     )

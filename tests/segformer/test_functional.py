@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from finetune.segformer import bands, cpu, operators
-from finetune.segformer.bands import cross_entropy_in_bands
+from finetune.segformer.bands import LossOptions, cross_entropy_in_bands
 from finetune.segformer.cpu import classify_in_bands
 from finetune.segformer.functional import (
     classify,
@@ -482,17 +482,23 @@ def test_no_gradient_is_made_that_nobody_wants():
     with torch.no_grad():
         assert not upsampled_cross_entropy(logits, labels).requires_grad
     assert not upsampled_cross_entropy(logits.detach(), labels).requires_grad
-    outputs = cross_entropy_in_bands(logits.detach(), labels, None, IGNORE, 0.0, 0.0, False)
+    outputs = cross_entropy_in_bands(
+        logits.detach(), labels, None, LossOptions(IGNORE, 0.0, 0.0, False)
+    )
     assert outputs[3].numel() == 0
 
 
 def test_stray_labels_are_counted():
     """Where looking would cost a wait, they are left out, and the number is there."""
     logits, labels = logits_and_labels(torch.float32)
-    expected = cross_entropy_in_bands(logits.detach(), labels, None, IGNORE, 0.0, 0.0, True)
+    expected = cross_entropy_in_bands(
+        logits.detach(), labels, None, LossOptions(IGNORE, 0.0, 0.0, True)
+    )
     moved = labels.clone()
     moved[1, 0], moved[1, 1] = 6, 254  # ignored before
-    outputs = cross_entropy_in_bands(logits.detach(), moved, None, IGNORE, 0.0, 0.0, True)
+    outputs = cross_entropy_in_bands(
+        logits.detach(), moved, None, LossOptions(IGNORE, 0.0, 0.0, True)
+    )
     assert (expected[2], outputs[2]) == (0, 2 * labels.shape[2])
     for actual, wanted in zip(outputs[:2] + outputs[3:], expected[:2] + expected[3:], strict=True):
         assert torch.equal(actual, wanted)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from finetune.segformer import kernels
+from finetune.segformer.bands import LossOptions
 
 IGNORE = 255
 needs_triton = pytest.mark.skipif(
@@ -51,9 +52,9 @@ def cross_entropy(device):
 
         def function(logits, labels, weight=None, smoothing=0.0, gamma=0.0, **kwargs):
             weight = None if weight is None else weight.to(device)
-            options = (kwargs.get("ignore_index", IGNORE), smoothing, gamma)
             with_grad = kwargs.get("with_grad", True)
-            results = run(logits.to(device), labels.to(device), weight, *options, with_grad)
+            options = LossOptions(kwargs.get("ignore_index", IGNORE), smoothing, gamma, with_grad)
+            results = run(logits.to(device), labels.to(device), weight, options)
             assert all(result.device.type == device for result in results)
             return [result.cpu() for result in results]
 
@@ -278,8 +279,9 @@ def test_kernels_compile_without_a_gpu(channels_last, capability, monkeypatch, t
     # Many classes, plain, and everything at once for one pixel: a size of 1 becomes a constant.
     plain = inputs((8, 8), (16, 16), 150, channels_last=channels_last)
     single = inputs((1, 1), (1, 1), 2, channels_last=channels_last, dtype=torch.float16)
-    kernels.cross_entropy(plain[0], plain[1].to(torch.uint8), None, IGNORE, 0.0, 0.0, True)
-    kernels.cross_entropy(*single, torch.rand(2), IGNORE, 0.1, 2.0, True)
+    options = LossOptions(IGNORE, 0.0, 0.0, with_grad=True)
+    kernels.cross_entropy(plain[0], plain[1].to(torch.uint8), None, options)
+    kernels.cross_entropy(*single, torch.rand(2), LossOptions(IGNORE, 0.1, 2.0, with_grad=True))
     assert len(spilled) == 4
     assert not any(spilled)
 
@@ -288,7 +290,8 @@ def test_kernels_compile_without_a_gpu(channels_last, capability, monkeypatch, t
 @needs_gpu
 def test_equal_inputs_give_equal_bits_also_in_a_cuda_graph():
     logits, labels = (x.cuda() for x in inputs((32, 32), (128, 128), 150, channels_last=True))
-    args = (logits, labels, torch.rand(150, device="cuda"), IGNORE, 0.1, 2.0, True)
+    weight = torch.rand(150, device="cuda")
+    args = (logits, labels, weight, LossOptions(IGNORE, 0.1, 2.0, with_grad=True))
     expected = kernels.cross_entropy(*args)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -299,7 +302,7 @@ def test_equal_inputs_give_equal_bits_also_in_a_cuda_graph():
 
 
 def test_imports_without_triton(monkeypatch):
-    spec = importlib.util.spec_from_file_location("kernels_without_triton", kernels.__file__)
+    spec = importlib.util.spec_from_file_location("finetune.segformer.other", kernels.__file__)
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "triton", None)
     spec.loader.exec_module(module)
