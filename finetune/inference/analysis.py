@@ -5,37 +5,27 @@ with Transformers" (2021). `forward` is any part of a model, from `pixel_values`
 map (B, C', H', W').
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from finetune.inference import Segmenter
 from finetune.metrics import MeanIoU
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
+from finetune.segformer.configuration import side_after
 
 Forward = Callable[[Tensor], Tensor]
 
 
-def stage_map(model: SegformerForSemanticSegmentation, stage: int) -> Forward:
-    """The encoder up to the map of a stage, 0 (at 1/4) to 3 (at 1/32)."""
-    return lambda pixel_values: model(pixel_values, output_hidden_states=True).hidden_states[stage]
-
-
 def patches_alone(model: SegformerForSemanticSegmentation, stage: int) -> Forward:
     """The patch merging of the stages up to this one, without their blocks."""
-
-    def forward(pixel_values: Tensor) -> Tensor:
-        x = pixel_values.permute(0, 2, 3, 1)
-        for embed in model.segformer.encoder.patch_embeddings[: stage + 1]:
-            x = embed(x)
-        return x.permute(0, 3, 1, 2)
-
-    return forward
+    merging = nn.Sequential(*model.segformer.encoder.patch_embeddings[: stage + 1])
+    return lambda pixel_values: merging(pixel_values.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 # ------------------------------------------------------------------- four scales, section 3.1
@@ -127,7 +117,7 @@ def attention_maps(
 
 
 class AttentionCost(NamedTuple):
-    """The cost of attention in all blocks of one stage, for one image."""
+    """The cost of the two products of attention in all blocks of one stage, for one image."""
 
     queries: int
     """N, positions of the map."""
@@ -136,8 +126,6 @@ class AttentionCost(NamedTuple):
     products: int
     """Multiply-accumulates of Q K^T and of the weights with V, 2 N M C a block. They grow with the
     square of the pixels."""
-    linear: int
-    """Multiply-accumulates of Q, K, V, the output and the reduction. They grow with the pixels."""
 
 
 def attention_costs(config: SegformerConfig, size: tuple[int, int]) -> list[AttentionCost]:
@@ -147,26 +135,14 @@ def attention_costs(config: SegformerConfig, size: tuple[int, int]) -> list[Atte
         config: gives widths, depths, strides and ratios.
         size: height and width of the image, in pixels.
     """
-    height, width = size
     costs = []
-    for depth, channels, kernel, stride, ratio in zip(
-        config.depths,
-        config.hidden_sizes,
-        config.patch_sizes,
-        config.strides,
-        config.sr_ratios,
-        strict=True,
+    sides = list(size)
+    for stage, (depth, channels, ratio) in enumerate(
+        zip(config.depths, config.hidden_sizes, config.sr_ratios, strict=True)
     ):
-        height, width = (
-            (side + 2 * (kernel // 2) - kernel) // stride + 1 for side in (height, width)
-        )
-        queries, keys = height * width, (height // ratio) * (width // ratio)
-        linear = 2 * queries * channels**2 + 2 * keys * channels**2  # Q and output, K and V
-        if ratio > 1:
-            linear += keys * ratio**2 * channels**2
-        costs.append(
-            AttentionCost(queries, keys, depth * 2 * queries * keys * channels, depth * linear)
-        )
+        sides = [side_after(config, stage, side) for side in sides]
+        queries, keys = math.prod(sides), math.prod(side // ratio for side in sides)
+        costs.append(AttentionCost(queries, keys, depth * 2 * queries * keys * channels))
     return costs
 
 
@@ -184,24 +160,13 @@ def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
         modules: the module whose padded convolutions change.
         mode: a mode of `torch.nn.functional.pad`.
     """
-
-    def repad(convolution: Any, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
-        rows, columns = convolution.padding
-        padded = F.pad(inputs[0], (columns, columns, rows, rows), mode)
-        return F.conv2d(
-            padded,
-            convolution.weight,
-            convolution.bias,
-            convolution.stride,
-            dilation=convolution.dilation,
-            groups=convolution.groups,
-        )
-
-    with ExitStack() as hooks:
-        # A hook also switches our fused Mix-FFN off, which would bypass the module.
+    with ExitStack() as after:
         for module in modules.modules():
             if isinstance(module, nn.Conv2d) and any(module.padding):
-                hooks.callback(module.register_forward_hook(repad).remove)
+                after.callback(setattr, module, "padding_mode", module.padding_mode)
+                module.padding_mode = mode  # type: ignore[assignment]
+                # A hook switches our fused Mix-FFN off, which would bypass the module.
+                after.callback(module.register_forward_pre_hook(lambda *_: None).remove)
         yield
 
 
@@ -261,11 +226,8 @@ def without_detail(model: SegformerForSemanticSegmentation, stage: int) -> Itera
         maps[stage] = torch.zeros_like(maps[stage]) + maps[stage].mean((2, 3), keepdim=True)
         return (maps,)
 
-    hook = model.decode_head.register_forward_pre_hook(flatten)
-    try:
+    with model.decode_head.register_forward_pre_hook(flatten):
         yield
-    finally:
-        hook.remove()
 
 
 def mean_iou(segmenter: Segmenter, pictures: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:

@@ -7,7 +7,7 @@ consumers (`upsampled_argmax`, `cross_entropy_sums`) upsample in parts, or pixel
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from torch import Tensor
 
 from finetune.inference.preprocessing import Preprocessing
 from finetune.segformer.configuration import smallest_side
-from finetune.segformer.functional import upsampled_argmax
+from finetune.segformer.cpu import neighbours
+from finetune.segformer.functional import upsample, upsampled_argmax
 
 MAX_WHOLE = 2**25
 """Largest picture that is shown whole, in pixels: 33 million, as in 8K video."""
@@ -51,65 +52,60 @@ def score_bands(
         Bands that cover all rows. Scores are logits. With several scales or flips, they are
         logarithms of the mean of the probabilities, as in mmsegmentation.
     """
-    shown = [_show(model, view, preprocessing, size) for view in views]
-    if not preprocessing.protocol.flip and len(shown) == 1:
-        yield from shown[0].bands()
+    flips = (False, True) if preprocessing.protocol.flip else (False,)
+    shown = [
+        (_show(model, view.flip(2) if flip else view, preprocessing, size), flip)
+        for flip in flips
+        for view in views
+    ]
+    if len(shown) == 1:
+        yield from shown[0][0].bands()
         return
-    mirrored: list[_Shown] = []
-    if preprocessing.protocol.flip:
-        mirrored = [_show(model, view.flip(2), preprocessing, size) for view in views]
-    num_labels, device = model.config.num_labels, next(model.parameters()).device
-    for rows in _in_rows(len(views[0]), num_labels, size, device):
-        total = torch.zeros(
-            len(views[0]), num_labels, rows.stop - rows.start, size[1], device=device
-        )
-        for one in shown:
-            total += probabilities(one.rows(rows))
-        for one in mirrored:
-            total += probabilities(one.rows(rows)).flip(3)
-        total /= len(shown) + len(mirrored)
+    batch, num_labels = len(views[0]), model.config.num_labels
+    device = next(model.parameters()).device
+    for rows in _in_rows(batch, num_labels, size, device):
+        total = torch.zeros(batch, num_labels, rows.stop - rows.start, size[1], device=device)
+        for one, flip in shown:
+            chance = probabilities(one.rows(rows))
+            total += chance.flip(3) if flip else chance
+        total /= len(shown)
         yield Band(rows, total.logit_(_TINY) if num_labels == 1 else total.clamp_(_TINY).log_())
 
 
 def predict_masks(
-    model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
-) -> Tensor:
-    """Class ids (B, H, W) of pictures, uint8 up to 256 classes; arguments as `score_bands`."""
-    masks = views[0].new_empty(len(views[0]), *size, dtype=_id_dtype(model), device="cpu")
-    for band in score_bands(model, views, preprocessing, size):
-        part = masks[:, band.rows]
-        part.copy_(upsampled_argmax(band.scores, (part.shape[1], part.shape[2])))
-    return masks
+    model: Any,
+    views: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    size: tuple[int, int],
+    *,
+    confidence: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Class ids of pictures and, if `confidence` is set, the probability of each pixel's class.
 
+    The other arguments are those of `score_bands`.
 
-def predict_confident_masks(
-    model: Any, views: Sequence[Tensor], preprocessing: Preprocessing, size: tuple[int, int]
-) -> tuple[Tensor, Tensor]:
-    """As `predict_masks`, with the probability of each pixel's class, (B, H, W) float16."""
-    masks = views[0].new_empty(len(views[0]), *size, dtype=_id_dtype(model), device="cpu")
-    confidence = masks.new_empty(masks.shape, dtype=torch.float16)
-    for band in score_bands(model, views, preprocessing, size):
-        part = masks[:, band.rows]
-        part.copy_(upsampled_argmax(band.scores, (part.shape[1], part.shape[2])))
-        own = part.shape[1], part.shape[2]
-        device = band.scores.device
-        for rows in _in_rows(len(part), band.scores.shape[1], own, device):
-            chance = probabilities(_upsampled(band.scores, own, rows))
-            best = (
-                chance.amax(1) if chance.shape[1] > 1 else torch.maximum(chance, 1 - chance)[:, 0]
-            )
-            start = band.rows.start
-            confidence[:, start + rows.start : start + rows.stop].copy_(best)
-    return masks, confidence
+    Returns:
+        Ids (B, H, W), uint8 up to 256 classes, else int64; and (B, H, W) float16, or None.
+    """
+    ids = torch.uint8 if model.config.num_labels <= 256 else torch.int64
+    masks = torch.empty(len(views[0]), *size, dtype=ids)
+    chances = torch.empty(masks.shape, dtype=torch.float16) if confidence else None
+    for rows, scores in score_bands(model, views, preprocessing, size):
+        own = rows.stop - rows.start, size[1]
+        masks[:, rows].copy_(upsampled_argmax(scores, own))
+        if chances is None:
+            continue
+        for part in _in_rows(len(masks), scores.shape[1], own, scores.device):
+            chance = probabilities(_upsampled(scores, own, part))
+            is_binary = chance.shape[1] == 1
+            best = torch.maximum(chance, 1 - chance)[:, 0] if is_binary else chance.amax(1)
+            chances[:, rows][:, part].copy_(best)
+    return masks, chances
 
 
 def probabilities(scores: Tensor) -> Tensor:
     """Scores (B, K, ...) as probabilities; of class 1 for K = 1, stock's binary head."""
     return scores.softmax(1) if scores.shape[1] > 1 else scores.sigmoid()
-
-
-def _id_dtype(model: Any) -> torch.dtype:
-    return torch.uint8 if model.config.num_labels <= 256 else torch.int64
 
 
 def _in_rows(
@@ -121,17 +117,9 @@ def _in_rows(
         yield slice(first, min(first + step, size[0]))
 
 
-class _Shown(Protocol):
-    """Pictures at one scale."""
-
-    def bands(self) -> Iterator[Band]:
-        """Yields bands that cover all rows."""
-
-    def rows(self, rows: slice) -> Tensor:
-        """Scores (B, K, r, W) of rows; each call asks for rows further down."""
-
-
-def _show(model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[int, int]) -> _Shown:
+def _show(
+    model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[int, int]
+) -> "_Whole | _Windows":
     protocol = preprocessing.protocol
     window, stride = protocol.window, protocol.stride
     if window is None and view.shape[1] * view.shape[2] > MAX_WHOLE:
@@ -143,20 +131,22 @@ def _show(model: Any, view: Tensor, preprocessing: Preprocessing, size: tuple[in
 
 
 class _Whole:
-    """Pictures shown to the model whole."""
+    """Pictures at one scale, shown to the model whole."""
 
     def __init__(self, scores: Tensor, size: tuple[int, int]):
         self.scores, self.size = scores, size
 
     def bands(self) -> Iterator[Band]:
+        """Yields bands that cover all rows."""
         yield Band(slice(0, self.size[0]), self.scores)
 
     def rows(self, rows: slice) -> Tensor:
+        """Scores (B, K, r, W) of rows; each call asks for rows further down."""
         return _upsampled(self.scores, self.size, rows)
 
 
 class _Windows:
-    """Pictures shown window by window; overlapping windows are averaged at the view's resolution.
+    """As `_Whole`, window by window; overlapping windows are averaged at the view's resolution.
 
     Only the logits of the rows of windows that a band touches are kept, 40 MB a window of
     1024 x 1024 at 150 classes. Windows above are dropped before the next row of windows is shown.
@@ -187,7 +177,7 @@ class _Windows:
         own = self.view.shape[1], self.view.shape[2]
         if own == self.size:
             return self._mean(rows)
-        above, below, _ = _between(own[0], self.size[0], rows)
+        above, below, _ = neighbours(rows, own[0], self.size[0])
         first = int(above[0])
         part = self._mean(slice(first, int(below[-1]) + 1))
         return _upsampled(part, self.size, rows, first=first, height=own[0])
@@ -237,7 +227,7 @@ class _Windows:
                 continue
             first = max(start - top, 0)
             if self.num_rows != self.height:
-                first = int(_between(self.num_rows, self.height, slice(first, first + 1))[0])
+                first = int(neighbours(slice(first, first + 1), self.num_rows, self.height)[0])
             self.kept[top] = first, [scores[:, :, first - cut :].clone() for scores in row]
 
 
@@ -253,11 +243,9 @@ def _scores(model: Any, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
     side = smallest_side(model.config)
     if min(height, width) >= side:
         return model(pixel_values).logits.float()
-    padding = (0, max(0, side - width), 0, max(0, side - height))
-    padded = F.pad(pixel_values, padding)
+    padded = F.pad(pixel_values, (0, max(0, side - width), 0, max(0, side - height)))
     logits = model(padded).logits.float()
-    upsampled = F.interpolate(logits, size=padded.shape[2:], mode="bilinear", align_corners=False)
-    return upsampled[:, :, :height, :width]
+    return upsample(logits, padded.shape[2:])[:, :, :height, :width]
 
 
 def _upsampled(
@@ -279,7 +267,7 @@ def _upsampled(
     """
     own = scores.shape[2] if height is None else height
     if own != size[0]:
-        above, below, share = _between(own, size[0], rows)
+        above, below, share = neighbours(rows, own, size[0])
         above, below = ((place - first).to(scores.device) for place in (above, below))
         share = share[:, None].to(scores.device)
         scores = torch.lerp(scores[:, :, above], scores[:, :, below], share)
@@ -287,16 +275,7 @@ def _upsampled(
         scores = scores[:, :, rows.start - first : rows.stop - first]
     if scores.shape[3] == size[1]:
         return scores
-    across = (scores.shape[2], size[1])
-    return F.interpolate(scores, size=across, mode="bilinear", align_corners=False)
-
-
-def _between(height: int, new: int, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-    """For rows of `new`: the upper and lower neighbour in `height` rows, and the lower's weight."""
-    position = (torch.arange(rows.start, rows.stop) + 0.5) * (height / new) - 0.5
-    position = position.clamp_(min=0)
-    above = position.floor().long().clamp_(max=height - 1)
-    return above, (above + 1).clamp_(max=height - 1), position - above
+    return upsample(scores, (scores.shape[2], size[1]))
 
 
 def _evenly(length: int, axis: int) -> int:

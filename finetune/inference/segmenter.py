@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from finetune.errors import UserError, first_line
 from finetune.inference.models import class_colors, class_names, load_preprocessing
 from finetune.inference.preprocessing import Preprocessing
-from finetune.inference.scores import predict_confident_masks, predict_masks
+from finetune.inference.scores import predict_masks
 from finetune.inference.segmentation import Segmentation
 from finetune.labels.colors import default_colors
 from finetune.machine import device as default_device
@@ -137,14 +137,7 @@ class Segmenter:
                 )
         names = class_names(config, what)
         colors = class_colors(config, len(names), what)
-        return cls(
-            model,
-            preprocessing,
-            names=names,
-            colors=colors,
-            device=device,
-            dtype=dtype,
-        )
+        return cls(model, preprocessing, names=names, colors=colors, device=device, dtype=dtype)
 
     def read(self, image: AnyImage, *, max_pixels: int | None = None) -> np.ndarray:
         """Reads an image of any kind as integers (H, W, C), in the form of the training images.
@@ -194,13 +187,8 @@ class Segmenter:
         views = self.views([pixels])
         size = pixels.shape[0], pixels.shape[1]
         masks, chances = self.masks(views, size, confidence=confidence)
-        return Segmentation(
-            masks[0],
-            self.names,
-            self.colors,
-            chances[0] if chances is not None else None,
-            as_rgb(pixels),
-        )
+        chance = chances[0] if chances is not None else None
+        return Segmentation(masks[0], self.names, self.colors, chance, as_rgb(pixels))
 
     def views(self, images: Sequence[np.ndarray]) -> list[Tensor]:
         """Images of one size, resized for the model, as one batch for each scale."""
@@ -221,10 +209,12 @@ class Segmenter:
             confidence: whether to return probabilities.
         """
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            if not confidence:
-                return _narrow(predict_masks(self.model, views, self.preprocessing, size)), None
-            masks, chances = predict_confident_masks(self.model, views, self.preprocessing, size)
-            return _narrow(masks), chances.numpy()
+            masks, chances = predict_masks(
+                self.model, views, self.preprocessing, size, confidence=confidence
+            )
+        # Ids of int64 become uint16; torch cannot compare those.
+        ids = masks.numpy() if masks.dtype == torch.uint8 else masks.numpy().astype(np.uint16)
+        return ids, None if chances is None else chances.numpy()
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:
@@ -247,8 +237,3 @@ def _stacked(images: Sequence[np.ndarray]) -> Tensor:
         # Pillow's arrays are read-only; nothing writes to them.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(batch)
-
-
-def _narrow(masks: Tensor) -> np.ndarray:
-    ids = masks.numpy()
-    return ids if ids.dtype == np.uint8 else ids.astype(np.uint16)

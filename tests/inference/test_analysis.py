@@ -20,7 +20,6 @@ from finetune.inference.analysis import (
     principal_colors,
     receptive_field,
     side_of,
-    stage_map,
     without_detail,
 )
 from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
@@ -93,9 +92,6 @@ def test_attention_costs_are_what_is_computed(ratios):
         attention = blocks[0].attention
         assert cost.queries == x.shape[1] * x.shape[2]
         assert cost.keys == attention.self._reduce(x).flatten(1, 2).shape[1]
-        with torch.no_grad():
-            flop = count_flop(functools.partial(attention, x))
-        assert 2 * (cost.products + cost.linear) == flop * len(blocks)
         keys = torch.randn(1, 1, cost.keys, x.shape[3])
         queries = torch.randn(1, 1, cost.queries, x.shape[3])
         flop = count_flop(functools.partial(attend, queries, keys, keys))
@@ -154,7 +150,7 @@ def test_a_receptive_field_is_the_norm_of_the_jacobian(model):
 
     whole = torch.autograd.functional.jacobian(lambda x: third_map(x)[0, :, 1, 1], image)
     expected = whole.square().sum((0, 1, 2)).sqrt()  # (C', 1, C, H, W)
-    field = receptive_field(stage_map(model, 2), image.expand(512, -1, -1, -1))
+    field = receptive_field(third_map, image.expand(512, -1, -1, -1))
     assert ((field - expected).norm() / expected.norm()) < 0.05
 
 

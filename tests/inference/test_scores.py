@@ -10,7 +10,7 @@ from PIL import Image
 from finetune.errors import UserError
 from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.inference.preprocessing import normalise
-from finetune.inference.scores import predict_confident_masks, predict_masks, score_bands
+from finetune.inference.scores import predict_masks, score_bands
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
 
@@ -179,7 +179,7 @@ def test_huge_pictures_are_shown_in_windows(model, monkeypatch):
 
 def test_small_images_are_padded(model):
     pixels = pictures(1, 20, 45)
-    mask = predict_masks(model, [pixels], Preprocessing(**PLAIN), (20, 45))
+    mask, _ = predict_masks(model, [pixels], Preprocessing(**PLAIN), (20, 45))
     padded = F.pad(plain(pixels), (0, 0, 0, 9))  # 29 is the smallest side
     with torch.no_grad():
         logits = model(padded).logits
@@ -200,15 +200,15 @@ def test_the_mask_has_the_size_that_is_asked_for_and_knows_how_sure_it_is(
 ):
     monkeypatch.setattr("finetune.inference.scores._BAND", 2**12)
     pixels = pictures(2, 64, 96)
-    mask, confidence = predict_confident_masks(
-        model, [pixels], Preprocessing(protocol, **PLAIN), (91, 123)
-    )
+    arguments = model, [pixels], Preprocessing(protocol, **PLAIN), (91, 123)
+    mask, confidence = predict_masks(*arguments, confidence=True)
     scores = scores_of(model, [pixels], protocol, (91, 123))
     assert mask.shape == confidence.shape == (2, 91, 123)
     assert mask.dtype == torch.uint8
     assert (mask == scores.argmax(1)).float().mean() > 0.999
     torch.testing.assert_close(confidence.float(), scores.softmax(1).amax(1), rtol=0, atol=1e-3)
-    alone = predict_masks(model, [pixels], Preprocessing(protocol, **PLAIN), (91, 123))
+    alone, nothing = predict_masks(*arguments)
+    assert nothing is None
     assert torch.equal(alone, mask)
 
 
@@ -224,9 +224,11 @@ def test_the_binary_head_of_stock(model):
     chance = F.interpolate(chance, size=(64, 64), mode="bilinear", align_corners=False)[:, 0]
     for protocol in (InferenceProtocol(), InferenceProtocol(window=(48, 48), stride=(32, 32))):
         preprocessing = Preprocessing(protocol, **PLAIN)
-        mask, confidence = predict_confident_masks(binary, [pixels], preprocessing, (64, 64))
+        mask, confidence = predict_masks(binary, [pixels], preprocessing, (64, 64), confidence=True)
         assert ((confidence >= 0.5) & (confidence <= 1)).all()
-    mask, confidence = predict_confident_masks(binary, [pixels], Preprocessing(**PLAIN), (64, 64))
+    mask, confidence = predict_masks(
+        binary, [pixels], Preprocessing(**PLAIN), (64, 64), confidence=True
+    )
     assert torch.equal(mask.bool(), chance > 0)
     sure = torch.maximum(chance.sigmoid(), 1 - chance.sigmoid())
     torch.testing.assert_close(confidence.float(), sure, rtol=0, atol=1e-3)
