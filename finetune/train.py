@@ -42,13 +42,7 @@ from finetune.run.background import BackgroundPush
 from finetune.run.clock import Clock
 from finetune.run.folder import RunFolder
 from finetune.run.log import rows
-from finetune.run.processes import (
-    agree,
-    join,
-    on_main,
-    same_everywhere,
-    synchronise_batch_norm,
-)
+from finetune.run.processes import agree, join, on_main, same_everywhere, synchronise_batch_norm
 from finetune.run.report import html_report
 from finetune.run.screen import progress_bar, quiet_libraries, say, show_end, show_table
 from finetune.run.signals import StopSignals

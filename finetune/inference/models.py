@@ -1,5 +1,6 @@
 """Readers of a model folder's preprocessing, class names and colours."""
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from transformers.utils import cached_file
 
 from finetune.errors import UserError, first_line
 from finetune.inference.preprocessing import Preprocessing
+from finetune.recipe import InferenceProtocol
 from finetune.segformer import SegformerConfig
 from finetune.segformer.configuration import smallest_side
+from finetune.weights.files import as_colors
 
 
 def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Preprocessing:
@@ -28,7 +31,7 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
         assert path is not None, "it raises instead"
         values = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(values, dict):
-            raise ValueError("holds no object")
+            raise ValueError("it holds no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{what}: preprocessor_config.json cannot be read ({first_line(error)}). It says how "
@@ -37,21 +40,28 @@ def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Prepro
     try:
         found = Preprocessing.from_stock(values, getattr(config, "finetune_eval", None))
     except UserError as error:
-        raise UserError(f"{what}: how images are to be shown is not clear: {error}") from error
+        raise UserError(f"{what}: its preprocessing is not supported: {error}") from error
     except (TypeError, ValueError) as error:
-        raise UserError(f"{what}: preprocessor_config.json makes no sense ({error})") from error
-    window, side = found.protocol.window, smallest_side(config)
-    if window is not None and min(window) < side:
-        raise UserError(f"{what}: window {window}: the model needs {side} pixels")
+        raise UserError(
+            f"{what}: a value in preprocessor_config.json has a wrong type ({error})"
+        ) from error
+    check_window(found.protocol, config, what)
     if found.num_channels != config.num_channels:
         raise UserError(
-            f"{what}: reads {config.num_channels} channels, but preprocessor_config.json has "
-            f"{found.num_channels} values in image_mean"
+            f"{what}: the model reads {config.num_channels} channels, but image_mean in "
+            f"preprocessor_config.json has {found.num_channels} values"
         )
     return found
 
 
-def class_colors(config: Any, count: int, what: str) -> list[tuple[int, int, int]] | None:
+def check_window(protocol: InferenceProtocol, config: SegformerConfig, what: str) -> None:
+    """Raises a UserError if the protocol's windows are too small for the model."""
+    window, side = protocol.window, smallest_side(config)
+    if window is not None and min(window) < side:
+        raise UserError(f"{what}: window {window} is too small; the model needs {side} pixels")
+
+
+def class_colors(config: Any, count: int, what: str) -> tuple[tuple[int, int, int], ...] | None:
     """The classes' colours in a configuration; None unless there is one for each class.
 
     Raises:
@@ -60,28 +70,19 @@ def class_colors(config: Any, count: int, what: str) -> list[tuple[int, int, int
     found = getattr(config, "finetune_colors", None)
     if found is None:
         return None
-    is_sound = isinstance(found, list) and all(
-        isinstance(color, list)
-        and len(color) == 3
-        and all(type(value) is int and 0 <= value <= 255 for value in color)
-        for color in found
-    )
-    if not is_sound:
+    colors = as_colors(found)
+    if colors is None:
         raise UserError(f"{what}: finetune_colors in config.json must be a list of [R, G, B]")
-    return [(c[0], c[1], c[2]) for c in found] if len(found) == count else None
+    return colors if len(colors) == count else None
 
 
 def class_names(config: Any, what: str) -> list[str]:
     """The classes' names by id, made unique, since areas are reported by name."""
     labels = config.id2label or {}
     if set(labels) != set(range(config.num_labels)) or not all(map(str, labels.values())):
-        raise UserError(f"{what}: id2label in config.json does not name 0 to {len(labels) - 1}")
+        raise UserError(f"{what}: id2label in config.json must name 0 to {config.num_labels - 1}")
     names: list[str] = []
     for name in (str(labels[i]) for i in range(config.num_labels)):
-        count = 1
-        unique = name
-        while unique in names:
-            count += 1
-            unique = f"{name} ({count})"
-        names.append(unique)
+        numbered = (f"{name} ({count})" for count in itertools.count(2))
+        names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head

@@ -97,19 +97,19 @@ class Preprocessing:
             UserError: a value is not supported; names the key.
         """
         if (resample := values.get("resample", _BILINEAR)) != _BILINEAR:
-            raise UserError(f"resample={resample}: only 2, bilinear, is known here")
+            raise UserError(f"resample={resample} is not supported; use 2, bilinear")
         full = 1
         if values.get("do_rescale", True):
             factor = values.get("rescale_factor", 1 / 255)
             full = next((full for full in _FULL if abs(factor * full - 1) < 1e-6), 0)
         if full not in _FULL:
-            raise UserError("do_rescale, rescale_factor: only 1/255 and 1/65535 are known here")
+            raise UserError("rescale_factor must be 1/255 or 1/65535, and do_rescale true")
         mean = tuple(map(float, values.get("image_mean", IMAGENET_MEAN)))
         std = tuple(map(float, values.get("image_std", IMAGENET_STD)))
         if not values.get("do_normalize", True):
             mean, std = (0.0,) * len(mean), (1.0,) * len(mean)
         if len(mean) != len(std) or not all(value > 0 for value in std):
-            raise UserError("image_mean, image_std: need a number a channel each, std above 0")
+            raise UserError("image_mean and image_std need one number per channel, std above 0")
         protocol = _protocol_of(values)
         found = cls(protocol, mean, std, full)
         if exact is not None:
@@ -120,8 +120,8 @@ class Preprocessing:
             if _sizes(exactly.to_stock()) == _sizes(found.to_stock()):
                 return exactly
             warnings.warn(
-                "preprocessor_config.json asks for other sizes than finetune_eval in config.json "
-                f"({protocol.describe()}); it counts",
+                "preprocessor_config.json and finetune_eval in config.json give different sizes; "
+                f"the first one is used ({protocol.describe()})",
                 stacklevel=2,
             )
         return found
@@ -143,8 +143,8 @@ def _protocol_of(values: Mapping[str, Any]) -> InferenceProtocol:
         if size.keys() in ({"shortest_edge"}, {"shortest_edge", "longest_edge"}):
             return InferenceProtocol(**size)
     raise UserError(
-        f"size={json.dumps(size)}: only height and width, or shortest_edge and longest_edge, are "
-        "known here"
+        f"size={json.dumps(size)} is not supported; give height and width, or shortest_edge with "
+        "or without longest_edge"
     )
 
 

@@ -249,12 +249,7 @@ def _scores(model: Any, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _upsampled(
-    scores: Tensor,
-    size: tuple[int, int],
-    rows: slice,
-    *,
-    first: int = 0,
-    height: int | None = None,
+    scores: Tensor, size: tuple[int, int], rows: slice, *, first: int = 0, height: int | None = None
 ) -> Tensor:
     """Some rows of `F.interpolate(scores, size, mode="bilinear")`, (B, K, r, W).
 

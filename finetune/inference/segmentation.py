@@ -56,8 +56,8 @@ class Segmentation:
 
     def __repr__(self) -> str:
         height, width = self.mask.shape
-        areas = sorted(self.areas().items(), key=lambda item: -item[1]["pixels"])
-        found = [f"{name} {area['share']:.1%}" for name, area in areas if area["pixels"]]
+        areas = self.areas()
+        found = [f"{name} {areas[name]['share']:.1%}" for name, _ in self._entries()]
         more = f", and {len(found) - _NUM_NAMED} more" if len(found) > _NUM_NAMED else ""
         return f"Segmentation({width} x {height}: {', '.join(found[:_NUM_NAMED])}{more})"
 

@@ -14,7 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from finetune.errors import UserError, first_line
-from finetune.inference.models import class_colors, class_names, load_preprocessing
+from finetune.inference.models import (
+    check_window,
+    class_colors,
+    class_names,
+    load_preprocessing,
+)
 from finetune.inference.preprocessing import Preprocessing
 from finetune.inference.scores import predict_masks
 from finetune.inference.segmentation import Segmentation
@@ -25,7 +30,6 @@ from finetune.pictures.drawing import Color, as_rgb
 from finetune.pictures.opening import check_pixels, pixel_limit
 from finetune.pictures.reading import image_size, read_image
 from finetune.pictures.references import Encoded, Picture
-from finetune.segformer.configuration import smallest_side
 from finetune.weights.folders import load_config, load_model
 
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -84,7 +88,7 @@ class Segmenter:
         dtype: str = "float32",
     ):
         if dtype not in DTYPES:
-            raise UserError(f"dtype {dtype}: is none of {', '.join(DTYPES)}")
+            raise UserError(f"dtype {dtype} is not one of {', '.join(DTYPES)}")
         self.device = _device(device)
         self.model: Any = model.to(self.device).eval()  # type: ignore[arg-type]
         self.preprocessing = preprocessing
@@ -119,20 +123,18 @@ class Segmenter:
             config: Any = model.config
         else:
             if "/" in where and where.count("/") != 1 and not Path(where).exists():
-                raise UserError(f"{what}: no such folder")
+                raise UserError(f"{what}: there is no such folder")
             config = load_config(where, what)
         preprocessing = load_preprocessing(where, what, config)
         if protocol:
             shown = preprocessing.protocol.replaced(**protocol)
-            side = smallest_side(config)
-            if shown.window is not None and min(shown.window) < side:
-                raise UserError(f"window {shown.window}: the model needs {side} pixels")
+            check_window(shown, config, what)
             preprocessing = replace(preprocessing, protocol=shown)
         if not isinstance(model, PreTrainedModel):
             model, missing = load_model(where, what, config)
             if missing:
                 raise UserError(
-                    f"{what}: {len(missing)} weights are missing, {missing[0]} among them; this "
+                    f"{what}: {len(missing)} weights are missing, such as {missing[0]}; this "
                     "is not a SegFormer for semantic segmentation"
                 )
         names = class_names(config, what)
@@ -170,8 +172,8 @@ class Segmenter:
         if self.preprocessing.num_channels != 3 and np.iinfo(pixels.dtype).max != full:
             bits = 8 * pixels.dtype.itemsize
             raise UserError(
-                f"{what}: has {bits} bit a channel, but rescale_factor in the model's "
-                f"preprocessor_config.json is that of images whose white is {full}"
+                f"{what}: has {bits} bits per channel, but rescale_factor in the model's "
+                f"preprocessor_config.json is for images whose white is {full}"
             )
         size = pixels.shape[0], pixels.shape[1]
         check_pixels(what, size, max_pixels)

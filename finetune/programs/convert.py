@@ -22,18 +22,10 @@ from finetune.pictures.drawing import Color
 from finetune.publish import conversion_card, save_model_folder
 from finetune.recipe import InferenceProtocol
 from finetune.segformer import SegformerConfig
-from finetune.weights import (
-    ARCHITECTURES,
-    Card,
-    Kind,
-    card_of,
-    is_checkpoint_file,
-    licence_in,
-    licence_of,
-    read_weights,
-    variant_of,
-)
+from finetune.weights.cards import Card, card_of, licence_in, licence_of
 from finetune.weights.folders import load_config, read_model
+from finetune.weights.reading import is_checkpoint_file, read_weights
+from finetune.weights.shapes import ARCHITECTURES, Kind, variant_of
 
 _WHOLE_FOLDER = ("model.safetensors", "pytorch_model.bin")  # beside their config.json
 _KEPT = ("license", "license_name", "license_link", "base_model", "datasets", "language")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from finetune.publish.header import DataSet, hub_id
 from finetune.recipe import DataSection, HubData, StoredData
-from finetune.weights import is_checkpoint_file
+from finetune.weights.reading import is_checkpoint_file
 
 DATA_SETS = {
     "shapes": "procedural shapes",

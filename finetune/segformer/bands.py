@@ -254,11 +254,7 @@ class _Grid(NamedTuple):
 
 
 def _pixel_losses(
-    logits: Tensor,
-    target: Tensor,
-    counts: Tensor,
-    weight: Tensor | None,
-    options: LossOptions,
+    logits: Tensor, target: Tensor, counts: Tensor, weight: Tensor | None, options: LossOptions
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of each pixel, and its gradient.
 

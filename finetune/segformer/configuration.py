@@ -15,11 +15,7 @@ _WIDE = [64, 128, 320, 512]
 
 # Keyword arguments of SegformerConfig: `SegformerConfig(**VARIANTS["b2"], num_labels=19)`.
 VARIANTS: dict[str, dict[str, Any]] = {
-    "b0": {
-        "depths": [2, 2, 2, 2],
-        "hidden_sizes": [32, 64, 160, 256],
-        "decoder_hidden_size": 256,
-    },
+    "b0": {"depths": [2, 2, 2, 2], "hidden_sizes": [32, 64, 160, 256], "decoder_hidden_size": 256},
     "b1": {"depths": [2, 2, 2, 2], "hidden_sizes": _WIDE, "decoder_hidden_size": 256},
     "b2": {"depths": [3, 4, 6, 3], "hidden_sizes": _WIDE, "decoder_hidden_size": 768},
     "b3": {"depths": [3, 4, 18, 3], "hidden_sizes": _WIDE, "decoder_hidden_size": 768},

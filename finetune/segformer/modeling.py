@@ -425,11 +425,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     # Parameters are read only inside the forward of one of these (for offload and FSDP).
-    _no_split_modules = (
-        "SegformerLayer",
-        "SegformerOverlapPatchEmbeddings",
-        "SegformerDecodeHead",
-    )
+    _no_split_modules = ("SegformerLayer", "SegformerOverlapPatchEmbeddings", "SegformerDecodeHead")
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -442,7 +438,7 @@ class SegformerPreTrainedModel(PreTrainedModel):
         if getattr(module, "init_as_torch", False):
             # PyTorch's default, which the original keeps in most of its head.
             init.kaiming_uniform_(module.weight, a=math.sqrt(5))
-            bound = 1 / math.sqrt(module.weight[0].numel())
+            bound = 1 / math.sqrt(module.weight.numel() / len(module.weight))
             init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, nn.Linear | nn.Conv2d):
             if isinstance(module, nn.Linear):

@@ -20,12 +20,7 @@ from finetune.data.cache import CachedSamples, describe
 from finetune.data.loader import Batch as LoadedBatch
 from finetune.data.loader import Samples, eval_loader, train_loader
 from finetune.data.order import GlobalOrder, StreamOrder
-from finetune.data.samples import (
-    check_one_depth,
-    first_dtype,
-    preflight,
-    warn_of_shared_files,
-)
+from finetune.data.samples import check_one_depth, first_dtype, preflight, warn_of_shared_files
 from finetune.data.sources.opening import open_split, stream_split
 from finetune.data.stream import Streamed
 from finetune.errors import UserError
@@ -174,20 +169,19 @@ class SegmentationTask:
             image_fill=tuple(round(full * mean) for mean in recipe.data.image_mean),
         )
         samples = self._cached(self.train_samples)[0]
-        sharing = {
-            "seed": recipe.seed,
-            "micro_batch": micro_batch,
-            "accumulation": accumulation,
-            "rank": share.rank,
-            "world_size": share.world_size,
-            "first_step": first_step,
-            "last_step": recipe.train.steps,
-        }
-        order: GlobalOrder | StreamOrder
+        new_order: Callable[..., GlobalOrder | StreamOrder] = GlobalOrder
         if isinstance(samples, Streamed):
-            order = StreamOrder(len(samples), workers=recipe.data.workers, **sharing)
-        else:
-            order = GlobalOrder(len(samples), **sharing)
+            new_order = functools.partial(StreamOrder, workers=recipe.data.workers)
+        order = new_order(
+            len(samples),
+            seed=recipe.seed,
+            micro_batch=micro_batch,
+            accumulation=accumulation,
+            rank=share.rank,
+            world_size=share.world_size,
+            first_step=first_step,
+            last_step=recipe.train.steps,
+        )
         loader = train_loader(
             samples,
             transform,
@@ -236,11 +230,11 @@ class SegmentationTask:
         if any(step % steps for steps in per_epoch):
             raise UserError(
                 f"data.streaming: step {step} is in the middle of an epoch ({max(per_epoch)} "
-                f"steps), and what processes and workers read has changed: {what}. Go on as it "
-                "was, or from a checkpoint at the end of an epoch (resume=...)."
+                f"steps), and the shares of processes and workers have changed: {what}. Resume "
+                "with the old settings, or from a checkpoint at the end of an epoch (resume=...)."
             )
         warnings.warn(
-            f"a new epoch begins, shared otherwise ({what}): the same samples in other batches",
+            f"the shares of a new epoch have changed ({what}): the same samples in other batches",
             stacklevel=2,
         )
 

@@ -56,7 +56,7 @@ def card_of(model: str, *, fetch: bool = True) -> Card:
         return Card(card.data.to_dict(), card.text)
     except Exception as error:  # foreign YAML: its readers raise anything
         reason = " ".join(str(error).split())
-        warnings.warn(f"{path}: its header cannot be read and is left out ({reason})", stacklevel=2)
+        warnings.warn(f"{path}: its header cannot be read and is ignored ({reason})", stacklevel=2)
         return Card()
 
 

@@ -22,9 +22,9 @@ def opened(path: Path, what: str) -> Any:
     except OSError as error:
         raise UserError(f"{what}: cannot be read ({error.strerror})") from error
     if not start:
-        raise UserError(f"{what}: an empty file; fetch it again")
+        raise UserError(f"{what}: the file is empty; download it again")
     if start.startswith(b"version https://git-lfs"):
-        raise UserError(f"{what}: a pointer of Git LFS, not the file; `git lfs pull` fetches it")
+        raise UserError(f"{what}: a Git LFS pointer; `git lfs pull` downloads the file")
     try:
         if path.suffix.lower() == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -49,13 +49,13 @@ def opened(path: Path, what: str) -> Any:
             thing = wanted[1] if wanted else "a pickle or script that torch.save did not write"
             raise UserError(
                 f"{what}: holds more than plain tensors and text ({thing}), which could run code. "
-                "It is not opened, and nothing was run. If you trust it, open it where it was "
+                "It was not opened, and nothing was run. If you trust it, load it where it was "
                 "made and save its tensors alone: "
                 "torch.save({'state_dict': checkpoint['state_dict']}, 'weights.pth')"
             ) from error
         raise UserError(
-            f"{what}: damaged, cut off, or not a file of weights. Fetch it again, and compare its "
-            "size or checksum with the source's"
+            f"{what}: the file is damaged, truncated, or holds no weights. Download it again, and "
+            "compare its size or checksum with the source's"
         ) from error
 
 
@@ -69,15 +69,14 @@ def _check_stored(archive: zipfile.ZipFile, path: Path, what: str) -> None:
     size = path.stat().st_size
     if packed:
         raise UserError(
-            f"{what}: {packed[0].filename} in it is compressed, which torch.save never does; it is "
-            "not unpacked. If you trust it, save it anew: "
+            f"{what}: {packed[0].filename} in it is compressed, which torch.save never does, so it "
+            "was not unpacked. If you trust it, save it again: "
             "torch.save(torch.load('weights.pth', weights_only=True, mmap=False), 'stored.pth')"
         )
-    # Stored members that overlap.
     if sum(member.file_size for member in members) > size:
         raise UserError(
-            f"{what}: its members claim more than the {size} bytes of the file, which nothing that "
-            "torch.save wrote does. Fetch it again from a source that you trust"
+            f"{what}: its members claim more than the {size} bytes of the file, which torch.save "
+            "never does. Download it again from a source that you trust"
         )
 
 
@@ -89,17 +88,16 @@ def tensors_of(content: Any, what: str) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not content:
         found = "nothing" if isinstance(content, Mapping) else type(content).__name__
         raise UserError(f"{what}: holds no state_dict, but {found}")
-    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
-    if others or not all(isinstance(name, str) for name in content):
+    if not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()):
         raise UserError(
-            f"{what}: holds no state_dict that is known here. Its first names are "
-            f"{', '.join(map(str, list(content)[:4]))}"
+            f"{what}: holds no state_dict, but other values than tensors by name. Its first names "
+            f"are {', '.join(map(str, list(content)[:4]))}"
         )
     for name, tensor in content.items():
         # With strides of zero, a few bytes may claim to be a tensor of any size.
         plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
         if not plain or tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
-            raise UserError(f"{what}: {name} is no plain tensor, with a place for each number")
+            raise UserError(f"{what}: {name} is not a dense tensor that stores each number")
     tensors = {name: tensor.detach() for name, tensor in content.items()}
     while all(name.startswith("module.") for name in tensors):  # DataParallel's
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
@@ -114,20 +112,21 @@ def classes_of(content: Any, count: int) -> tuple[Any, Any]:
     newer = meta.get("dataset_meta")
     newer = newer if isinstance(newer, Mapping) else {}
     names = meta.get("CLASSES") or newer.get("classes")
-    palette = meta.get("PALETTE") or newer.get("palette")
     if not (isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)):
         return None, None
     names = tuple(name.strip() for name in names)
     if len(names) != count or len({*names}) != count or not all(names):
         return None, None
-    return names, _as_colors(palette, count)
+    colors = as_colors(meta.get("PALETTE") or newer.get("palette"))
+    return names, colors if colors is not None and len(colors) == count else None
 
 
-def _as_colors(palette: Any, count: int) -> tuple[tuple[int, ...], ...] | None:
-    if not isinstance(palette, list | tuple) or len(palette) != count:
+def as_colors(found: Any) -> tuple[tuple[int, int, int], ...] | None:
+    """A list of [R, G, B], 0 to 255 each, as tuples; None for anything else."""
+    if not isinstance(found, list | tuple):
         return None
-    if not all(isinstance(color, list | tuple) and len(color) == 3 for color in palette):
+    if not all(isinstance(color, list | tuple) and len(color) == 3 for color in found):
         return None
-    if not all(type(v) is int and 0 <= v <= 255 for color in palette for v in color):
+    if not all(type(value) is int and 0 <= value <= 255 for color in found for value in color):
         return None
-    return tuple(tuple(color) for color in palette)
+    return tuple((color[0], color[1], color[2]) for color in found)

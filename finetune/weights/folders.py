@@ -24,15 +24,15 @@ def load_config(model: str, what: str) -> SegformerConfig:
     """
     if is_checkpoint_file(model):
         raise UserError(
-            f"{what}: a file of weights, where a model folder or Hub id is wanted; "
-            f"`finetune convert {model} OUT` makes a folder of it"
+            f"{what}: this is a file of weights, but a model folder or Hub id is needed; "
+            f"`finetune convert {model} OUT` makes a folder from it"
         )
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # somebody else's files: their readers raise anything
         raise UserError(f"{what}: not a model folder or Hub id ({first_line(error)})") from error
     if config.model_type != "segformer":
-        raise UserError(f"{what}: a {config.model_type}, not a segformer")
+        raise UserError(f"{what}: a model of type {config.model_type}; only segformer is supported")
     return config
 
 
@@ -68,12 +68,12 @@ def read_model(
         )
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{what}: its weights are a pickle of more than plain tensors, which is not opened: it "
-            "could run code. Ask for model.safetensors."
+            f"{what}: its weights are a pickle that holds more than plain tensors and could run "
+            "code, so it was not opened. Use a model with model.safetensors."
         ) from error
     except Exception as error:  # somebody else's files: their readers raise anything
         raise UserError(f"{what}: its weights cannot be read ({first_line(error)})") from error
     if not all(tensor.isfinite().all() for tensor in loaded.state_dict().values()):
-        raise UserError(f"{what}: its weights are not finite (NaN or infinity); take another")
+        raise UserError(f"{what}: its weights hold NaN or infinity; use another model")
     fresh = {*info["missing_keys"], *(key for key, *_ in info["mismatched_keys"])}
     return loaded.float(), sorted(fresh)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from finetune.errors import UserError
 from finetune.weights.naming import ENCODER, HEAD, HEADS, layout_of, renamed
-from finetune.weights.shapes import shape_of
+from finetune.weights.shapes import check_numbers, shape_of
 
 BATCH_NORM_EPS = 1e-5  # PyTorch's default, which all originals keep
 _TELLING = {
@@ -24,13 +24,13 @@ def stock_head(
     """The head converted to stock's, or the reason why not, and the names of unused tensors."""
     layout = layout_of(tensors, HEADS)
     if layout is None or _TELLING[layout] not in tensors:
-        return {}, f"its head is another than SegFormer's ({', '.join(list(tensors)[:3])})", []
+        return {}, f"its head is not SegFormer's ({', '.join(list(tensors)[:3])})", []
     found, unknown = renamed(tensors, layout, HEADS, what)
     # NVlabs' head inherits an unused classifier.
     unused = [name for name in unknown if layout == "NVlabs" and name.startswith("conv_seg.")]
     strange = [name for name in unknown if name not in unused]
     if strange:
-        return {}, f"its head has what SegFormer's has not ({HEAD}{strange[0]})", []
+        return {}, f"its head has tensors that SegFormer's lacks ({HEAD}{strange[0]})", []
     lost = ""
     if layout == "mmsegmentation":
         found, lost = _without_relu(found, state, what)
@@ -62,7 +62,9 @@ def _without_relu(
     acting = channels = 0
     for stage in range(stages):
         conv, norm = f"convs.{stage}.conv.", f"convs.{stage}.bn."
-        gamma_name = f"{ENCODER}layer_norm.{stage}.weight"
+        gamma_name, beta_name = (
+            f"{ENCODER}layer_norm.{stage}.{leaf}" for leaf in ("weight", "bias")
+        )
         width, inputs = shape_of(head, f"{conv}weight", what, 4)[:2]
         wanted: dict[str, tuple[int, ...]] = {f"{conv}weight": (width, inputs, 1, 1)}
         for name in ("weight", "bias", "running_mean", "running_var"):
@@ -75,27 +77,18 @@ def _without_relu(
                     f"{what}: {HEAD}{name} has the shape {tuple(head[name].shape)}, not {shape}"
                 )
         for name in wanted:
-            if not head[name].is_floating_point():
-                raise UserError(f"{what}: {HEAD}{name} holds {head[name].dtype}, not real numbers")
-        if (head[f"{norm}running_var"] < 0).any():
-            raise UserError(
-                f"{what}: {HEAD}{norm}running_var has values below 0, which no variance has; take "
-                "another"
-            )
-        for name in (gamma_name, gamma_name.replace("weight", "bias")):
+            check_numbers(head[name], HEAD + name, what)
+        for name in (gamma_name, beta_name):
             if shape_of(state, name, what) != (inputs,):
-                raise UserError(f"{what}: {HEAD}{conv}weight and {name} do not fit each other")
-            if not state[name].is_floating_point():
-                raise UserError(f"{what}: {name} holds {state[name].dtype}, not real numbers")
-        needed = list(wanted)[:5]
-        weight, scale, shift, mean, variance = (head[name].double() for name in needed)
+                raise UserError(f"{what}: {HEAD}{conv}weight and {name} differ in their channels")
+            check_numbers(state[name], name, what)
+        weight, scale, shift, mean, variance, *conv_bias = (head[name].double() for name in wanted)
         scale = scale / (variance + BATCH_NORM_EPS).sqrt()
         weight = scale[:, None] * weight.flatten(1)  # (width, C)
         bias = shift - scale * mean
-        if f"{conv}bias" in head:
-            bias = bias + scale * head[f"{conv}bias"].double()
-        gamma = state[gamma_name].double()
-        beta = state[gamma_name.replace("weight", "bias")].double()
+        if conv_bias:
+            bias = bias + scale * conv_bias[0]
+        gamma, beta = state[gamma_name].double(), state[beta_name].double()
         spread = weight * gamma
         reach = (spread - spread.mean(1, keepdim=True)).norm(dim=1) * len(gamma) ** 0.5
         middle = weight @ beta + bias
@@ -106,8 +99,8 @@ def _without_relu(
         found[f"linear_c.{stage}.proj.bias"] = (bias * ~is_off).float()
     if acting:
         return {}, (
-            "its head, mmsegmentation's, has a ReLU between each stage's projection and the "
-            f"fusion, which may act on {acting} of {channels} channels here. Stock's head has none "
+            "mmsegmentation's head has a ReLU between each stage's projection and the fusion, "
+            f"which may act on {acting} of {channels} channels here. Stock's head has no ReLU "
             "there and cannot give these logits"
         )
     # mmsegmentation's finest map comes first, stock's coarsest.

@@ -35,13 +35,7 @@ from finetune.weights.cards import NVIDIA, licence_of
 from finetune.weights.files import classes_of, opened, tensors_of
 from finetune.weights.heads import stock_head
 from finetune.weights.naming import ENCODER, ENCODERS, HEAD, layout_of, renamed
-from finetune.weights.shapes import (
-    Kind,
-    checked,
-    encoder_arguments,
-    shape_of,
-    variant_of,
-)
+from finetune.weights.shapes import Kind, checked, encoder_arguments, shape_of, variant_of
 
 SUFFIXES = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
@@ -135,8 +129,8 @@ def read_weights(
     layout = layout_of(body, ENCODERS)
     if layout is None:
         raise UserError(
-            f"{what}: not a layout that is known here (SegFormer's of NVlabs, mmsegmentation or "
-            f"transformers). Its first names are {', '.join(list(tensors)[:4])}"
+            f"{what}: its names are not those of SegFormer in NVlabs, mmsegmentation or "
+            f"transformers. The first ones are {', '.join(list(tensors)[:4])}"
         )
     encoder, unknown = renamed(body, layout, ENCODERS, what)
     outside |= {prefix + name: tensor for name, tensor in unknown.items()}
@@ -159,15 +153,17 @@ def read_weights(
             kind = "classification"
             state |= {f"classifier.{n.rpartition('.')[2]}": t for n, t in classifier.items()}
     if kind != "encoder":
-        last = {"segmentation": f"{HEAD}classifier.weight"}.get(kind, "classifier.weight")
+        last = (HEAD if kind == "segmentation" else "") + "classifier.weight"
         arguments["num_labels"] = shape_of(state, last, what)[0]
         if arguments["num_labels"] > MAX_CLASSES:
-            raise UserError(f"{what}: {arguments['num_labels']} classes are more than can be told")
+            raise UserError(
+                f"{what}: {arguments['num_labels']} classes; at most {MAX_CLASSES} work"
+            )
     strange = [name for name in outside if not name.startswith((_AUXILIARY, *_IMAGENET))]
     if strange:
         raise UserError(
-            f"{what}: {layout} SegFormer, but for {len(strange)} tensors that it does not have, "
-            f"{strange[0]} among them; another model, then"
+            f"{what}: the SegFormer of {layout} lacks {len(strange)} of its tensors, such as "
+            f"{strange[0]}; this is another model"
         )
     state = checked(state, arguments, kind, what)
     classes = arguments["num_labels"] if kind == "segmentation" else 0

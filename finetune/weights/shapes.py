@@ -35,7 +35,7 @@ def variant_of(depths: Sequence[int], hidden_sizes: Sequence[int]) -> str | None
 def shape_of(state: Mapping[str, Tensor], name: str, what: str, ndim: int | None = None) -> Any:
     """The shape of a required tensor; raises a UserError if it is missing or has other axes."""
     if name not in state:
-        raise UserError(f"{what}: {name} is missing; the file is not whole")
+        raise UserError(f"{what}: {name} is missing; the file is incomplete")
     shape = state[name].shape
     if (ndim is not None and len(shape) != ndim) or 0 in shape or not shape:
         raise UserError(f"{what}: {name} has the shape {tuple(shape)}, which is not SegFormer's")
@@ -56,7 +56,7 @@ def encoder_arguments(
     if not blocks or blocks != [
         (stage, block) for stage, depth in enumerate(depths) for block in range(depth)
     ]:
-        raise UserError(f"{what}: blocks are missing; {depths} a stage are not all of them")
+        raise UserError(f"{what}: blocks are missing; its stages hold only {depths} of them")
     patches = [
         shape_of(state, f"{ENCODER}patch_embeddings.{stage}.proj.weight", what, 4)
         for stage in range(stages)
@@ -71,7 +71,7 @@ def encoder_arguments(
         if expanded % hidden_sizes[stage]:
             raise UserError(
                 f"{what}: {block}mlp.dense1.weight widens {hidden_sizes[stage]} channels to "
-                f"{expanded}; stock takes whole multiples only"
+                f"{expanded}; stock transformers supports whole multiples only"
             )
         ratios.append(expanded // hidden_sizes[stage])
     if check_size is not None:
@@ -117,10 +117,10 @@ def _num_heads(
         fits = len(numbers) == len(hidden_sizes)
         if not fits or any(size % n for n, size in zip(numbers, hidden_sizes, strict=True)):
             raise UserError(
-                f"{what}: how many heads of attention its stages of {hidden_sizes} channels have "
-                "cannot be known from a file; say so with --heads"
+                f"{what}: the file does not tell the attention heads of its stages, which have "
+                f"{hidden_sizes} channels; give them with --heads"
             )
-    said = f"{' '.join(map(str, numbers))} heads of attention a stage (--heads says otherwise)"
+    said = f"{' '.join(map(str, numbers))} attention heads in the stages (--heads gives others)"
     return numbers, (said,)
 
 
@@ -132,7 +132,7 @@ def checked(
         with torch.device("meta"):
             model = ARCHITECTURES[kind](SegformerConfig(**arguments))
     except ValueError as error:
-        raise UserError(f"{what}: its shapes make no SegFormer ({error})") from error
+        raise UserError(f"{what}: no SegFormer has the shapes of its tensors ({error})") from error
     # An encoder alone has the prefix `segformer.` here, as in a model with a head.
     prefix = "segformer." if kind == "encoder" else ""
     expected = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
@@ -142,29 +142,34 @@ def checked(
     missing = [name for name in expected if name not in state]
     if missing:
         raise UserError(
-            f"{what}: {len(missing)} tensors are missing, {missing[0]} among them; the file is not "
-            "whole"
+            f"{what}: {len(missing)} tensors are missing, such as {missing[0]}; the file is "
+            "incomplete"
         )
     surplus = [name for name in state if name not in expected]
     if surplus:
         raise UserError(
-            f"{what}: {len(surplus)} tensors are too many, {surplus[0]} among them; another model"
+            f"{what}: SegFormer lacks {len(surplus)} of its tensors, such as {surplus[0]}; this is "
+            "another model"
         )
     checked = {}
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape:
             raise UserError(
-                f"{what}: {name} has the shape {tuple(tensor.shape)}, not "
-                f"{tuple(expected[name].shape)}, which the others make it"
+                f"{what}: {name} has the shape {tuple(tensor.shape)}, but the other tensors need "
+                f"{tuple(expected[name].shape)}"
             )
-        if name != counter and not tensor.is_floating_point():
-            raise UserError(f"{what}: {name} holds {tensor.dtype}, not real numbers")
-        if name.endswith("running_var") and (tensor < 0).any():
-            raise UserError(
-                f"{what}: {name} has values below 0, which no variance has; take another"
-            )
+        if name != counter:
+            check_numbers(tensor, name, what)
         # A copy: a tensor mapped from a file changes with the file.
         checked[name] = tensor.to(tensor.dtype if name == counter else torch.float32, copy=True)
         if not checked[name].isfinite().all():
-            raise UserError(f"{what}: {name} is not finite (NaN or infinity); take another")
+            raise UserError(f"{what}: {name} holds NaN or infinity; use another file")
     return checked
+
+
+def check_numbers(tensor: Tensor, name: str, what: str) -> None:
+    """Raises a UserError unless a tensor is floating point, and not negative if a variance."""
+    if not tensor.is_floating_point():
+        raise UserError(f"{what}: {name} holds {tensor.dtype}, not floating point numbers")
+    if name.endswith("running_var") and (tensor < 0).any():
+        raise UserError(f"{what}: {name} is a variance but has values below 0; use another file")

@@ -1,7 +1,6 @@
 """The starting weights of a training, from a folder, a Hub id or a file."""
 
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def _from_folder(init: str, arguments: dict[str, Any]) -> tuple[PreTrainedModel,
         lost.remove(_FIRST)
     if lost:
         raise UserError(
-            f"{what}: {len(lost)} weights of the encoder are missing, {lost[0]} among them. This "
+            f"{what}: {len(lost)} weights of the encoder are missing, such as {lost[0]}. This "
             "is not a SegFormer checkpoint."
         )
     if fresh:
@@ -98,33 +97,27 @@ def _check_size(
 ) -> None:
     """Raises a UserError unless a checkpoint's encoder has the recipe's size."""
     for key in ("depths", "hidden_sizes", *more):
-        if list(found[key]) != list(wanted[key]):
-            size = variant_of(found["depths"], found["hidden_sizes"])
+        if list(found[key]) == list(wanted[key]):
+            continue
+        sizes = ("depths", "hidden_sizes", "num_attention_heads")
+        known = [size for size in sizes if size in found]
+        remedy = " ".join(f"model.{k}={list(found[k])}".replace(", ", ",") for k in known)
+        if key == "num_attention_heads":
+            remedy = f"model.{key}={list(found[key])}".replace(", ", ",")
+        elif (size := variant_of(found["depths"], found["hidden_sizes"])) is not None:
             remedy = f"model.variant={size}"
-            if key == "num_attention_heads":
-                remedy = f"model.{key}={_list(found[key])}"
-            elif size is None:
-                sizes = [f"model.{k}={_list(found[k])}" for k in ("depths", "hidden_sizes")]
-                heads = "model.num_attention_heads, a number a stage that divides its width"
-                remedy = f"{' '.join(sizes)} and {heads}"
-                if "num_attention_heads" in found:
-                    remedy = f"{' '.join(sizes)} model.num_attention_heads="
-                    remedy += _list(found["num_attention_heads"])
-            raise UserError(
-                f"{what}: {key} are {list(found[key])}, but the recipe says {list(wanted[key])}. "
-                f"Set {remedy}."
-            )
-
-
-def _list(values: Sequence[int]) -> str:
-    """A list without spaces, for a command line."""
-    return str(list(values)).replace(" ", "")
+        elif "num_attention_heads" not in found:
+            remedy += " and model.num_attention_heads, a number a stage that divides its width"
+        raise UserError(
+            f"{what}: {key} are {list(found[key])}, but the recipe says {list(wanted[key])}. "
+            f"Set {remedy}."
+        )
 
 
 def _but_for_channels(loaded: str, channels: int, config: SegformerConfig) -> str:
     if channels == config.num_channels:
         return loaded
     return (
-        f"{loaded} but for its first convolution, which reads {config.num_channels} channels here "
-        f"and {channels} there"
+        f"{loaded} except for its first convolution, which reads {config.num_channels} channels "
+        f"here and {channels} there"
     )

@@ -319,7 +319,7 @@ def test_a_stop_in_mid_epoch_is_not_gone_on_with_by_others(folder, recwarn):
     with pytest.warns(UserWarning, match="the same samples in other batches"):
         go_on(task, saved, world_size=1, step=COUNT // 8)  # at the end of an epoch
     others = {**saved, "files": saved["files"] + 1}
-    with pytest.raises(UserError, match=r"step 5 is in the middle .* has changed: other files"):
+    with pytest.raises(UserError, match=r"step 5 is in the middle .* have changed: other files"):
         go_on(task, others, world_size=2, step=5)
     longer = {**saved, "num_samples": COUNT + 8 * 5}  # whose epochs end elsewhere
     with pytest.raises(UserError, match=r"step 48 is in the middle"):

@@ -19,8 +19,8 @@ from finetune.recipe import load_recipe
 from finetune.segformer import VARIANTS, SegformerConfig, SegformerForSemanticSegmentation
 from finetune.train import fit
 from finetune.trainers.segmentation import SegmentationTask
-from finetune.weights import licence_of, read_weights
-from finetune.weights.cards import NVIDIA
+from finetune.weights.cards import NVIDIA, licence_of
+from finetune.weights.reading import read_weights
 
 TINY = [
     "model.depths=[1,1,1,1]",

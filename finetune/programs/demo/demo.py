@@ -33,7 +33,7 @@ from finetune.machine import set_threads
 from finetune.pictures.reading import image_size
 from finetune.pictures.references import Encoded
 from finetune.programs.demo.answers import MAX_PIXELS, Model, answer
-from finetune.weights import licence_of
+from finetune.weights.cards import licence_of
 
 MAX_MEGABYTES = 32
 """Largest upload."""

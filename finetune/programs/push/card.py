@@ -26,8 +26,8 @@ from finetune.publish.header import TAGS, DataSet, header
 from finetune.publish.markdown import escaped, fenced, percent, table
 from finetune.recipe import Recipe
 from finetune.segformer.configuration import smallest_side
-from finetune.weights import variant_of
 from finetune.weights.cards import licence_fields
+from finetune.weights.shapes import variant_of
 
 PICTURES = "card"
 """The folder of the card's pictures, in the model folder."""

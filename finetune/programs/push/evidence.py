@@ -22,7 +22,8 @@ from finetune.recipe import Recipe, recipe_from_yaml
 from finetune.run.log import read
 from finetune.run.screen import progress_bar
 from finetune.trainers.tasks import task_of
-from finetune.weights import Card, card_of, is_checkpoint_file, licence_in
+from finetune.weights.cards import Card, card_of, licence_in
+from finetune.weights.reading import is_checkpoint_file
 
 METRICS = ("mean_iou", "mean_accuracy", "overall_accuracy")
 LOOKED_AT = 64
