@@ -60,7 +60,8 @@ class Result:
         output: the run folder.
         step: the last step.
         metrics: the last evaluation's row of metrics.jsonl; empty before the first one.
-        finished: False if `train.max_minutes` stopped the run; the same recipe resumes it.
+        finished: False if `train.max_minutes` stopped the run; its state is saved, and the same
+            recipe resumes it.
     """
 
     output: Path
@@ -77,10 +78,6 @@ def fit(recipe: Recipe) -> Result:
 
     Args:
         recipe: resolved, from `finetune.recipe.load_recipe`.
-
-    Returns:
-        The run folder, the last step, the metrics of the last evaluation, and whether the run is
-        finished. If `train.max_minutes` stops it early, the state is saved.
 
     Raises:
         UserError: the recipe, a file or the launch is at fault; the message names the remedy.

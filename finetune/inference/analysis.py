@@ -32,14 +32,13 @@ def patches_alone(model: SegformerForSemanticSegmentation, stage: int) -> Forwar
 
 
 def principal_colors(feature_map: Tensor) -> np.ndarray:
-    """A map as a picture, with its three principal components as red, green and blue.
+    """A map (C, H, W) as a picture, its three principal components as red, green and blue.
 
-    Args:
-        feature_map: (C, H, W), with at least three channels and three positions.
+    Channels and positions must be three at least. The range of each component is its 2nd to 98th
+    percentile. So colours can be compared within a map, not across maps.
 
     Returns:
-        uint8 (H, W, 3). The range of each component is its 2nd to 98th percentile. Colours can be
-        compared within a map, not across maps.
+        uint8 (H, W, 3).
     """
     positions = feature_map.detach().double().flatten(1).T  # (H W, C)
     positions = positions - positions.mean(0)
@@ -58,13 +57,10 @@ def principal_colors(feature_map: Tensor) -> np.ndarray:
 def change_when_shifted(
     forward: Forward, pixel_values: Tensor, shifts: Sequence[int]
 ) -> list[float]:
-    """The change of a map when the content of the picture moves to the left.
+    """The change of a map when the content of the picture moves to the left by `shifts` pixels.
 
-    Args:
-        forward: the part of the model.
-        pixel_values: (B, C, H, W). The window is W less the largest shift wide, which should be a
-            multiple of the strides.
-        shifts: in pixels.
+    Of `pixel_values` (B, C, H, W), a window is shown that is W less the largest shift wide, which
+    should be a multiple of the strides.
 
     Returns:
         For each shift, the norm of the difference over the norm of the unmoved map around its mean:
@@ -129,11 +125,9 @@ class AttentionCost(NamedTuple):
 
 
 def attention_costs(config: SegformerConfig, size: tuple[int, int]) -> list[AttentionCost]:
-    """Counts each stage's attention on one image; `sr_ratios` of 1 give full attention.
+    """Counts each stage's attention on an image of `size` (height, width).
 
-    Args:
-        config: gives widths, depths, strides and ratios.
-        size: height and width of the image, in pixels.
+    With `sr_ratios` of 1 in the configuration, it is full attention.
     """
     costs = []
     sides = list(size)
@@ -151,14 +145,11 @@ def attention_costs(config: SegformerConfig, size: tuple[int, int]) -> list[Atte
 
 @contextmanager
 def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
-    """Changes the padding of convolutions inside a `with` block.
+    """Changes the padding of the convolutions in `modules`, inside a `with` block.
 
     Attention and MLPs treat every position alike, so only the zeros around the maps tell a layer
-    the position of a pixel. "replicate" and "circular" remove these zeros.
-
-    Args:
-        modules: the module whose padded convolutions change.
-        mode: a mode of `torch.nn.functional.pad`.
+    the position of a pixel. The modes "replicate" and "circular" of `torch.nn.functional.pad`
+    remove these zeros.
     """
     with ExitStack() as after:
         for module in modules.modules():
@@ -198,13 +189,9 @@ def receptive_field(forward: Forward, pixel_values: Tensor, *, seed: int = 0) ->
 
 
 def side_of(field: Tensor, share: float) -> float:
-    """The size of a receptive field, as the side of a square in pixels.
+    """The size of a receptive field (H, W), as the side of a square in pixels.
 
-    The square has the area of the fewest pixels that hold the given share of the field.
-
-    Args:
-        field: (H, W), from `receptive_field`.
-        share: share of the field's sum.
+    The square has the area of the fewest pixels that hold the given share of the field's sum.
     """
     held = field.flatten().double().sort(descending=True).values.cumsum(0)
     # The last sum is the total; take it as such, so that rounding cannot miss it.
@@ -214,11 +201,9 @@ def side_of(field: Tensor, share: float) -> float:
 
 @contextmanager
 def without_detail(model: SegformerForSemanticSegmentation, stage: int) -> Iterator[None]:
-    """Replaces a stage's map by its mean over all positions, inside a `with` block.
+    """Inside a `with` block, the head gets a stage's map replaced by its mean over all positions.
 
-    Args:
-        model: the model whose head gets the mean.
-        stage: 0 (the map at 1/4) to 3 (at 1/32).
+    Stages are 0 (the map at 1/4) to 3 (at 1/32).
     """
 
     def flatten(_: nn.Module, inputs: tuple[Sequence[Tensor]]) -> tuple[list[Tensor]]:
@@ -231,11 +216,9 @@ def without_detail(model: SegformerForSemanticSegmentation, stage: int) -> Itera
 
 
 def mean_iou(segmenter: Segmenter, pictures: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
-    """The mean IoU of a model over pictures of any sizes, one at a time.
+    """The mean IoU over pictures (H, W, C) of any sizes and their class ids (H, W); 255 is ignored.
 
-    Args:
-        segmenter: the model.
-        pictures: images (H, W, C) and their class ids (H, W), with 255 for ignored pixels.
+    The pictures are shown one at a time.
     """
     metric = MeanIoU(len(segmenter.names))
     for image, truth in pictures:

@@ -16,12 +16,7 @@ from finetune.weights.files import as_colors
 
 
 def load_preprocessing(model: str, what: str, config: SegformerConfig) -> Preprocessing:
-    """The preprocessing of a model folder or Hub id.
-
-    Args:
-        model: the folder or id.
-        what: its name in messages.
-        config: its configuration.
+    """The preprocessing of a model folder or Hub id, which messages call `what`.
 
     Raises:
         UserError: the preprocessing is missing or not supported.

@@ -249,17 +249,14 @@ def _scores(model: Any, pixels: Tensor, preprocessing: Preprocessing) -> Tensor:
 
 
 def _upsampled(
-    scores: Tensor, size: tuple[int, int], rows: slice, *, first: int = 0, height: int | None = None
+    scores: Tensor,  # (B, K, h, w), the rows from `first` on of `height` rows
+    size: tuple[int, int],  # (H, W) of the whole result
+    rows: slice,  # wanted rows of the result
+    *,
+    first: int = 0,
+    height: int | None = None,  # None: h
 ) -> Tensor:
-    """Some rows of `F.interpolate(scores, size, mode="bilinear")`, (B, K, r, W).
-
-    Args:
-        scores: (B, K, h, w), the rows from `first` on of `height` rows.
-        size: (H, W) of the whole result.
-        rows: The wanted rows of the result.
-        first: See `scores`.
-        height: See `scores`; None: h.
-    """
+    """Some rows of `F.interpolate(scores, size, mode="bilinear")`, (B, K, r, W)."""
     own = scores.shape[2] if height is None else height
     if own != size[0]:
         above, below, share = neighbours(rows, own, size[0])

@@ -39,15 +39,12 @@ class LossOptions(NamedTuple):
 
 
 def cross_entropy_in_bands(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions
+    logits: Tensor,  # (B, K, h, w), float32 or float64
+    labels: Tensor,  # (B, H, W) integers: class ids or `ignore_index`
+    weight: Tensor | None,  # (K,), of the classes; None: equal ones
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Cross entropy of upsampled logits and its gradient, as sums.
-
-    Args:
-        logits: (B, K, h, w), float32 or float64.
-        labels: (B, H, W) integers: class ids or `ignore_index`.
-        weight: (K,) weights of the classes, or None for equal ones.
-        options: see `LossOptions`.
 
     Returns:
         The sum of the losses; the sum of the weights of the pixels that count (their number without
@@ -87,13 +84,8 @@ def argmax_by_cells(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
     If the four corners of a cell agree on the class, so do all mixtures of them, and the cell is
     not upsampled. This holds for most cells of a picture. The other cells are upsampled one by one.
-
-    Args:
-        logits: (B, K, h, w), float32 or float64; with K = 1, class 1 is a logit above 0.
-        size: (H, W).
-
-    Returns:
-        (B, H, W) int64.
+    From logits (B, K, h, w), float32 or float64, to (B, H, W) int64; with K = 1, class 1 is a logit
+    above 0.
     """
     num_labels, height, width = logits.shape[1:]
     pixels = logits.permute(0, 2, 3, 1).contiguous()
@@ -254,20 +246,13 @@ class _Grid(NamedTuple):
 
 
 def _pixel_losses(
-    logits: Tensor, target: Tensor, counts: Tensor, weight: Tensor | None, options: LossOptions
+    logits: Tensor,  # (P, K) or (P, K, W)
+    target: Tensor,  # (P, 1) or (P, 1, W) int64, the class
+    counts: Tensor,  # like `target`; 1 for pixels that count, else 0
+    weight: Tensor | None,  # (K,)
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss of each pixel, and its gradient.
-
-    Args:
-        logits: (P, K) or (P, K, W).
-        target: (P, 1) or (P, 1, W) int64, the class.
-        counts: like `target`; 1 for pixels that count, else 0.
-        weight: (K,) or None.
-        options: see `LossOptions`.
-
-    Returns:
-        Losses like `target`, and the gradient like `logits` or None.
-    """
+    """Losses, like `target`, and their gradient, like `logits`, if `options` ask for it."""
     _, label_smoothing, focal_gamma, with_grad = options
     log_p, p = None, None
     if logits.device.type == "cpu" and not label_smoothing:

@@ -19,13 +19,10 @@ class Cost(NamedTuple):
 
 
 def cost(build: Callable[[], nn.Module], size: tuple[int, int]) -> Cost:
-    """Counts the cost of a transformers model with fake tensors.
+    """Counts the cost of the model that `build` makes, on an image of (height, width) pixels.
 
-    Only shapes are needed, so nothing is allocated or computed, whatever the sizes.
-
-    Args:
-        build: makes the model.
-        size: height and width of the image, in pixels.
+    Only shapes are needed. They come from fake tensors, so nothing is allocated or computed,
+    whatever the sizes.
     """
     with FakeTensorMode(), no_init_weights():
         model: Any = build().eval()

@@ -106,26 +106,16 @@ def bands_pay(x: Tensor) -> bool:
 
 
 def classify_in_bands(
-    maps: Sequence[Tensor],
-    matrices: Sequence[Tensor],
-    bias: Tensor,
-    weight: Tensor,
-    class_bias: Tensor | None,
-) -> Tensor:
+    maps: Sequence[Tensor],  # (B, H_i, W_i, C_i), the first at the size of the result
+    matrices: Sequence[Tensor],  # (C, C_i), the folded projections
+    bias: Tensor,  # (C,), added before the ReLU
+    weight: Tensor,  # (K, C), the classifier's
+    class_bias: Tensor | None,  # (K,)
+) -> Tensor:  # logits (B, K, H, W) in channels-last memory
     """The folded head a band of rows at a time: project, upsample, add, ReLU, classify.
 
     The (B, H, W, C) sum, 50 MB an image for 768 channels at 128 x 128, never exists. A band of it
     stays in the cache, which saves a third of B0's whole forward pass.
-
-    Args:
-        maps: (B, H_i, W_i, C_i), the first at the size of the result.
-        matrices: (C, C_i), the folded projections.
-        bias: (C,), added before the ReLU.
-        weight: (K, C), the classifier's.
-        class_bias: (K,) or None.
-
-    Returns:
-        Logits (B, K, H, W) in channels-last memory.
     """
     batch, height, width, _ = maps[0].shape
     rows = max(1, BAND_ELEMENTS // (batch * width * bias.numel()))

@@ -24,14 +24,8 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 def reduce_sequence(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """The sequence-reducing convolution (kernel = stride = r, no padding) as one product.
 
-    Args:
-        x: (B, H, W, C).
-        weight: (C', C, r, r), the convolution's.
-        bias: (C',) or None.
-
-    Returns:
-        (B, H // r, W // r, C'). Like the convolution, it does not read rows and columns beyond the
-        last whole patch.
+    From (B, H, W, C), by a weight (C', C, r, r) and a bias (C',), to (B, H // r, W // r, C'). Like
+    the convolution, it does not read rows and columns beyond the last whole patch.
     """
     ratio = weight.shape[-1]
     height, width = x.shape[1] // ratio, x.shape[2] // ratio
@@ -41,25 +35,16 @@ def reduce_sequence(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def mix_ffn(
-    x: Tensor,
-    dense1: tuple[Tensor, Tensor],
-    dwconv: tuple[Tensor, Tensor],
-    dense2: tuple[Tensor, Tensor],
-) -> Tensor:
+    x: Tensor,  # (B, H, W, C)
+    dense1: tuple[Tensor, Tensor],  # weight (4 C, C) and bias
+    dwconv: tuple[Tensor, Tensor],  # weight (4 C, 1, 3, 3) and bias
+    dense2: tuple[Tensor, Tensor],  # weight (C', 4 C) and bias
+) -> Tensor:  # (B, H, W, C')
     """Mix-FFN, Linear(GELU(DWConv3x3(Linear(x)))), keeping 5 C channels a pixel for backward.
 
     Autograd would keep 13 C: the input, and 4 C before the convolution, after it and after GELU.
     This function keeps the input and the convolution's result, and computes the rest again in the
     backward pass, for an eighth of the forward's products.
-
-    Args:
-        x: (B, H, W, C).
-        dense1: weight (4 C, C) and bias.
-        dwconv: weight (4 C, 1, 3, 3) and bias.
-        dense2: weight (C', 4 C) and bias.
-
-    Returns:
-        (B, H, W, C').
     """
     if is_traced() or not torch.is_grad_enabled():
         return linear(F.gelu(_depthwise(linear(x, *dense1), *dwconv)), *dense2)
@@ -116,21 +101,15 @@ class _MixFFN(torch.autograd.Function):
 
 
 def fold_projections(
-    fuse: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]
-) -> tuple[list[Tensor], Tensor]:
+    fuse: Tensor,  # (C, S C), the 1 x 1 convolution over the concatenated maps, coarsest first
+    weights: Sequence[Tensor],  # S projections (C, C_i), finest first
+    biases: Sequence[Tensor],  # S biases (C,)
+) -> tuple[list[Tensor], Tensor]:  # S matrices (C, C_i) and one bias (C,)
     """Multiplies the head's fusion into each stage's projection.
 
-    The product is taken in float32 for any type of weights and under autocast, because the unfolded
-    head never multiplies weights with each other. It is part of the graph, and is not kept between
-    calls: the next optimiser step or load would make it stale.
-
-    Args:
-        fuse: (C, S C), the 1 x 1 convolution over the concatenated maps, coarsest first.
-        weights: S projections (C, C_i), finest first.
-        biases: S biases (C,).
-
-    Returns:
-        S matrices (C, C_i) and one bias (C,), float32 (float64 for float64 weights).
+    The product is in float32 (float64 for float64 weights), under autocast too, because the
+    unfolded head never multiplies weights with each other. It is part of the graph, and is not kept
+    between calls: the next optimiser step or load would make it stale.
     """
     with without_autocast(fuse):
         dtype = torch.promote_types(fuse.dtype, torch.float32)
@@ -159,13 +138,8 @@ def fold_batch_norm(
 def project_and_add(maps: Sequence[Tensor], matrices: Sequence[Tensor], bias: Tensor) -> Tensor:
     """Sums the maps' projections at the first one's size, each bilinearly upsampled to it.
 
-    Args:
-        maps: (B, H_i, W_i, C_i), the first at the size of the result.
-        matrices: (C, C_i).
-        bias: (C,).
-
-    Returns:
-        (B, C, H, W) in channels-last memory.
+    From maps (B, H_i, W_i, C_i), by matrices (C, C_i) and a bias (C,), to (B, C, H_0, W_0) in
+    channels-last memory.
     """
     if is_traced():
         return _project_and_add(maps, matrices, bias)
@@ -210,16 +184,9 @@ class _ProjectAndAdd(torch.autograd.Function):
 def classify(x: Tensor, dropout: float, weight: Tensor, bias: Tensor) -> Tensor:
     """ReLU, dropout and the classifier, keeping one map for backward.
 
-    Where the activation after dropout is 0, the gradient is 0, whether by ReLU or by dropout.
-
-    Args:
-        x: (B, C, H, W) in channels-last memory.
-        dropout: probability for each element.
-        weight: (K, C).
-        bias: (K,).
-
-    Returns:
-        Logits (B, K, H, W) in channels-last memory.
+    From (B, C, H, W), by a weight (K, C) and a bias (K,), to logits (B, K, H, W), both in
+    channels-last memory. Where the activation after dropout is 0, the gradient is 0, whether by
+    ReLU or by dropout.
     """
     if is_traced():
         x = F.dropout(x.relu(), dropout, training=dropout > 0)
@@ -356,13 +323,12 @@ def cross_entropy_sums(
 
 
 def upsampled_argmax(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    """The class of each pixel after bilinear upsampling.
+    """The class of each pixel after bilinear upsampling to `size`, (B, H, W) int64.
+
+    The full-size logits (157 MB at 150 classes and 512 x 512) never exist.
 
     Args:
         logits: (B, K, h, w). With K = 1, stock's binary head, class 1 is a logit above 0.
         size: (H, W) of the result.
-
-    Returns:
-        (B, H, W) int64. The full-size logits, 157 MB at 150 classes and 512 x 512, never exist.
     """
     return argmax_op(logits.detach(), *size)

@@ -41,7 +41,10 @@ except ImportError:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, weight: Tensor | None, options: LossOptions
+    logits: Tensor,  # (B, K, h, w) float32, float16 or bfloat16, strided in any way
+    labels: Tensor,  # (B, H, W) integers: class ids or `ignore_index`; H < h is allowed
+    weight: Tensor | None,  # (K,), of the classes; None: equal ones
+    options: LossOptions,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sum of the cross entropies of logits that are bilinearly upsampled to the size of the labels.
 
@@ -49,17 +52,9 @@ def cross_entropy(
     the focal factor (1 - p)^gamma on each pixel's loss. The call never waits for the device, so a
     CUDA graph can hold it (after a first call outside, which compiles).
 
-    Args:
-        logits: (B, K, h, w) float32, float16 or bfloat16, strided in any way.
-        labels: (B, H, W) integers: class ids or `ignore_index`; H < h is allowed.
-        weight: (K,) weights of the classes, or None for equal ones.
-        options: see `LossOptions`.
-
     Returns:
-        The sum of losses, () float32; the sum of the counted pixels' weights (their number without
-        weights), () float32; the number of labels that are neither a class nor `ignore_index`, ()
-        int64; and the gradient of the sum of losses with respect to the logits, (B, K, h, w)
-        float32 in their memory format, empty without `with_grad`.
+        As `cross_entropy_in_bands`, the sums in float32; the gradient is float32 in the memory
+        format of the logits.
     """
     assert logits.dtype in (torch.float32, torch.float16, torch.bfloat16)
     ignore_index, label_smoothing, focal_gamma, with_grad = options

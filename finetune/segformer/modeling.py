@@ -70,11 +70,7 @@ class SegformerOverlapPatchEmbeddings(nn.Module):
         channels = config.num_channels if stage == 0 else config.hidden_sizes[stage - 1]
         kernel = config.patch_sizes[stage]
         self.proj = nn.Conv2d(
-            channels,
-            config.hidden_sizes[stage],
-            kernel,
-            stride=config.strides[stage],
-            padding=kernel // 2,
+            channels, config.hidden_sizes[stage], kernel, config.strides[stage], kernel // 2
         )
         self.layer_norm = nn.LayerNorm(config.hidden_sizes[stage], eps=LAYER_NORM_EPS)
 
@@ -85,27 +81,14 @@ class SegformerOverlapPatchEmbeddings(nn.Module):
 
 def eager_attention_forward(
     module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
+    query: Tensor,  # (B, h, N, d)
+    key: Tensor,  # (B, h, M, d)
+    value: Tensor,  # (B, h, M, d)
+    attention_mask: Tensor | None,  # added to the scores; SegFormer has none
+    scaling: float,  # 1 / sqrt(d)
     dropout: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """softmax(Q K^T / sqrt(d)) V, written out, in the form of transformers' attention functions.
-
-    Args:
-        module: the attention layer that calls.
-        query: (B, h, N, d).
-        key: (B, h, M, d).
-        value: (B, h, M, d).
-        attention_mask: added to the scores; SegFormer has none.
-        scaling: factor of the scores, 1 / sqrt(d).
-        dropout: probability at which a weight is dropped.
-
-    Returns:
-        The context (B, N, h, d) and the weights (B, h, N, M).
-    """
+) -> tuple[Tensor, Tensor]:  # the context (B, N, h, d) and the weights (B, h, N, M)
+    """softmax(Q K^T / sqrt(d)) V, written out, in the form of transformers' attention functions."""
     scores = query @ key.transpose(2, 3) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask

@@ -37,26 +37,16 @@ LONG_LIST, GROUP_WIDTH = 24, 56  # classes in one column at most; characters of 
 @torch.no_grad()
 def evaluation_of(
     model: Any,
-    batches: Generator[Batch, None, None],
+    batches: Generator[Batch, None, None],  # this process's share, from `eval_loader`
     *,
-    num_images: int,
+    num_images: int,  # of all processes, for the progress bar
     preprocessing: Preprocessing,
     labels: Labels,
-    terms: Mapping[str, tuple[Term, float]],
+    terms: Mapping[str, tuple[Term, float]],  # of the loss, with their factors
     share: Share,
     stop: Callable[[], bool],
 ) -> Evaluation | None:
     """The scores of a model, summed over all processes; None if any of them was told to stop.
-
-    Args:
-        model: a SegFormer.
-        batches: this process's share, from `eval_loader`.
-        num_images: images of all processes, for the progress bar.
-        preprocessing: how the images are shown to the model.
-        labels: the classes.
-        terms: the terms of the loss, with their factors.
-        share: the process.
-        stop: whether this process was told to stop.
 
     Raises:
         UserError: a process cannot read a file; all processes raise it.

@@ -8,10 +8,5 @@ TRAINERS = {"segmentation": SegmentationTask}
 
 
 def task_of(recipe: Recipe, preprocessing: Preprocessing | None = None) -> SegmentationTask:
-    """The task of a recipe.
-
-    Args:
-        recipe: resolved.
-        preprocessing: replaces the recipe's preprocessing in an evaluation.
-    """
+    """The task of a resolved recipe; an evaluation may replace the recipe's preprocessing."""
     return TRAINERS[recipe.task](recipe, preprocessing)

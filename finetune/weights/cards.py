@@ -42,12 +42,7 @@ class Card:
 
 
 def card_of(model: str, *, fetch: bool = True) -> Card:
-    """The card of a model folder or Hub id; warns of a broken header.
-
-    Args:
-        model: the folder or id.
-        fetch: whether to ask the Hub for a missing card.
-    """
+    """The card of a model folder or Hub id; `fetch` asks the Hub for one. Warns of a bad header."""
     path = Path(model, "README.md") if Path(model).is_dir() else _found(model, fetch)
     if path is None or not path.is_file():
         return Card()

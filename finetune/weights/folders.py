@@ -13,11 +13,7 @@ from finetune.weights.reading import is_checkpoint_file
 
 
 def load_config(model: str, what: str) -> SegformerConfig:
-    """The configuration of a SegFormer folder or Hub id.
-
-    Args:
-        model: the folder or id.
-        what: its name in messages, such as "model.init=...".
+    """The configuration of a SegFormer folder or Hub id, which messages call `what`.
 
     Raises:
         UserError: there is no configuration, or it belongs to another kind of model.

@@ -41,7 +41,9 @@ def stock_head(
 
 
 def _without_relu(
-    head: dict[str, Tensor], state: Mapping[str, Tensor], what: str
+    head: dict[str, Tensor],  # by the names of `HEADS`
+    state: Mapping[str, Tensor],  # the encoder's, for the norms of its stages
+    what: str,
 ) -> tuple[dict[str, Tensor], str]:
     """The head of mmsegmentation converted to stock's, or the reason why not.
 
@@ -51,11 +53,6 @@ def _without_relu(
     decide this without data: the input is a layer norm's output, gamma z + beta, where z has mean 0
     and a length of at most sqrt(C). So the channel a x + b lies within
     a beta + b +- sqrt(C) |a gamma - mean(a gamma)|.
-
-    Args:
-        head: tensors in the names of `HEADS`.
-        state: the encoder's tensors, for the norms of its stages.
-        what: the file's name in messages.
     """
     found = {name: tensor for name, tensor in head.items() if not name.startswith("convs.")}
     stages = sum(bool(re.fullmatch(r"convs\.\d+\.conv\.weight", name)) for name in head)

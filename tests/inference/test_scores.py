@@ -282,7 +282,7 @@ def test_what_is_saved_for_stock_is_read_back(protocol):
 def test_a_changed_preprocessor_config_counts():
     own = Preprocessing(InferenceProtocol(shortest_edge=64, size_divisor=32))
     changed = {**own.to_stock(), "size": {"shortest_edge": 96}}
-    with pytest.warns(UserWarning, match="it counts"):
+    with pytest.warns(UserWarning, match="the first one is used"):
         found = Preprocessing.from_stock(changed, own.protocol.model_dump(mode="json"))
     assert found.protocol == InferenceProtocol(shortest_edge=96)
 

@@ -279,7 +279,7 @@ def test_a_training_model_stays_one(folder):
 def test_depths_do_not_mix(tmp_path):
     save(tmp_path / "four", channels=4)
     deep = np.random.default_rng(0).integers(0, 65536, (40, 50, 4), np.uint16)
-    with pytest.raises(UserError, match="16 bit a channel, but rescale_factor"):
+    with pytest.raises(UserError, match="16 bits per channel, but rescale_factor"):
         segment(tmp_path / "four", deep)
 
 

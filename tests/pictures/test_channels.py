@@ -183,7 +183,7 @@ def test_a_checkpoint_of_rgb_gets_a_new_first_convolution(tmp_path):
     more = [*TINY, f"model.init={tmp_path / 'rgb'}"]
     recipe = load_recipe(recipe_file(tmp_path), overrides(tmp_path, 4, *more))
     first = "segformer.encoder.patch_embeddings.0.proj.weight"
-    expected = "but for its first convolution, which reads 4 channels here and 3 there, new are"
+    expected = "except for its first convolution, which reads 4 channels here and 3 there, new are"
     with pytest.warns(UserWarning, match=expected) as caught:
         model = SegmentationTask(recipe).build()
     (text,) = [str(warning.message) for warning in caught if "new are" in str(warning.message)]

@@ -64,7 +64,7 @@ def test_nvlabs_segmentors(size, tmp_path):
     assert "the head of 7 classes" in done.output
     assert "class_0 and so on" in done.output
     assert "non-commercially" in done.output
-    assert ("heads of attention a stage" in done.output) == (size != "B0")
+    assert ("attention heads in the stages" in done.output) == (size != "B0")
     tensors = load_file(out / "model.safetensors")
     assert "segformer.encoder.block.0.0.attention.self.key.weight" in tensors
     assert {t.dtype for n, t in tensors.items() if "num_batches" not in n} == {torch.float32}
@@ -268,7 +268,7 @@ def test_classes_that_are_not_numbered_from_0_are_a_message(ids, tmp_path):
     path = tmp_path / "source/config.json"
     labels = dict(zip(map(str, ids), "ab", strict=True))
     path.write_text(json.dumps({**json.loads(path.read_text()), "id2label": labels}))
-    with pytest.raises(UserError, match=r"id2label in config\.json does not name 0 to 1"):
+    with pytest.raises(UserError, match=r"id2label in config\.json must name 0 to 1"):
         raise convert(tmp_path / "source", tmp_path / "out").exception
 
 
@@ -364,8 +364,8 @@ SPOILS = [
     ("cut bin", "weights cannot be read"),
     ("bomb", "could run code"),
     ("missing tensor", "decode_head.classifier.weight"),
-    ("nan", "not finite"),
-    ("other model", "a bert, not a segformer"),
+    ("nan", "hold NaN or infinity"),
+    ("other model", "a model of type bert"),
     ("cut preprocessor", "preprocessor_config.json cannot be read"),
 ]
 

@@ -45,7 +45,7 @@ def test_a_model_that_is_none(model, tmp_path):
     other = tmp_path / "other"
     other.mkdir()
     (other / "config.json").write_text(json.dumps({"model_type": "bert"}))
-    assert f"model {other}: a bert, not a segformer" in refused(model, other)
+    assert f"model {other}: a model of type bert; only segformer" in refused(model, other)
 
 
 def test_an_example_that_is_none(model, tmp_path):
