@@ -200,7 +200,7 @@ def test_eval_refuses_what_is_not_a_whole_segmentation_model(model, tmp_path):
     weights = load_file(folder / "model.safetensors")
     weights.pop("decode_head.classifier.bias")
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(UserError, match=r"1 weights are missing, decode_head\.classifier\.bias"):
+    with pytest.raises(UserError, match=r"1 weights are missing, .* decode_head\.classifier\.bias"):
         raise invoke(*arguments).exception
     (folder / "model.safetensors").write_bytes(b"cut off")
     with pytest.raises(UserError, match="its weights cannot be read"):
