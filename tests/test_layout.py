@@ -31,6 +31,7 @@ TESTS_OF = {
     "cli": "test_cli.py",
     "data.columns": "data/sources/test_hub.py",
     "data.faults": "labels/test_rules.py",
+    "data.slots": "data/test_cache.py",
     "data.masks": "data/sources/test_folders.py",
     "data.order": "data/test_loader.py",
     "data.samples": "data/sources/test_folders.py",

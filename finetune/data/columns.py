@@ -38,19 +38,21 @@ class Columns:
         pictures = [name for name in features if is_picture(features[name])]
         for key, name in (("image_column", self.image), ("mask_column", self.mask)):
             if name not in pictures:
-                what = f"holds {_kind(features[name])}" if name in features else "is not there"
+                kind = getattr(features.get(name), "dtype", type(features.get(name)).__name__)
+                what = f"holds {kind}, no pictures" if name in features else "does not exist"
                 raise UserError(
-                    f"data.{key}: the column {name!r} of {where} {what}; columns of pictures are "
-                    f"{', '.join(pictures) or 'none'} (of {', '.join(features)})."
+                    f"data.{key}: the column {name!r} of {where} {what}. Columns of pictures: "
+                    f"{', '.join(pictures) or 'none'}; all columns: {', '.join(features)}."
                 )
         if self.id is not None and getattr(features.get(self.id), "dtype", "") not in _NAMES:
             raise UserError(
-                f"data.id_column: {where} has no column {self.id!r} of texts or whole numbers; "
-                f"there are {', '.join(features)}."
+                f"data.id_column: {where} has no column {self.id!r} of texts or whole numbers. "
+                f"Its columns: {', '.join(features)}."
             )
 
 
 IMAGE_NAMES = ("image", "pixel_values", "img", "picture", "photo", "rgb")
+_NAMES = ("string", "large_string", "int64", "int32", "uint64", "uint32")
 MASK_NAMES = (
     *("mask", "masks", "label", "labels", "annotation", "annotations", "segmentation"),
     *("semantic_segmentation", "segmentation_mask", "seg", "label_map", "ground_truth", "gt"),
@@ -68,31 +70,24 @@ def guess_columns(features: datasets.Features, where: str) -> Columns:
         [name for known in names for name in pictures if name.lower() == known]
         for names in (IMAGE_NAMES, MASK_NAMES)
     )
-    if (
-        len(pictures) == 2 and len(images) + len(masks) == 1
-    ):  # the second picture is the missing one
-        other = next(name for name in pictures if name not in (*images, *masks))
+    if len(pictures) == 2 and len(images) + len(masks) == 1:  # the other picture is the missing one
+        (other,) = set(pictures) - {*images, *masks}
         images, masks = images or [other], masks or [other]
     if not images or not masks:
         raise UserError(
-            f"{where}: the names of columns do not tell the image from the mask; columns of "
-            f"pictures are {', '.join(pictures) or 'none'} (of {', '.join(features)}). Write a "
-            "recipe with data.source=hub, data.image_column and data.mask_column."
+            f"{where}: the names of columns do not tell the image from the mask. Columns of "
+            f"pictures: {', '.join(pictures) or 'none'}; all columns: {', '.join(features)}. Write "
+            "a recipe with data.source=hub, data.image_column and data.mask_column."
         )
     return Columns(images[0], masks[0])
-
-
-_NAMES = ("string", "large_string", "int64", "int32", "uint64", "uint32")
 
 
 def is_picture(feature: Any) -> bool:
     """Whether a column may hold encoded pictures."""
     if isinstance(feature, Mapping):
         return "bytes" in feature
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", "") in (
-        "binary",
-        "large_binary",
-    )
+    dtype = getattr(feature, "dtype", "")
+    return isinstance(feature, datasets.Image) or dtype in ("binary", "large_binary")
 
 
 def picture_of(value: Any, name: str) -> Picture:
@@ -101,10 +96,10 @@ def picture_of(value: Any, name: str) -> Picture:
     Raises:
         UserError: It is empty, or names a missing file.
     """
-    data = value.get("bytes") if isinstance(value, Mapping) else value
-    if data is not None:
+    stored = value if isinstance(value, Mapping) else {"bytes": value}
+    if (data := stored.get("bytes")) is not None:
         return Encoded(name, data)
-    path = value.get("path") if isinstance(value, Mapping) else None
+    path = stored.get("path")
     if path is None or not Path(path).is_file():
         missing = f", only the name {path}" if path else ""
         raise UserError(f"{name}: there are no bytes{missing}. Correct the row, or remove it.")
@@ -153,11 +148,9 @@ def table_samples(
         UserError: A column is missing or of another kind, or ids are not unique.
     """
     columns.check(table.features, where)
-    rows = [str(i) for i in range(len(table))]
+    rows, ids = [str(i) for i in range(len(table))], _ids(table, columns, where)
     pictures, masks = (TablePictures(table, name, where) for name in (columns.image, columns.mask))
-    return as_samples(
-        rows, rows, _ids(table, columns, where), labels, picture_masks(labels, masks), pictures
-    )
+    return as_samples(rows, rows, ids, labels, picture_masks(labels, masks), pictures)
 
 
 def _ids(table: datasets.Dataset, columns: Columns, where: str) -> list[str]:
@@ -175,7 +168,3 @@ def _ids(table: datasets.Dataset, columns: Columns, where: str) -> list[str]:
         if None not in names and len(set(names)) == len(names):
             return [str(name) for name in names]
     return [f"row-{i}" for i in range(len(table))]
-
-
-def _kind(feature: Any) -> str:
-    return str(getattr(feature, "dtype", None) or type(feature).__name__)

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -50,8 +50,8 @@ def nearest(
         distance: Largest number of bits in which two may differ.
 
     Returns:
-        Place in `val`, place in `train` (the first of several), number of differing bits, and
-        number of hashes in `train` that are near enough.
+        Place in `val`, place in `train` (the first of several), number of differing bits, number of
+        hashes in `train` that are near enough.
     """
     if not train or not val:
         return []
@@ -87,7 +87,7 @@ def same_files(train: Sequence[str], val: Sequence[str]) -> list[tuple[str, str]
     """
     paths = [*train, *val]
     candidates = list(range(len(paths)))
-    for key in (_size, _middle, _whole):
+    for key in (_size, _middle, _content):
         keys = {place: key(paths[place]) for place in candidates}
         both = {keys[p] for p in candidates if p < len(train)}
         both &= {keys[p] for p in candidates if p >= len(train)}
@@ -99,30 +99,24 @@ def same_files(train: Sequence[str], val: Sequence[str]) -> list[tuple[str, str]
     return [(first[keys[p]], paths[p]) for p in candidates if p >= len(train)]
 
 
-def _readable(ask: Callable[[str], Hashable]) -> Callable[[str], Hashable | None]:
-    def asked(path: str) -> Hashable | None:
-        try:
-            return ask(path)
-        except OSError:
-            return None
-
-    return asked
+def _size(path: str) -> int | None:
+    try:
+        return os.stat(path).st_size or None  # empty files are another fault
+    except OSError:
+        return None
 
 
-@_readable
-def _size(path: str) -> Hashable:
-    return os.stat(path).st_size or None  # empty files are another fault
+def _middle(path: str) -> Hashable | None:
+    size = _size(path)
+    content = _content(path, max(0, size - _SAMPLE) // 2, _SAMPLE) if size else None
+    return content and (size, content)
 
 
-@_readable
-def _middle(path: str) -> Hashable:
-    size = os.stat(path).st_size
-    with open(path, "rb") as file:
-        file.seek(max(0, size - _SAMPLE) // 2)
-        return size, hashlib.blake2b(file.read(_SAMPLE), digest_size=16).digest()
-
-
-@_readable
-def _whole(path: str) -> Hashable:
-    with open(path, "rb") as file:
-        return hashlib.blake2b(file.read(), digest_size=16).digest()
+def _content(path: str, start: int = 0, count: int = -1) -> bytes | None:
+    """A digest of a file's bytes from `start` on, all or `count` of them."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(start)
+            return hashlib.blake2b(file.read(count), digest_size=16).digest()
+    except OSError:
+        return None

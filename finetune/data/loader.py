@@ -16,7 +16,7 @@ import os
 import signal
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypedDict
+from typing import Any, ClassVar, TypeAlias, TypedDict
 
 import cv2
 import datasets
@@ -53,14 +53,16 @@ class Batch(TypedDict):
 
 @dataclass(frozen=True)
 class Augmented:
-    """Augments a sample for its position in the global sequence."""
+    """Crops the sample at a position of the global sequence, as the seed and the position draw."""
 
     transform: TrainTransform
     seed: int
 
+    one_size: ClassVar = True
+
     def __call__(self, sample: dict[str, Any], position: int) -> _Arrays:
-        """The crop that the seed and the position draw."""
-        # Unique for (seed, position); numpy and Python hash it into streams.
+        """The crop, the mask and the id."""
+        # The seed is unique for (seed, position); numpy and Python hash it into streams.
         seed = self.seed << 64 | position
         image, mask = self.transform(sample["image"], sample["mask"], seed)
         return [image], mask, sample["id"]
@@ -72,32 +74,24 @@ class Whole:
 
     protocol: InferenceProtocol
 
-    def __call__(self, sample: dict[str, Any]) -> _Arrays:
+    one_size: ClassVar = False
+
+    def __call__(self, sample: dict[str, Any], position: int = 0) -> _Arrays:
         """The image in each scale, the mask and the id."""
         return self.protocol.resize(sample["image"]), sample["mask"], sample["id"]
 
 
 @dataclass(eq=False)
-class TrainSamples(Dataset[Any]):
-    """Augmented samples, addressed by (position, index)."""
+class Indexed(Dataset[Any]):
+    """Batches of a split that is read by index."""
 
     samples: Samples
-    augmented: Augmented
+    prepare: Augmented | Whole
 
-    def __getitem__(self, address: tuple[int, int]) -> _Arrays:
-        position, index = address
-        return self.augmented(self.samples[index], position)
-
-
-@dataclass(eq=False)
-class EvalSamples(Dataset[Any]):
-    """Whole samples by index."""
-
-    samples: Samples
-    whole: Whole
-
-    def __getitem__(self, index: int) -> _Arrays:
-        return self.whole(self.samples[index])
+    def __getitems__(self, places: list[tuple[int, int]]) -> list[Batch] | UserError:
+        """The samples of a list of (position, index). Called by torch."""
+        arrays = (self.prepare(self.samples[index], position) for position, index in places)
+        return _batches(arrays, len(places), one_size=self.prepare.one_size)
 
 
 @dataclass(eq=False)
@@ -105,7 +99,7 @@ class TrainStream(IterableDataset[Any]):
     """The augmented batches of one worker, read from front to back."""
 
     samples: Streamed
-    augmented: Augmented
+    prepare: Augmented
     order: StreamOrder
 
     def __iter__(self) -> "Iterator[list[Batch] | UserError]":
@@ -117,7 +111,7 @@ class TrainStream(IterableDataset[Any]):
                 source = self.samples.shuffled(lane, start)
             opened = lane, start + size
             positions = range(position, position + size)
-            arrays = (self.augmented(next(source), position) for position in positions)
+            arrays = (self.prepare(next(source), position) for position in positions)
             yield _batches(arrays, size, one_size=True)
 
 
@@ -126,7 +120,7 @@ class EvalStream(IterableDataset[Any]):
     """The whole batches of one worker, a share of the batches that are cut by index."""
 
     samples: Streamed
-    whole: Whole
+    prepare: Whole
     batch_size: int
     share: tuple[int, int, int]
     """Rank, number of processes, workers of each."""
@@ -142,7 +136,7 @@ class EvalStream(IterableDataset[Any]):
         source = self.samples.samples(self.samples.shards, share.start, last)
         for first in share:
             size = min(self.batch_size, count - first)
-            arrays = map(self.whole, itertools.islice(source, size))
+            arrays = map(self.prepare, itertools.islice(source, size))
             yield _batches(arrays, size, one_size=False)
 
 
@@ -165,19 +159,12 @@ def train_loader(
         workers: Loader processes.
         pin_memory: Whether a GPU will copy the batches.
     """
-    augmented = Augmented(transform, order.seed)
+    prepare = Augmented(transform, order.seed)
     if isinstance(samples, Streamed):
         assert isinstance(order, StreamOrder)
         assert order.workers == workers
-        return _serve(_loader(TrainStream(samples, augmented, order), workers, pin_memory))
-    loader = batches_of(
-        TrainSamples(samples, augmented),
-        order,
-        workers=workers,
-        pin_memory=pin_memory,
-        one_size=True,
-    )
-    return _serve(loader)
+        return _serve(_loader(TrainStream(samples, prepare, order), workers, pin_memory))
+    return _serve(batches_of(samples, prepare, order, workers=workers, pin_memory=pin_memory))
 
 
 def eval_loader(
@@ -196,51 +183,37 @@ def eval_loader(
     number of processes, and gives the same bits. If a batch has images of several sizes, each size
     is served as a batch.
     """
-    whole = Whole(protocol)
+    prepare = Whole(protocol)
     if isinstance(samples, Streamed):
-        stream = EvalStream(samples, whole, batch_size, (rank, world_size, workers))
+        stream = EvalStream(samples, prepare, batch_size, (rank, world_size, workers))
         return _serve(_loader(stream, workers, pin_memory))
-    chunks = [
-        list(range(first, min(first + batch_size, len(samples))))
-        for first in range(0, len(samples), batch_size)
-    ]
-    loader = batches_of(
-        EvalSamples(samples, whole),
-        chunks[rank::world_size],
-        workers=workers,
-        pin_memory=pin_memory,
-        one_size=False,
-    )
-    return _serve(loader)
+    places = [(index, index) for index in range(len(samples))]
+    chunks = [places[first : first + batch_size] for first in range(0, len(places), batch_size)]
+    own = chunks[rank::world_size]
+    return _serve(batches_of(samples, prepare, own, workers=workers, pin_memory=pin_memory))
 
 
 def batches_of(
-    dataset: Dataset[Any],
+    samples: Samples,
+    prepare: Augmented | Whole,
     order: Any,
     *,
     workers: int,
     pin_memory: bool,
-    one_size: bool,
     persistent_workers: bool = False,
 ) -> DataLoader[Any]:
-    """A loader of lists of batches, one list for each list of addresses in `order`.
+    """A loader of lists of batches, one list for each list of (position, index) in `order`.
 
-    With `one_size` all samples have the same size, and each list one batch. A bad file is a
-    UserError in place of a list. By default workers end with the first pass.
+    Samples of one size are one batch. A bad file is a UserError in place of a list. By default
+    workers end with the first pass.
     """
-    return _loader(
-        _Batches(dataset, one_size),
-        workers,
-        pin_memory,
-        batch_sampler=order,
-        persistent_workers=persistent_workers,
-    )
+    options = {"batch_sampler": order, "persistent_workers": persistent_workers}
+    return _loader(Indexed(samples, prepare), workers, pin_memory, **options)
 
 
 def _loader(
     batches: Dataset[Any], workers: int, pin_memory: bool, **options: Any
 ) -> DataLoader[Any]:
-    """A loader over a data set of whole batches."""
     cv2.setNumThreads(0)  # one process, one thread: workers must not fight with the model
     leaving = multiprocessing.RawValue("b", 0)
     # Runs first when this process ends; then multiprocessing terminates and joins the workers.
@@ -268,19 +241,6 @@ def _serve(loader: DataLoader[Any]) -> Generator[Batch, None, None]:
 
 def _as_it_is(batches: Any) -> Any:
     return batches
-
-
-@dataclass(eq=False)
-class _Batches(Dataset[Any]):
-    """A data set by batches."""
-
-    dataset: Dataset[Any]
-    one_size: bool
-
-    def __getitems__(self, addresses: list[Any]) -> list[Batch] | UserError:
-        """Called by torch for a batch."""
-        samples = (self.dataset[address] for address in addresses)
-        return _batches(samples, len(addresses), one_size=self.one_size)
 
 
 def _batches(samples: Iterable[_Arrays], count: int, *, one_size: bool) -> list[Batch] | UserError:
@@ -337,7 +297,6 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _worker() -> int:
-    """The number of this worker among those of its training process."""
     info = torch.utils.data.get_worker_info()
     return 0 if info is None else info.id
 

@@ -8,7 +8,7 @@ file. Forms that mark objects instead of pixels also use `NO_OBJECT` and `UNCOUN
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -47,12 +47,11 @@ class MaskForm(Protocol):
 
 
 @dataclass(frozen=True)
-class _PictureMasks:
-    """One picture per image."""
+class PictureMasks:
+    """One picture per image, whose pixels hold ids (grey, palette, 16 bit) or colours."""
 
+    of_ids: bool
     pictures: Pictures = PATHS
-
-    _of_ids: ClassVar[bool]
 
     def name(self, reference: Any) -> str:
         return self.pictures.name(reference)
@@ -61,34 +60,17 @@ class _PictureMasks:
         return self.pictures.files(reference)
 
     def size(self, reference: Any) -> Size | None:
-        return mask_size(self.pictures.open(reference), of_ids=self._of_ids)
-
-
-@dataclass(frozen=True)
-class IdMasks(_PictureMasks):
-    """One picture per image, whose pixels hold ids: grey, palette or 16 bit."""
-
-    _of_ids = True
+        return mask_size(self.pictures.open(reference), of_ids=self.of_ids)
 
     def read(self, reference: Any, size: Size) -> np.ndarray:
-        """The ids as stored; for a palette, its indices."""
-        return read_mask(self.pictures.open(reference))
+        """The ids as stored (for a palette, its indices), or the colours as int32 0xRRGGBB."""
+        picture = self.pictures.open(reference)
+        return read_mask(picture) if self.of_ids else read_colors(picture)
 
 
-@dataclass(frozen=True)
-class ColorMasks(_PictureMasks):
-    """One picture per image, whose colours stand for classes."""
-
-    _of_ids = False
-
-    def read(self, reference: Any, size: Size) -> np.ndarray:
-        """The colours as int32 0xRRGGBB."""
-        return read_colors(self.pictures.open(reference))
-
-
-def picture_masks(labels: Labels, pictures: Pictures = PATHS) -> IdMasks | ColorMasks:
+def picture_masks(labels: Labels, pictures: Pictures = PATHS) -> PictureMasks:
     """The form of masks in one picture per image: ids or colours, as the labels say."""
-    return IdMasks(pictures) if labels.kind == "ids" else ColorMasks(pictures)
+    return PictureMasks(labels.kind == "ids", pictures)
 
 
 @dataclass(frozen=True)
@@ -116,8 +98,8 @@ class ClassFiles:
             mask = read_mask(Path(path))
             if mask.shape != size:
                 raise UserError(
-                    f"{path} is {mask.shape[1]} x {mask.shape[0]} pixels (width x height), but its "
-                    f"image is {size[1]} x {size[0]}. Save all files of an image in its size.",
+                    f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels (width x "
+                    f"height), its image {size[1]} x {size[0]}. Save both in one size.",
                     kind="size-mismatch",
                 )
             raw[mask != 0] = int(value)

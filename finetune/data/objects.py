@@ -42,8 +42,12 @@ class PolygonFiles:
     def read(self, reference: str, size: Size) -> np.ndarray:
         """Class ids of the objects, `NO_OBJECT` elsewhere; int32."""
         height, width = size
-        objects = []
-        for number, text in enumerate(self._lines(reference), 1):
+        path, objects = Path(reference), []
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read ({error}). Replace the file.") from error
+        for number, text in enumerate(lines, 1):
             if not text.strip():
                 continue
             where = f"{reference}, line {number}"
@@ -58,15 +62,6 @@ class PolygonFiles:
             objects.append((value, _of_polygons([scaled], size), where))
         return _painted(objects, size, self.overlap)
 
-    def _lines(self, reference: str) -> list[str]:
-        path = Path(reference)
-        if not path.exists():
-            return []
-        try:
-            return path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: cannot be read ({error}). Replace the file.") from error
-
 
 def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
     try:
@@ -78,20 +73,20 @@ def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
             "Correct the line."
         ) from error
     if value < 0:
-        raise UserError(f"{where}: the class is {value}; classes count from 0.")
+        raise UserError(f"{where}: the class is {value}; classes count from 0. Correct the line.")
     if len(points) == 4:
         raise UserError(
-            f"{where}: holds a box (class, centre, size). Segmentation needs the outline: "
+            f"{where}: the line holds a box (class, centre, size). Segmentation needs the outline: "
             "class x1 y1 x2 y2 x3 y3 ..."
         )
     if len(points) < 6 or len(points) % 2:
         raise UserError(
-            f"{where}: {len(points)} numbers; a polygon has 3 or more pairs of x and y. Correct "
-            "the line, or remove it."
+            f"{where}: {len(points)} numbers follow the class; a polygon has 3 or more pairs of x "
+            "and y. Correct the line, or remove it."
         )
     if not all(-0.01 <= number <= 1.01 for number in points):
         raise UserError(
-            f"{where}: coordinates must be shares of the width and the height, from 0 to 1."
+            f"{where}: a coordinate is not a share of the width or height, from 0 to 1. Correct it."
         )
     return value, points
 
@@ -122,8 +117,8 @@ class CocoObjects:
         height, width = content["size"]
         raise UserError(
             f"{content['where']}: the file says {width} x {height} pixels (width x height), but "
-            f"the image has {size[1]} x {size[0]}, turned by its EXIF data, if any. "
-            "Annotate the image as it is, or correct its size in the file.",
+            f"the image has {size[1]} x {size[0]} after its EXIF rotation. Annotate the image as "
+            "it is, or correct its size in the file.",
             kind="size-mismatch",
         )
 
@@ -141,8 +136,7 @@ class CocoObjects:
             else:
                 objects.append((category, rle, where))
         raw = _painted(objects, size, self.overlap)
-        beneath = _painted(crowds, size, "order")
-        return np.where(raw == NO_OBJECT, beneath, raw)
+        return np.where(raw == NO_OBJECT, _painted(crowds, size, "order"), raw)
 
 
 def wrong_segmentation(segmentation: Any, size: Size) -> str:
@@ -153,34 +147,31 @@ def wrong_segmentation(segmentation: Any, size: Size) -> str:
         size: The image's.
     """
     if isinstance(segmentation, Mapping):
-        try:
-            height, width = segmentation["size"]
-            counts = _counts(segmentation)
-            if (height, width) != size:
-                return (
-                    f"has an RLE of {width} x {height} pixels (width x height), but `images` says "
-                    f"{size[1]} x {size[0]}"
-                )
-            if sum(counts) != height * width or min(counts) < 0:
-                return "has an RLE whose counts do not add up to the image"
-        except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-            return f"has an RLE that cannot be read ({error!r})"
-        return ""
+        return _wrong_rle(segmentation, size)
     if not isinstance(segmentation, list) or not segmentation:
         return "has no segmentation (a box says nothing about pixels)"
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "has a polygon that is not 3 or more pairs of x and y"
         # A NaN makes both comparisons false, or hides from them and makes the sum NaN.
-        is_sound = (
-            set(map(type, polygon)) <= {int, float}
-            and max(polygon) < 1e6
-            and min(polygon) > -1e6
-            and not math.isnan(sum(polygon))
-        )
-        if not is_sound:
+        is_numeric = set(map(type, polygon)) <= {int, float} and not math.isnan(sum(polygon))
+        if not (is_numeric and max(polygon) < 1e6 and min(polygon) > -1e6):
             return "has a polygon whose coordinates are not numbers, or lie beyond any image"
     return ""
+
+
+def _wrong_rle(rle: Mapping[str, Any], size: Size) -> str:
+    try:
+        (height, width), counts = rle["size"], _counts(rle)
+        if (height, width) != size:
+            return (
+                f"has an RLE of {width} x {height} pixels (width x height), but `images` says "
+                f"{size[1]} x {size[0]}"
+            )
+        is_whole = sum(counts) == height * width and min(counts) >= 0
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        return f"has an RLE that cannot be read ({error!r})"
+    return "" if is_whole else "has an RLE whose counts do not add up to the image"
 
 
 def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:

@@ -11,21 +11,12 @@ _SHIFT = 2**32
 
 
 @dataclass(eq=False)
-class GlobalOrder(Sampler[list[tuple[int, int]]]):
-    """The micro-batches of one process, as lists of (position, index).
+class _Turns:
+    """Steps `first_step` to `last_step` - 1 of one process, in turns of `micro_batch` samples.
 
-    Positions count samples over the whole training. Epochs follow each other without a gap: step s
-    takes positions s G to (s + 1) G - 1, on any number of processes.
-
-    Args:
-        num_samples: size of the training set.
-        seed: seed of the order.
-        micro_batch: samples that a process takes at once.
-        accumulation: micro-batches per process and step.
-        rank: rank of this process.
-        world_size: number of processes.
-        first_step: first step.
-        last_step: last step, exclusive.
+    A step has `accumulation` turns. Positions count samples over the whole training. Epochs follow
+    each other without a gap: step s takes positions s G to (s + 1) G - 1, on any number of
+    processes.
     """
 
     num_samples: int
@@ -38,6 +29,16 @@ class GlobalOrder(Sampler[list[tuple[int, int]]]):
     first_step: int
     last_step: int
 
+    def positions(self, turn: int) -> range:
+        """The positions of a turn, counted from the first step of the training."""
+        first = (turn * self.world_size + self.rank) * self.micro_batch
+        return range(first, first + self.micro_batch)
+
+
+@dataclass(eq=False)
+class GlobalOrder(_Turns, Sampler[list[tuple[int, int]]]):
+    """The micro-batches of one process, as lists of (position, index)."""
+
     def __post_init__(self) -> None:
         self._epoch = -1
         self._order = np.empty(0, np.int64)
@@ -47,9 +48,7 @@ class GlobalOrder(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         for turn in range(self.first_step * self.accumulation, self.last_step * self.accumulation):
-            first = (turn * self.world_size + self.rank) * self.micro_batch
-            positions = range(first, first + self.micro_batch)
-            yield [(position, self._index(position)) for position in positions]
+            yield [(position, self._index(position)) for position in self.positions(turn)]
 
     def _index(self, position: int) -> int:
         epoch, place = divmod(position, self.num_samples)
@@ -69,31 +68,14 @@ class Lane:
     last: int
 
 
-@dataclass(frozen=True)
-class StreamOrder:
+@dataclass(eq=False)
+class StreamOrder(_Turns):
     """The lane that each loader worker of each process reads, a function of the step alone.
 
-    Args:
-        num_samples: Size of the split.
-        seed: Seed of the order of files, and within blocks.
-        micro_batch: Samples that a process takes at once.
-        accumulation: Micro-batches per process and step.
-        rank: Rank of this process.
-        world_size: Number of processes.
-        workers: Loader workers per process; 0 reads in the process itself.
-        first_step: First step.
-        last_step: Last step, exclusive.
+    `seed` draws the order of files and within blocks. Without `workers` the process itself reads.
     """
 
-    num_samples: int
-    seed: int
-    micro_batch: int
-    accumulation: int
-    rank: int
-    world_size: int
     workers: int
-    first_step: int
-    last_step: int
 
     @property
     def global_batch(self) -> int:
@@ -116,8 +98,7 @@ class StreamOrder:
         for turn in range(first, self.last_step * self.accumulation, workers):
             epoch, place = divmod(turn, per_epoch)
             lane = self._lane(epoch, place % workers, workers, per_epoch)
-            position = (turn * self.world_size + self.rank) * self.micro_batch
-            yield position, lane, place // workers * self.micro_batch
+            yield self.positions(turn).start, lane, place // workers * self.micro_batch
 
     def _lane(self, epoch: int, number: int, workers: int, per_epoch: int) -> Lane:
         """Lane `number` of this process: its micro-batches number, number + workers, ..."""

@@ -32,7 +32,7 @@ def as_samples(
     ids: Sequence[str],
     labels: Labels,
     form: MaskForm | None = None,
-    pictures: Pictures | None = None,
+    pictures: Pictures = PATHS,
 ) -> datasets.Dataset:
     """A data set whose items are Samples: image uint8 (H, W, 3), mask class ids (H, W), id str.
 
@@ -44,7 +44,7 @@ def as_samples(
         ids: Their names.
         labels: What raw values mean.
         form: How masks are kept. None means files of ids or colours, as the labels say.
-        pictures: How images are kept. None means files.
+        pictures: How images are kept.
 
     Raises:
         UserError: A file name is not valid UTF-8.
@@ -56,9 +56,7 @@ def as_samples(
         raise UserError(
             f"data.path: a file name is not valid UTF-8 ({error.object!r}). Rename it."
         ) from error
-    return data.with_transform(
-        ReadSamples(labels, form or picture_masks(labels), pictures or PATHS)
-    )
+    return data.with_transform(ReadSamples(labels, form or picture_masks(labels), pictures))
 
 
 def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Dataset:
@@ -69,8 +67,7 @@ def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Data
         num_channels: Channels of the images.
     """
     own = reader_of(dataset)
-    reader = ReadSamples(own.labels, own.form, own.pictures, num_channels)
-    return dataset.with_transform(reader)
+    return dataset.with_transform(ReadSamples(own.labels, own.form, own.pictures, num_channels))
 
 
 def preflight(dataset: datasets.Dataset) -> None:
@@ -103,12 +100,10 @@ def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None
     known, asked = (list(data.with_format(None)["image"]) for data in (train, val))
     same = [] if set(known) == set(asked) else same_files(known, asked)
     if same:
-        first = f"{same[0][1]} is {same[0][0]}"
-        more = f" ({first}, for one)" if len(same) > 1 else f" ({first})"
         warnings.warn(
             f"data: {len(same)} of {len(asked)} validation images are training images too, byte "
-            f"for byte{more}; their scores say nothing about new images. `finetune doctor` names "
-            "all of them, and near duplicates",
+            f"for byte (the first: {same[0][1]} is {same[0][0]}); their scores say nothing about "
+            "new images. `finetune doctor` names all of them, and near duplicates",
             stacklevel=2,
         )
 
@@ -116,7 +111,6 @@ def warn_of_shared_files(train: datasets.Dataset, val: datasets.Dataset) -> None
 def upright_sizes(dataset: datasets.Dataset) -> list[Size]:
     """Height and width of every sample, from the headers; raises as `preflight`."""
     reader, rows = reader_of(dataset), dataset.with_format(None)
-
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         # list() raises the first error of map, in order
         return list(pool.map(reader.size, rows["image"], rows["mask"]))
@@ -149,8 +143,7 @@ def check_one_depth(dtypes: Sequence[np.dtype], names: Sequence[str]) -> None:
         if dtype != dtypes[0]:
             raise UserError(
                 f"{names[0]} has {8 * dtypes[0].itemsize} bit a channel, but {name} has "
-                f"{8 * dtype.itemsize}. Images of one data set need one depth: convert one kind "
-                "to the other."
+                f"{8 * dtype.itemsize}. Images of one data set need one depth: convert some."
             )
 
 
@@ -178,15 +171,9 @@ class ReadSamples:
 
     def __call__(self, batch: dict[str, list[str]]) -> dict[str, list[Any]]:
         """Reads the files of each row."""
-        samples = [
-            self.read(image, mask)
-            for image, mask in zip(batch["image"], batch["mask"], strict=True)
-        ]
-        return {
-            "image": [image for image, _ in samples],
-            "mask": [mask for _, mask in samples],
-            "id": batch["id"],
-        }
+        pairs = list(map(self.read, batch["image"], batch["mask"]))
+        images, masks = ([pair[i] for pair in pairs] for i in (0, 1))
+        return {"image": images, "mask": masks, "id": batch["id"]}
 
     def size(self, image: Any, mask: Any) -> Size:
         """Height and width of a sample, upright, from the headers.
@@ -228,6 +215,6 @@ def _check_same_size(image: str, image_size: Size, mask: str, mask_size: tuple[i
     if image_size != mask_size:
         raise UserError(
             f"{mask or 'the mask'} is {mask_size[1]} x {mask_size[0]} pixels (width x height), but "
-            f"its image {image} is {image_size[1]} x {image_size[0]}, turned by its EXIF data, "
-            f"if any. An image and its mask must have the same size."
+            f"its image {image} is {image_size[1]} x {image_size[0]} after its EXIF rotation. "
+            "Save both in the same size."
         )

@@ -7,6 +7,7 @@ without the rows before it. A sequence of samples can be cut and resumed at any 
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ class Shard:
 
     @property
     def num_rows(self) -> int:
-        """All rows."""
+        """Rows of all groups."""
         return sum(self.row_groups)
 
     @property
@@ -61,7 +62,7 @@ def read_footers(addresses: Sequence[str]) -> list[Shard]:
     """
 
     def footer(address: str) -> Shard:
-        with _Opened(address) as file:
+        with _opened(address) as file:
             return Shard(address, _row_groups(file))
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
@@ -74,7 +75,7 @@ def read_features(shard: Shard) -> datasets.Features:
     Raises:
         UserError: It cannot be reached.
     """
-    with _Opened(shard.address) as file:
+    with _opened(shard.address) as file:
         return datasets.Features.from_arrow_schema(file.schema_arrow)
 
 
@@ -94,7 +95,7 @@ def read_rows(
 
 
 def _insistently(shard: Shard, columns: Sequence[str], first: int, last: int) -> Iterator[Row]:
-    """Resumes where a connection broke. Local files are tried once."""
+    """Reads on where a connection broke. Local files are tried once."""
     failures = 0
     while first < last:
         try:
@@ -111,15 +112,16 @@ def _insistently(shard: Shard, columns: Sequence[str], first: int, last: int) ->
 
 
 def _rows_of(shard: Shard, columns: Sequence[str], first: int, last: int) -> Iterator[Row]:
-    with _Opened(shard.address) as file:
+    with _opened(shard.address) as file:
         if _row_groups(file) != shard.row_groups:
             raise _NotAsFoundError(
-                f"{shard.address}: its rows have changed since the start. Start again, or restore "
-                "the file."
+                f"{shard.address}: its row groups have changed since the start. Start again, or "
+                "restore the file."
             )
         if missing := set(columns) - set(file.schema_arrow.names):
             raise _NotAsFoundError(
-                f"{shard.address}: has no column {missing.pop()!r}, as other files of the set have."
+                f"{shard.address}: has no column {missing.pop()!r}, but other files of the set "
+                "have it. Add the column, or remove the file."
             )
         start = 0
         for group, size in enumerate(shard.row_groups):
@@ -139,34 +141,20 @@ def _row_groups(file: pq.ParquetFile) -> tuple[int, ...]:
 
 
 class _NotAsFoundError(UserError):
-    """A file that has changed: trying again would not help."""
+    """A file has changed: trying again would not help."""
 
 
-class _Opened:
+@contextmanager
+def _opened(address: str) -> Iterator[pq.ParquetFile]:
     """An open file; errors inside the block name it."""
-
-    def __init__(self, address: str) -> None:
-        self.address = address
-
-    def __enter__(self) -> pq.ParquetFile:
-        try:
-            file_system, path = fsspec.core.url_to_fs(self.address)
-            # Parquet's reader asks for large pieces itself: reading ahead is waste.
-            options = {} if "file" in file_system.protocol else {"cache_type": "none"}
-            self._file = file_system.open(path, "rb", **options)
-        except Exception as error:  # each file system raises its own
-            raise self._mistake(error) from error
-        try:
+    try:
+        file_system, path = fsspec.core.url_to_fs(address)
+        # Parquet's reader asks for large pieces itself: reading ahead is waste.
+        options = {} if "file" in file_system.protocol else {"cache_type": "none"}
+        with file_system.open(path, "rb", **options) as file:
             # Buffered, because a column of a row group may be gigabytes.
-            return pq.ParquetFile(self._file, buffer_size=_BUFFER)
-        except Exception as error:
-            self._file.close()
-            raise self._mistake(error) from error
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self._file.close()
-        if isinstance(error, Exception) and not isinstance(error, UserError):
-            raise self._mistake(error) from error
-
-    def _mistake(self, error: Exception) -> UserError:
-        return UserError(f"{self.address}: cannot be read as Parquet ({first_line(error)}).")
+            yield pq.ParquetFile(file, buffer_size=_BUFFER)
+    except UserError:
+        raise
+    except Exception as error:  # each file system raises its own
+        raise UserError(f"{address}: cannot be read as Parquet ({first_line(error)}).") from error

@@ -25,27 +25,22 @@ def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datase
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data.split_list: {file} cannot be read ({error}).") from error
-    places: dict[str, int] = {}
-    for index, name in enumerate(data.with_format(None)["id"][:]):
-        places[name] = index
-    wanted: list[int] = []
-    missing: list[str] = []
-    for line in dict.fromkeys(line.strip() for line in lines if line.strip()):
-        stem = re.sub(r"\.[A-Za-z]{2,5}$", "", line)
-        place = places.get(line, places.get(stem))
-        if place is None:
-            missing.append(line)
-        else:
-            wanted.append(place)
-    if missing:
+    places = {name: index for index, name in enumerate(data.with_format(None)["id"][:])}
+    found = {
+        line: places.get(line, places.get(re.sub(r"\.[A-Za-z]{2,5}$", "", line)))
+        for line in map(str.strip, lines)
+        if line
+    }
+    if missing := [line for line, place in found.items() if place is None]:
         if faults is None:
             raise UserError(
-                f"data.split_list: {file} names missing samples: {listed(missing)}. Correct it."
+                f"data.split_list: {file} names samples that do not exist: {listed(missing)}. "
+                "Correct the list."
             )
         faults += each("listed-but-missing", missing, f"named in {file}")
-    if not wanted:
-        raise UserError(f"data.split_list: {file} names no samples.")
-    return data.select(sorted(set(wanted)))
+    if len(missing) == len(found):
+        raise UserError(f"data.split_list: {file} names no samples. Write one id per line.")
+    return data.select(sorted({place for place in found.values() if place is not None}))
 
 
 def by_fraction(
@@ -73,16 +68,10 @@ def by_fraction(
         members.setdefault(_group_of(name, group), []).append(index)
     if len(members) < 2:
         why = (
-            f"data.split_group={group!r} puts them all into one group"
-            if group
-            else "there is only one"
+            f"data.split_group={group!r} puts all into one group" if group else "there is only one"
         )
-        raise UserError(f"data.val_fraction: the samples cannot be split, {why}.")
-
-    def place(key: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{key}".encode()).digest()
-
-    ordered = sorted(members, key=place)
+        raise UserError(f"data.val_fraction: the samples cannot be split: {why}.")
+    ordered = sorted(members, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
     chosen: list[int] = []
     for key in ordered[:-1]:
         # Stop at the group that comes nearest to the share.
@@ -101,8 +90,10 @@ def _group_of(name: str, pattern: str | None) -> str:
         found = re.search(pattern, name)
     except re.error as error:
         raise UserError(
-            f"data.split_group: {pattern!r} is no regular expression ({error})."
+            f"data.split_group: {pattern!r} is not a regular expression ({error})."
         ) from error
     if found is None:
-        raise UserError(f"data.split_group: {pattern!r} finds nothing in {name!r}.")
+        raise UserError(
+            f"data.split_group: {pattern!r} finds nothing in the id {name!r}. Correct the pattern."
+        )
     return "\0".join(part or "" for part in found.groups()) or found.group()

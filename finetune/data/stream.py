@@ -46,18 +46,14 @@ class Streamed:
     """
 
     def __init__(
-        self,
-        shards: Sequence[Shard],
-        labels: Labels,
-        columns: Columns,
-        *,
-        num_channels: int = 3,
+        self, shards: Sequence[Shard], labels: Labels, columns: Columns, *, num_channels: int = 3
     ) -> None:
         self.shards = list(shards)
         self.columns = columns
+        self._names = [name for name in (columns.image, columns.mask, columns.id) if name]
         self.num_samples = sum(shard.num_rows for shard in shards)
         if not self.num_samples:
-            raise UserError(f"data.path: {len(self.shards)} Parquet files without a row.")
+            raise UserError(f"data.path: the split's {len(shards)} Parquet files hold no rows.")
         columns.check(read_features(self.shards[0]), self.shards[0].address)
         pictures = _Handed()
         form = picture_masks(labels, pictures)
@@ -77,7 +73,7 @@ class Streamed:
         """The images' type: uint8 for RGB, otherwise the first image's, which all must have."""
         if self._reader.num_channels == 3:
             return np.dtype(np.uint8)
-        row = next(read_rows(self.shards, self._names(), 0, 1))
+        row = next(read_rows(self.shards, self._names, 0, 1))
         return self._read(row)[0].dtype
 
     def check(self) -> None:
@@ -94,14 +90,14 @@ class Streamed:
 
     def samples(self, shards: Sequence[Shard], first: int, last: int) -> Iterator[dict[str, Any]]:
         """Samples first to last - 1 of the files, read in this order."""
-        return map(self._sample, read_rows(shards, self._names(), first, last))
+        return map(self._sample, read_rows(shards, self._names, first, last))
 
-    def shuffled(self, lane: "Lane", start: int) -> Iterator[dict[str, Any]]:
+    def shuffled(self, lane: Lane, start: int) -> Iterator[dict[str, Any]]:
         """The samples of a lane from `start` on, each block in an order drawn for it."""
         rng = np.random.default_rng([lane.seed, lane.epoch])
         shards = [self.shards[i] for i in rng.permutation(len(self.shards))]
         begin = lane.first + start // BLOCK * BLOCK
-        rows = read_rows(shards * 2, self._names(), begin, lane.last)  # a ring
+        rows = read_rows(shards * 2, self._names, begin, lane.last)  # a ring
         for first in range(begin, lane.last, BLOCK):
             block = list(itertools.islice(rows, BLOCK))
             order = np.random.default_rng([lane.seed, lane.epoch, first]).permutation(len(block))
@@ -109,11 +105,8 @@ class Streamed:
             yield from (self._sample(block[i]) for i in order[skipped:])
 
     def _read(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        columns = self.columns
-        pictures = (
-            picture_of(row.values[name], f"{row}, {name}") for name in (columns.image, columns.mask)
-        )
-        return self._reader.read(*pictures)
+        names = (self.columns.image, self.columns.mask)
+        return self._reader.read(*(picture_of(row.values[n], f"{row}, {n}") for n in names))
 
     def _sample(self, row: Row) -> dict[str, Any]:
         image, mask = self._read(row)
@@ -122,12 +115,8 @@ class Streamed:
         if self.columns.id is not None:
             name = row.values[self.columns.id]
             if name is None:
-                raise UserError(f"{row}, {self.columns.id}: is empty; a sample needs a name.")
+                raise UserError(f"{row}, {self.columns.id}: the id is missing. Write one.")
         return {"image": image, "mask": mask, "id": str(name)}
-
-    def _names(self) -> list[str]:
-        columns = self.columns
-        return [columns.image, columns.mask, *([columns.id] if columns.id else [])]
 
 
 class _Handed:

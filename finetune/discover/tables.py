@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from finetune.data.columns import Columns, guess_columns, picture_of
-from finetune.data.masks import IdMasks
+from finetune.data.masks import PictureMasks
 from finetune.data.samples import reader_of
 from finetune.data.sources.hub import first_rows, hub, hub_shards, read_index, split_names
 from finetune.discover.layout import TRAIN_NAMES, VAL_FRACTION, VAL_NAMES, Layout, TableRows
@@ -81,7 +81,7 @@ def _pair(row: dict[str, Any], columns: Columns, where: str) -> tuple[Picture, P
 def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Picture]]:
     samples = hub(path, split, Labels.build(["0", "1"], unknown="ignore"), columns)
     reader = reader_of(samples)
-    assert isinstance(reader.form, IdMasks)
+    assert isinstance(reader.form, PictureMasks)
     places = np.linspace(0, len(samples) - 1, min(NUM_ROWS, len(samples))).round().astype(int)
     found = []
     for place in map(str, places):

@@ -15,11 +15,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from finetune.augment import TrainTransform
-from finetune.data import cache
+from finetune.data import cache, slots
 from finetune.data import samples as reading
 from finetune.data.cache import CachedSamples, cache_folder, describe
 from finetune.data.loader import train_loader
-from finetune.data.masks import IdMasks
+from finetune.data.masks import PictureMasks
 from finetune.data.order import GlobalOrder
 from finetune.data.samples import with_channels
 from finetune.data.sources.folders import image_folder
@@ -247,7 +247,7 @@ def test_bad_files_are_named_as_without_a_cache(root):
     for index in (2, 4, 5):
         paths = root / f"images/train/{index}.png", root / f"masks/train/{index}.png"
         with pytest.raises(UserError) as expected:
-            reading.ReadSamples(LABELS, IdMasks()).read(*map(str, paths))
+            reading.ReadSamples(LABELS, PictureMasks(of_ids=True)).read(*map(str, paths))
         for _ in range(2):
             with pytest.raises(UserError) as found:
                 samples[index]
@@ -259,11 +259,11 @@ def test_bad_files_are_named_as_without_a_cache(root):
 
 def damage(path: Path, kind: str) -> None:
     data = path.read_bytes()
-    records = cache._HEADER.size + COUNT * cache._TABLE.itemsize
+    records = slots._HEADER.size + COUNT * slots._TABLE.itemsize
     places = {
         "key": 20,
         "depth": 32,
-        "table": cache._HEADER.size + 2,
+        "table": slots._HEADER.size + 2,
         "record": records + 5,
         "pixels": len(data) - 1000,
     }
@@ -272,7 +272,7 @@ def damage(path: Path, kind: str) -> None:
     elif kind == "truncated":
         data = data[: len(data) // 2]
     elif kind == "header only":
-        data = data[: cache._HEADER.size - 5]
+        data = data[: slots._HEADER.size - 5]
     else:
         changed = bytearray(data)
         changed[places[kind]] ^= 0x55
@@ -298,7 +298,7 @@ def fill_slowly(root: Path, rounds: int = 1) -> int:
     child = os.fork()
     if child:
         return child
-    write = cache.Slots._write
+    write = slots.Slots._write
 
     def write_in_parts(self, data, position):
         data = bytes(memoryview(data).cast("B"))
@@ -307,7 +307,7 @@ def fill_slowly(root: Path, rounds: int = 1) -> int:
             position += len(part)
             time.sleep(0.002)
 
-    cache.Slots._write = write_in_parts
+    slots.Slots._write = write_in_parts
     status = 1
     try:
         for _ in range(rounds):
@@ -393,7 +393,7 @@ def test_the_reserve_is_left_to_others(root, monkeypatch):
     """Whatever fills the disk while a training goes on, the cache leaves room for a checkpoint."""
     samples = opened(root)
     samples[0]
-    monkeypatch.setattr(cache, "RESERVE", 2**62)
+    monkeypatch.setattr(slots, "RESERVE", 2**62)
     with pytest.warns(UserWarning, match="GB are free") as caught:
         assert content(samples) == content(rows(root))
     assert len(caught) == 1
@@ -430,7 +430,7 @@ def test_a_read_only_folder(root, monkeypatch):
     def refuse(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(cache, "_begin", refuse)  # root may write anywhere, modes or not
+    monkeypatch.setattr(cache, "begin", refuse)  # root may write anywhere, modes or not
     with pytest.warns(UserWarning, match="Permission denied") as caught:
         samples = opened(root)
     assert len(caught) == 1

@@ -22,7 +22,7 @@ def test_a_list_takes_ids_with_and_without_file_types(tmp_path):
 
 
 def test_a_list_that_is_wrong(tmp_path):
-    for content, message in (("a\nx\ny.png\n", "missing samples: x, y.png"), ("\n", "no samples")):
+    for content, message in (("a\nx\ny.png\n", "do not exist: x, y.png"), ("\n", "no samples")):
         (tmp_path / "val.txt").write_text(content)
         with pytest.raises(UserError, match=message):
             by_list(data(["a", "b"]), tmp_path / "val.txt")
@@ -61,8 +61,8 @@ def test_a_set_that_grows_keeps_its_split():
     [
         (["a"], None, "only one"),
         (["a1", "a2"], "a", "one group"),
-        (["a", "b"], "[", "no regular expression"),
-        (["a", "b"], "a", "finds nothing in 'b'"),
+        (["a", "b"], "[", "not a regular expression"),
+        (["a", "b"], "a", "finds nothing in the id 'b'"),
     ],
 )
 def test_what_cannot_be_split(ids, group, message):

@@ -41,16 +41,16 @@ def cityscapes(
     The labels choose the masks: `*_labelIds.png` with all 34 ids if they have a rule for 33, the
     last id of the official map, otherwise `*_labelTrainIds.png` with the 19 train ids.
     """
-    kind = "labelIds" if any(raw == 33 for raw, _ in labels.rules) else "labelTrainIds"
+    kind, other, preset = "labelTrainIds", "labelIds", "cityscapes-label-ids"
+    if any(raw == 33 for raw, _ in labels.rules):
+        kind, other, preset = "labelIds", "labelTrainIds", "cityscapes"
     masks = Path(path).expanduser() / "gtFine" / split
-    if not any(masks.rglob(f"*_gtFine_{kind}.png")):
-        other = "labelTrainIds" if kind == "labelIds" else "labelIds"
-        if any(masks.rglob(f"*_gtFine_{other}.png")):
-            preset = "cityscapes" if other == "labelTrainIds" else "cityscapes-label-ids"
-            raise UserError(
-                f"data.path: {masks} holds *_{other}.png but no *_{kind}.png, which the labels "
-                f"need. Set labels.preset={preset}."
-            )
+    there = [any(masks.rglob(f"*_gtFine_{name}.png")) for name in (kind, other)]
+    if there == [False, True]:
+        raise UserError(
+            f"data.path: {masks} holds *_{other}.png but no *_{kind}.png, which the labels need. "
+            f"Set labels.preset={preset}."
+        )
     return image_folder(
         path,
         split,
@@ -89,11 +89,11 @@ def voc(path: str | Path, split: str, labels: Labels, *, faults: Faults = None) 
     whole = [image.is_file() and mask.is_file() for image, mask in zip(images, masks, strict=True)]
     if faults is not None and any(whole):
         faults += without_partner(images, masks, f"named in {file}")
-        images, masks = list(compress(images, whole)), list(compress(masks, whole))
-        ids = list(compress(ids, whole))
+        images, masks = ([*compress(part, whole)] for part in (images, masks))
+        ids = [*compress(ids, whole)]
     elif missing or not ids:
         what = f"names missing files: {listed(missing)}" if missing else "is empty"
-        raise UserError(f"data: {file} {what}.")
+        raise UserError(f"data: {file} {what}. Correct the list, or restore the files.")
     return as_samples(images, [str(path) for path in masks], ids, labels)
 
 

@@ -60,20 +60,21 @@ def coco(
     strays += _wrong_categories(content, file, labels)
     if strays and faults is None:
         raise UserError(strays[0])
+    count = len(content["annotations"])
     crowds = sum(bool(row.get("iscrowd")) for row in content["annotations"])
-    if crowds > len(content["annotations"]) / 2:
+    if crowds > count / 2:
         warnings.warn(
-            f"{file}: {crowds} of {len(content['annotations'])} annotations are crowds (iscrowd "
-            "1), whose pixels do not count. Some programs, such as CVAT, mark every mask as a "
-            "crowd: if these are objects, set their iscrowd to 0",
+            f"{file}: {crowds} of {count} annotations are crowds (iscrowd 1), whose pixels do not "
+            "count. Some programs, such as CVAT, mark every mask as a crowd: if these are objects, "
+            "set their iscrowd to 0",
             stacklevel=2,
         )
     if faults is not None:
         faults += [Fault("bad-annotation", (str(file),), stray) for stray in strays]
     rows = sorted(content["images"], key=lambda image: str(image["file_name"]))
     files = [_image_file(folder, root, str(image["file_name"])) for image in rows]
-    missing = [str(path) for path in files if not path.is_file()]
     there = [path.is_file() for path in files]
+    missing = [str(path) for path, is_there in zip(files, there, strict=True) if not is_there]
     if faults is not None and any(there):
         faults += each("listed-but-missing", missing, f"named in {file}")
         rows, files = ([*compress(part, there)] for part in (rows, files))
@@ -170,13 +171,12 @@ def read_annotations(file: Path) -> Mapping[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(
-            f"{file}: does not exist. Set data.annotations to the JSON file of the split."
-        ) from None
+        remedy = "Set data.annotations to the JSON file of the split."
+        raise UserError(f"{file}: does not exist. {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error}).") from error
     if not isinstance(content, dict):
-        raise UserError(f"{file}: holds no object with images, annotations and categories.")
+        raise UserError(f"{file}: is not an object with images, annotations and categories.")
     for key, needed in (
         ("images", {"id": int | str, "file_name": str, "height": int, "width": int}),
         ("annotations", {"image_id": int | str, "category_id": int}),
@@ -189,13 +189,15 @@ def read_annotations(file: Path) -> Mapping[str, Any]:
             wrong = next((row for row in rows if not isinstance(row.get(field), kind)), None)
             if wrong is not None:
                 raise UserError(
-                    f"{file}: {field} is missing, or wrong, in `{key}`: {_shortened(wrong)}"
+                    f"{file}: {field} is missing or wrong in a row of `{key}`. Correct "
+                    f"{_shortened(wrong)}"
                 )
         for field in ("id", "file_name"):
-            if field in needed and (twice := _first_twice([row[field] for row in rows])):
+            counts = Counter(row[field] for row in rows if field in needed)
+            if twice := [value for value, count in counts.items() if count > 1]:
                 raise UserError(
-                    f"{file}: {field} {_shortened(*twice)} stands twice in `{key}`. Give each its "
-                    "own, or remove one of them."
+                    f"{file}: {field} {_shortened(twice[0])} stands twice in `{key}`. Give each "
+                    "its own, or remove one of them."
                 )
     for row in content["annotations"]:
         if row.get("iscrowd") not in (None, 0, 1):
@@ -204,17 +206,12 @@ def read_annotations(file: Path) -> Mapping[str, Any]:
                 "it must be 0 or 1."
             )
     if not content["images"]:
-        raise UserError(f"{file}: has no images.")
+        raise UserError(f"{file}: `images` is empty. Set data.annotations to another file.")
     return content
 
 
-def _first_twice(values: list[Any]) -> list[Any]:
-    """The first value that occurs again, in a list; [] if none does."""
-    return [value for value, count in Counter(values).items() if count > 1][:1]
-
-
 def _shortened(value: Any) -> str:
-    """A value for messages; it may be a polygon of thousands of numbers."""
+    """Values may be polygons of thousands of numbers."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 

@@ -62,7 +62,7 @@ def image_folder(
     if (os.path.normpath(images), image_suffix) == (os.path.normpath(masks), mask_suffix):
         raise UserError(
             f"data.path: images and masks have the same folder, {image_dir}, and the same names. "
-            f"Give masks a folder of their own, or a suffix such as _mask."
+            "Give masks a folder of their own, or a suffix such as _mask."
         )
     form: MaskForm = picture_masks(labels)
     if "{class}" in masks + mask_suffix:
@@ -83,8 +83,8 @@ def image_folder(
     image_files = files_by_key(image_dir, IMAGE_SUFFIXES, image_suffix, taken, faults)
     if not image_files:
         raise UserError(
-            f"data.path: no images found in {image_dir} (looked for *{image_suffix} with "
-            f"{', '.join(IMAGE_SUFFIXES)}, subfolders included)."
+            f"data.path: no images found in {image_dir} or its subfolders (looked for "
+            f"*{image_suffix} with {', '.join(IMAGE_SUFFIXES)}). Correct data.images."
         )
     if isinstance(form, ClassFiles) and mask_files:
         mask_files = dict.fromkeys(image_files, "{}") | mask_files
@@ -101,49 +101,31 @@ def image_folder(
 
 
 def _class_files(
-    root: Path,
-    masks: str,
-    suffix: str,
-    split: str,
-    labels: Labels,
-    faults: Faults,
+    root: Path, masks: str, suffix: str, split: str, labels: Labels, faults: Faults
 ) -> dict[str, dict[int, Path]]:
     """Key of an image -> class id -> its file.
 
     Raises:
         UserError: Files belong to no class, and there is no list for faults.
     """
-    found: dict[str, dict[int, Path]] = {}
-    if "{class}" in masks:
+    has_folders = "{class}" in masks
+    folder = existing_folder(root, masks.partition("{class}")[0], split)
+    if has_folders:
         _check_class_folders(root, masks, labels, faults)
-        for class_id, name in enumerate(labels.names):
-            folder = root / masks.replace("{class}", name)
-            own = suffix.replace("{class}", name)
-            files = {}
-            if folder.is_dir():
-                files = files_by_key(folder, MASK_SUFFIXES, own, faults=faults)
-            for key, file in files.items():
-                found.setdefault(key, {})[class_id] = file
-        return found
-    folder = existing_folder(root, masks, split)
-    # The longest ending first: the file of "sports car" ends in "_car" too.
-    endings = {suffix.replace("{class}", name): i for i, name in enumerate(labels.names)}
+    found: dict[str, dict[int, Path]] = {}
     taken: set[Path] = set()
-    for ending in sorted(endings, key=len, reverse=True):
-        for key, file in files_by_key(folder, MASK_SUFFIXES, ending, taken, faults).items():
-            found.setdefault(key, {})[endings[ending]] = file
+    # The longest name first: the file of "sports car" ends in "_car" too.
+    for class_id, name in sorted(enumerate(labels.names), key=lambda item: -len(item[1])):
+        own, ending = (pattern.replace("{class}", name) for pattern in (masks, suffix))
+        for key, file in files_by_key(root / own, MASK_SUFFIXES, ending, taken, faults).items():
+            found.setdefault(key, {})[class_id] = file
             taken.add(file)
-    every = {Path(directory, name) for directory, _, names in os.walk(folder) for name in names}
-    others = sorted(
-        file
-        for file in every - taken
-        if file.suffix.lower() in MASK_SUFFIXES and not file.name.startswith(".")
-    )
-    if others and "{class}" in suffix:
+    if not has_folders and (others := sorted({*_files(folder, MASK_SUFFIXES)} - taken)):
         if faults is None:
             raise UserError(
                 f"data.mask_suffix: {len(others)} files in {folder} end in no name of "
-                f"labels.names: {listed(sorted(file.name for file in others))}."
+                f"labels.names: {listed(sorted(file.name for file in others))}. Rename them, or "
+                "add their classes."
             )
         faults += each("mask-of-no-class", others)
     return found
@@ -153,8 +135,6 @@ def _check_class_folders(root: Path, masks: str, labels: Labels, faults: Faults)
     """Refuses folders that are no class: their names may be misspelt."""
     above, _, below = masks.partition("{class}")
     parent = root / above
-    if not parent.is_dir():
-        raise UserError(f"data.masks: {parent} is not a folder.")
     there = {
         folder.name
         for folder in parent.iterdir()
@@ -164,11 +144,13 @@ def _check_class_folders(root: Path, masks: str, labels: Labels, faults: Faults)
         if faults is None:
             raise UserError(
                 f"data.masks: {parent} holds folders that are no class of labels.names: "
-                f"{listed(strangers)}."
+                f"{listed(strangers)}. Rename them, or add their classes."
             )
         faults += each("mask-of-no-class", [parent / name for name in strangers])
     if not there:
-        raise UserError(f"data.masks: {parent} holds no folder of a class of labels.names.")
+        raise UserError(
+            f"data.masks: {parent} holds no folder of a class of labels.names. Name one per class."
+        )
 
 
 def existing_root(root: Path, expected: str) -> Path:
@@ -206,26 +188,30 @@ def files_by_key(
     Hidden files and folders are left out (macOS leaves a `._x.png` beside each `x.png`).
     """
     files: dict[str, Path] = {}
+    for path in _files(folder, suffixes):
+        if not path.stem.endswith(name_suffix) or (skip and path in skip):
+            continue
+        key = _key(path, folder, name_suffix)
+        if key in files:
+            if faults is None:
+                raise UserError(
+                    f"data.path: {files[key]} and {path} differ in their file type only, so "
+                    f"their mask is not clear. Remove one of them."
+                )
+            # Keep the same one, in whatever order the disk lists them.
+            path, other = sorted((files[key], path))
+            faults.append(Fault("same-name", (str(path), str(other))))
+        files[key] = path
+    return files
+
+
+def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
     for directory, subfolders, names in os.walk(folder, followlinks=True):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for name in names:
             path = Path(directory, name)
-            if name.startswith(".") or path.suffix.lower() not in suffixes:
-                continue
-            if not path.stem.endswith(name_suffix) or (skip and path in skip):
-                continue
-            key = _key(path, folder, name_suffix)
-            if key in files:
-                if faults is None:
-                    raise UserError(
-                        f"data.path: {files[key]} and {path} differ in their file type only, so "
-                        f"their mask is not clear. Remove one of them."
-                    )
-                # Keep the same one, in whatever order the disk lists them.
-                path, other = sorted((files[key], path))
-                faults.append(Fault("same-name", (str(path), str(other))))
-            files[key] = path
-    return files
+            if not name.startswith(".") and path.suffix.lower() in suffixes:
+                yield path
 
 
 def _without_partner(
@@ -240,9 +226,9 @@ def _without_partner(
     alone = sorted(images.keys() - masks.keys())
     beside = _other_types(mask_dir, mask_suffix) if alone and mask_dir != image_dir else {}
     for key in alone:
-        files = (images[key], *beside.get(key, ()))
-        what = f"{files[-1].suffix} is not a file type for masks" if len(files) > 1 else ""
-        yield Fault("image-without-mask", tuple(map(str, files)), what)
+        others = beside.get(key, [])
+        what = f"{others[-1].suffix} is not a file type for masks" if others else ""
+        yield Fault("image-without-mask", tuple(map(str, (images[key], *others))), what)
     for key in sorted(masks.keys() - images.keys()):
         yield Fault("mask-without-image", tuple(map(str, form.files(masks[key]))))
 

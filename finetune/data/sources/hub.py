@@ -5,7 +5,7 @@ They are opened as a whole table or, for streaming, file by file (`finetune.data
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
@@ -56,19 +56,23 @@ def open_table(
     Raises:
         UserError: There is no such data set or split.
     """
+    return _opened(path, split, revision, subset, streaming=False)
+
+
+def _opened(
+    path: str, split: str, revision: str | None, subset: str | None, *, streaming: bool
+) -> Any:
     if (saved := _saved(path)) is not None:
-        return _of_saved(saved, path, split)
+        _check_split(path, split, saved)
+        return saved[split]
     if "://" in path or read_index(path) is not None:
-        files: Any = {split: shard_addresses(path, split)}
-        return _asked(path, lambda: datasets.load_dataset("parquet", data_files=files, split=split))
-    names = split_names(path, revision=revision, subset=subset)
-    _check_split(path, split, names)
-    return _asked(
-        path,
-        lambda: datasets.load_dataset(
-            _local(path), subset, split=split, revision=revision, verification_mode="no_checks"
-        ),
-    )
+        options: dict[str, Any] = {"path": "parquet", "data_files": {split: shard_addresses(path, split)}}
+    else:
+        if not streaming:
+            _check_split(path, split, split_names(path, revision=revision, subset=subset))
+        options = {"path": _local(path), "name": subset, "revision": revision}
+        options["verification_mode"] = "no_checks"
+    return _asked(path, lambda: datasets.load_dataset(**options, split=split, streaming=streaming))
 
 
 def hub_shards(
@@ -81,16 +85,16 @@ def hub_shards(
     """
     if _saved(path) is not None:
         raise UserError(
-            f"data.streaming: {path} was written by save_to_disk and is on this disk. Set "
+            f"data.streaming: save_to_disk wrote {path}, which cannot be streamed. Set "
             "data.streaming=false."
         )
     if (index := read_index(path)) is not None:
-        _check_split(path, split, list(index.splits))
+        _check_split(path, split, index.splits)
         return index.splits[split]
     if "://" in path:
         return read_footers(shard_addresses(path, split))
     files = _data_files(path, revision, subset)
-    _check_split(path, split, list(files))
+    _check_split(path, split, files)
     addresses = sorted(files[split])
     if others := [file for file in addresses if not file.endswith(".parquet")]:
         raise UserError(
@@ -107,7 +111,7 @@ def split_names(path: str, *, revision: str | None = None, subset: str | None = 
         UserError: There is no such data set.
     """
     if (saved := _saved(path)) is not None:
-        return list(saved) if isinstance(saved, datasets.DatasetDict) else [_own_name(saved)]
+        return list(saved)
     if (index := read_index(path)) is not None:
         return list(index.splits)
     if "://" in path:
@@ -123,25 +127,11 @@ def first_rows(
     Raises:
         UserError: There is no such data set or split.
     """
-
-    def ask() -> tuple[datasets.Features, list[dict[str, Any]]]:
-        data: Any
-        if (saved := _saved(path)) is not None:
-            data = _of_saved(saved, path, split)
-        elif "://" in path:
-            files: Any = {split: shard_addresses(path, split)}
-            data = datasets.load_dataset("parquet", data_files=files, split=split, streaming=True)
-        else:
-            data = datasets.load_dataset(
-                _local(path), subset, split=split, revision=revision, streaming=True
-            )
-        for name, feature in (data.features or {}).items():
-            if isinstance(feature, datasets.Image):
-                data = data.cast_column(name, datasets.Image(decode=False))
-        rows = list(data.take(count))
-        return data.features, rows
-
-    return _asked(path, ask)
+    data = _opened(path, split, revision, subset, streaming=True)
+    for name, feature in (data.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(name, datasets.Image(decode=False))
+    return data.features, _asked(path, lambda: list(data.take(count)))
 
 
 def shard_addresses(path: str, split: str) -> list[str]:
@@ -154,21 +144,13 @@ def shard_addresses(path: str, split: str) -> list[str]:
         UserError: The folder cannot be reached, or holds none.
     """
     if (index := read_index(path)) is not None:
-        _check_split(path, split, list(index.splits))
+        _check_split(path, split, index.splits)
         return [shard.address for shard in index.splits[split]]
-    root = path.rstrip("/")
     patterns = [f"data/{split}-*.parquet", f"{split}-*.parquet", f"{split}/*.parquet"]
     patterns.append(f"{split}.parquet")
-
-    def found() -> list[str]:
-        file_system, folder = fsspec.core.url_to_fs(root)
-        for pattern in patterns:
-            if files := sorted(file_system.glob(f"{folder}/{pattern}")):
-                return [file_system.unstrip_protocol(file) for file in files]
-        return []
-
-    if files := _asked(path, found):
-        return files
+    for pattern in patterns:
+        if files := _globbed(path, pattern):
+            return [address for address, _ in files]
     raise UserError(
         f"data.path: {path} holds no Parquet files of the split {split!r} (looked for "
         f"{', '.join(patterns)})."
@@ -177,23 +159,24 @@ def shard_addresses(path: str, split: str) -> list[str]:
 
 def _splits_at(path: str) -> list[str]:
     """The splits of a folder of any file system, in the patterns of `shard_addresses`."""
-    root = path.rstrip("/")
+    names: dict[str, None] = {}  # an ordered set
+    for _, file in [*_globbed(path, "*.parquet"), *_globbed(path, "*/*.parquet")]:
+        is_shard = str(file.parent) in (".", "data")
+        names[file.stem.partition("-")[0] if is_shard else file.parent.name] = None
+    if not names:
+        raise UserError(f"data.path: {path} holds no Parquet files.")
+    return list(names)
 
-    def found() -> list[str]:
-        file_system, folder = fsspec.core.url_to_fs(root)
-        files = [
-            PurePosixPath(file).relative_to(folder)
-            for pattern in ("*.parquet", "*/*.parquet")
-            for file in sorted(file_system.glob(f"{folder}/{pattern}"))
-        ]
-        return [
-            file.stem.partition("-")[0] if str(file.parent) in (".", "data") else file.parent.name
-            for file in files
-        ]
 
-    if names := list(dict.fromkeys(_asked(path, found))):
-        return names
-    raise UserError(f"data.path: {path} holds no Parquet files.")
+def _globbed(path: str, pattern: str) -> list[tuple[str, PurePosixPath]]:
+    """Addresses and relative paths of the files of a folder of any file system."""
+
+    def found() -> list[tuple[str, PurePosixPath]]:
+        system, folder = fsspec.core.url_to_fs(path.rstrip("/"))
+        files = sorted(system.glob(f"{folder}/{pattern}"))
+        return [(system.unstrip_protocol(f), PurePosixPath(f).relative_to(folder)) for f in files]
+
+    return _asked(path, found)
 
 
 @dataclass(frozen=True)
@@ -231,25 +214,22 @@ def read_index(path: str) -> Index | None:
     if not isinstance(content, dict) or "finetune" not in content:
         return None
     try:
-        index = Index(
-            {
-                str(split): [_indexed(root, shard, is_here) for shard in entry["shards"]]
-                for split, entry in content["splits"].items()
-            },
-            dict(content["labels"]),
-        )
-        Labels.build(**index.labels)
+        splits = {
+            str(split): [_indexed(root, shard, is_here) for shard in entry["shards"]]
+            for split, entry in content["splits"].items()
+        }
+        Labels.build(**content["labels"])
+        return Index(splits, content["labels"])
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{root}/index.json: is damaged ({error!r}). Pack again.") from error
-    return index
 
 
 def _indexed(root: str, entry: dict[str, Any], is_here: bool) -> Shard:
     name = str(entry["file"])
     if name.startswith(("/", ".")) or ".." in name.split("/") or "://" in name or "\\" in name:
-        raise UserError(f"{root}/index.json: {name!r} lies outside its folder.")
+        raise UserError(f"{root}/index.json: {name!r} lies outside its folder. Pack again.")
     if is_here:
         file = Path(root) / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
@@ -290,8 +270,8 @@ def _not_opened(path: str, error: Exception) -> UserError:
     return UserError(f"data.path: {path} cannot be opened ({reason}).{hint}")
 
 
-def _check_split(path: str, split: str, names: list[str]) -> None:
-    if split not in names:
+def _check_split(path: str, split: str, names: Iterable[str]) -> None:
+    if split not in (names := list(names)):
         raise UserError(
             f"data: {path} has no split {split!r}; there are {', '.join(names)}. Set "
             "data.train_split and data.val_split."
@@ -303,23 +283,10 @@ def _local(path: str) -> str:
     return str(expanded) if expanded.exists() else path
 
 
-def _saved(path: str) -> datasets.Dataset | datasets.DatasetDict | None:
-    """The data of a folder that `save_to_disk` wrote, None for any other."""
+def _saved(path: str) -> dict[str, datasets.Dataset] | None:
+    """The splits of a folder that `save_to_disk` wrote, None for any other."""
     folder = Path(path).expanduser()
     if not any((folder / name).is_file() for name in ("dataset_dict.json", "state.json")):
         return None
-    return _asked(path, lambda: datasets.load_from_disk(str(folder)))
-
-
-def _of_saved(
-    saved: datasets.Dataset | datasets.DatasetDict, path: str, split: str
-) -> datasets.Dataset:
-    if isinstance(saved, datasets.DatasetDict):
-        _check_split(path, split, list(saved))
-        return saved[split]
-    _check_split(path, split, [_own_name(saved)])
-    return saved
-
-
-def _own_name(saved: datasets.Dataset) -> str:
-    return str(saved.split) if saved.split is not None else "train"
+    saved = _asked(path, lambda: datasets.load_from_disk(str(folder)))
+    return saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from finetune.data.columns import Columns
-from finetune.data.faults import Fault
+from finetune.data.faults import Faults
 from finetune.data.samples import with_channels
 from finetune.data.sources import archives
 from finetune.data.sources.coco import coco
@@ -18,27 +18,11 @@ from finetune.data.sources.ultralytics import ultralytics
 from finetune.data.splits import by_fraction, by_list
 from finetune.data.stream import Streamed
 from finetune.labels.translation import Labels
-from finetune.recipe.data import (
-    CocoData,
-    DataSection,
-    FileData,
-    FolderData,
-    HubData,
-    ShapesData,
-    StoredData,
-    UltralyticsData,
-)
-
-Faults: TypeAlias = list[Fault] | None
+from finetune.recipe.data import DataSection, FileData, HubData, ShapesData, StoredData
 
 
 def open_split(
-    data: DataSection,
-    labels: Labels,
-    split: str,
-    *,
-    num_channels: int = 3,
-    faults: Faults = None,
+    data: DataSection, labels: Labels, split: str, *, num_channels: int = 3, faults: Faults = None
 ) -> datasets.Dataset:
     """One split as a `datasets.Dataset` of Samples.
 
@@ -54,7 +38,10 @@ def open_split(
         UserError: What is wrong with the files; see the sources.
     """
     if isinstance(data, ShapesData):
-        return _shapes(data, split)
+        is_train = split == data.train_split
+        count = data.train_samples if is_train else data.val_samples
+        # One fixed set, whatever the training's seed.
+        return shapes("train" if is_train else "val", num_samples=count, size=data.size, seed=0)
     assert isinstance(data, StoredData), data.source
     return with_channels(_part(data, labels, split, faults), num_channels)
 
@@ -83,69 +70,34 @@ def stream_split(data: HubData, labels: Labels, split: str, *, num_channels: int
     return Streamed(shards, labels, _columns(data), num_channels=num_channels)
 
 
-def _shapes(data: ShapesData, split: str) -> datasets.Dataset:
-    train = split == data.train_split
-    return shapes(
-        "train" if train else "val",
-        num_samples=data.train_samples if train else data.val_samples,
-        size=data.size,
-        seed=0,  # the set is one fixed set, whatever the training's seed
-    )
-
-
-def _folder(data: FolderData, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
-    return image_folder(
-        data.path,
-        split,
-        labels,
-        images=data.images,
-        masks=data.masks,
-        image_suffix=data.image_suffix,
-        mask_suffix=data.mask_suffix,
-        faults=faults,
-    )
+def _columns(data: HubData) -> Columns:
+    return Columns(data.image_column, data.mask_column, data.id_column)
 
 
 def _hub(data: HubData, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
     return hub(data.path, split, labels, _columns(data), revision=data.revision, subset=data.subset)
 
 
-def _columns(data: HubData) -> Columns:
-    return Columns(data.image_column, data.mask_column, data.id_column)
+def _opener(layout: Callable[..., datasets.Dataset], *keys: str) -> "Opener":
+    """Calls a layout with the keys of the recipe's section that it takes."""
 
+    def open_all(data: Any, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
+        options = {key: getattr(data, key) for key in keys}
+        return layout(data.path, split, labels, **options, faults=faults)
 
-def _coco(data: CocoData, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
-    return coco(
-        data.path,
-        split,
-        labels,
-        images=data.images,
-        annotations=data.annotations,
-        overlap=data.overlap,
-        faults=faults,
-    )
-
-
-def _ultralytics(
-    data: UltralyticsData, labels: Labels, split: str, faults: Faults
-) -> datasets.Dataset:
-    return ultralytics(data.path, split, labels, overlap=data.overlap, faults=faults)
-
-
-def _official(layout: Callable[..., datasets.Dataset]) -> "Opener":
-    return lambda data, labels, split, faults: layout(data.path, split, labels, faults=faults)
+    return open_all
 
 
 Opener: TypeAlias = Callable[[Any, Labels, str, Faults], datasets.Dataset]
 OPENERS: dict[str, Opener] = {
-    "folder": _folder,
+    "folder": _opener(image_folder, "images", "masks", "image_suffix", "mask_suffix"),
     "hub": _hub,
-    "coco": _coco,
-    "ultralytics": _ultralytics,
-    "camvid": _official(archives.camvid),
-    "ade20k": _official(archives.ade20k),
-    "cityscapes": _official(archives.cityscapes),
-    "voc": _official(archives.voc),
-    "coco-stuff": _official(archives.coco_stuff),
+    "coco": _opener(coco, "images", "annotations", "overlap"),
+    "ultralytics": _opener(ultralytics, "overlap"),
+    "camvid": _opener(archives.camvid),
+    "ade20k": _opener(archives.ade20k),
+    "cityscapes": _opener(archives.cityscapes),
+    "voc": _opener(archives.voc),
+    "coco-stuff": _opener(archives.coco_stuff),
 }
 """The source of a recipe -> what opens all that a split's name leads to."""

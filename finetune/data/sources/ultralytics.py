@@ -47,7 +47,7 @@ def ultralytics(
     folders = content.get(split)
     if not folders:
         keys = [key for key in ("train", "val", "test") if content.get(key)]
-        raise UserError(f"{file}: has no {split!r}; it has {listed(keys)}.")
+        raise UserError(f"{file}: there is no split {split!r}; there are {listed(keys)}.")
     images: dict[str, Path] = {}
     for folder in folders if isinstance(folders, list) else [folders]:
         directory = _image_folder(root, str(folder))
@@ -59,7 +59,7 @@ def ultralytics(
         for key, image in files_by_key(directory, IMAGE_SUFFIXES, "", None, faults).items():
             images[key if key not in images else f"{folder}/{key}"] = image
     if not images:
-        raise UserError(f"{file}: {split} names folders without images.")
+        raise UserError(f"{file}: the folders of {split} hold no images. Correct them.")
     for raw, name in enumerate(content["names"]):
         if contradiction := labels.contradiction(raw, name):
             raise UserError(f"{file}: class {contradiction}.")
@@ -76,11 +76,12 @@ def ultralytics(
     whole = [mask.is_file() for mask in masks]
     if faults is not None and any(whole):
         faults += without_partner(files, masks)
-        files, masks = list(compress(files, whole)), list(compress(masks, whole))
-        keys = list(compress(keys, whole))
+        files, masks = ([*compress(part, whole)] for part in (files, masks))
+        keys = [*compress(keys, whole)]
     elif missing:
         raise UserError(
-            f"{file}: {len(missing)} of {len(masks)} images have no mask: {listed(missing)}."
+            f"{file}: {len(missing)} of {len(masks)} images have no mask: {listed(missing)}. Add "
+            "the masks, or remove the images."
         )
     return as_samples(files, [str(mask) for mask in masks], keys, labels)
 
@@ -100,7 +101,7 @@ def _check_texts(texts: list[Path], file: Path, split: str, faults: Faults) -> N
     }
     if not there & wanted:
         raise UserError(
-            f"{file}: no image has a text file of polygons; the first would be {texts[0]}."
+            f"{file}: no image has a text file of polygons. The first should be {texts[0]}."
         )
     if alone := sorted(map(str, there - wanted)):
         if faults is None:
@@ -112,8 +113,8 @@ def _check_texts(texts: list[Path], file: Path, split: str, faults: Faults) -> N
     without = [str(text) for text in texts if text not in there]
     if len(without) > len(texts) / 2:
         warnings.warn(
-            f"{file}: {len(without)} of {len(texts)} images of {split} have no text file and "
-            f"count as empty; the first would be {without[0]}",
+            f"{file}: {len(without)} of {len(texts)} images of {split} have no text file and count "
+            f"as empty; the first should be {without[0]}",
             stacklevel=3,
         )
 

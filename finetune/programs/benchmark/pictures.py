@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from finetune.augment import BRIGHTNESS, CONTRAST, HUE, SATURATION, TrainTransform
 from finetune.data.cache import CachedSamples
-from finetune.data.loader import Augmented, TrainSamples, batches_of
+from finetune.data.loader import Augmented, batches_of
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
 from finetune.inference.preprocessing import normalise
@@ -142,11 +142,11 @@ def load_ours(case: Case, pairs: Sequence[tuple[str, str]], *, cached: bool) -> 
         image_fill=tuple(round(255 * mean) for mean in MEAN),
     )
     loader = batches_of(
-        TrainSamples(kept, Augmented(transform, 0)),
+        kept,
+        Augmented(transform, 0),
         _Turns(len(pairs)),
         workers=1,
         pin_memory=False,
-        one_size=True,
         persistent_workers=True,
     )
     mean, std = torch.tensor(MEAN), torch.tensor(STD)

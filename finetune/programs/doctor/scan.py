@@ -14,7 +14,7 @@ import numpy as np
 
 from finetune.data.duplicates import digest, perceptual_hash
 from finetune.data.faults import Fault
-from finetune.data.masks import ColorMasks, IdMasks, Size
+from finetune.data.masks import PictureMasks, Size
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.threads import in_order
 from finetune.discover.mask_values import count_values
@@ -120,11 +120,11 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
                     f"{facts.size[1]} x {facts.size[0]}"
                 )
                 faults.append(Fault("size-mismatch", tuple(filter(None, (where, name))), what))
-        if isinstance(reader.form, IdMasks | ColorMasks):
+        if isinstance(reader.form, PictureMasks):
             facts = replace(facts, stored=stored_as(reader.form.pictures.open(mask)))
     except UserError as error:
         # Other forms of masks are text that a program wrote.
-        pictures = isinstance(reader.form, IdMasks | ColorMasks)
+        pictures = isinstance(reader.form, PictureMasks)
         kind = "unreadable-file" if pictures else "bad-annotation"
         faults.append(_fault(error, where or name, kind))
     return replace(facts, faults=tuple(faults))
