@@ -153,9 +153,10 @@ def wrong_segmentation(segmentation: Any, size: Size) -> str:
     for polygon in segmentation:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "has a polygon that is not 3 or more pairs of x and y"
+        is_numeric = set(map(type, polygon)) <= {int, float}
+        is_bounded = is_numeric and max(polygon) < 1e6 and min(polygon) > -1e6
         # A NaN makes both comparisons false, or hides from them and makes the sum NaN.
-        is_numeric = set(map(type, polygon)) <= {int, float} and not math.isnan(sum(polygon))
-        if not (is_numeric and max(polygon) < 1e6 and min(polygon) > -1e6):
+        if not is_bounded or math.isnan(sum(polygon)):
             return "has a polygon whose coordinates are not numbers, or lie beyond any image"
     return ""
 

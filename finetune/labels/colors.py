@@ -2,8 +2,6 @@
 
 import colorsys
 import functools
-import math
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -61,11 +59,10 @@ def _mending_table(colors: tuple[int, ...], tolerance: int) -> np.ndarray:
 
 def _nearest(values: np.ndarray, colors: np.ndarray, tolerance: int) -> np.ndarray:
     result = values.copy()
-    for part in np.array_split(np.arange(len(values)), math.ceil(len(values) / _CHUNK) or 1):
-        distance = distances(values[part], colors)
-        nearest = distance.argmin(1)
-        near = distance[np.arange(len(part)), nearest] <= tolerance
-        result[part[near]] = colors[nearest[near]]
+    for start in range(0, len(values), _CHUNK):
+        distance = distances(values[start : start + _CHUNK], colors)
+        near = distance.min(1) <= tolerance
+        result[start : start + _CHUNK][near] = colors[distance.argmin(1)[near]]
     return result
 
 
@@ -79,7 +76,7 @@ def default_colors(num_labels: int) -> tuple[RGB, ...]:
     Hues step by the golden ratio, which spreads every prefix of the sequence over the circle. Three
     shades alternate, so that hues that come near again (5, 8, 13 steps) differ in lightness.
     """
-    shades: Sequence[tuple[float, float]] = ((0.75, 0.95), (0.95, 0.6), (0.4, 1.0))
+    shades = ((0.75, 0.95), (0.95, 0.6), (0.4, 1.0))
     colors: dict[RGB, None] = {}  # an ordered set
     step = 0
     while len(colors) < num_labels:

@@ -57,9 +57,9 @@ def build_rules(
         class_id = rules.setdefault(_raw(raw, kind, "labels.ignore"), ignored)
         if class_id != ignored:
             raise UserError(
-                f"labels.ignore: raw value {raw} is ignored, but it also means class "
-                f"{class_id} ({names[class_id]!r}). Take {raw} out of labels.ignore (an empty "
-                f"list ignores nothing), or give that class another raw value in labels.map."
+                f"labels.ignore: raw value {raw} is ignored, but it also means class {class_id} "
+                f"({names[class_id]!r}). Take {raw} out of labels.ignore (an empty list ignores "
+                "nothing), or give that class another raw value in labels.map."
             )
     if background is not None:
         if background not in names:
@@ -73,9 +73,9 @@ def build_rules(
 def _id_rules(
     names: tuple[str, ...], map: Mapping[int, int | None] | None, reduce_zero: bool, ignored: int
 ) -> dict[int, int]:
+    if map is None and reduce_zero:
+        return {0: ignored} | {i + 1: i for i in range(len(names))}
     if map is None:
-        if reduce_zero:
-            return {0: ignored} | {i + 1: i for i in range(len(names))}
         return {i: i for i in range(len(names))}
     if reduce_zero:
         raise UserError(
@@ -103,16 +103,14 @@ def _color_rules(
         )
     rules: dict[int, int] = {}
     for i, color in enumerate(palette or ()):
-        first = rules.setdefault(pack(color), i)
-        if first != i:
+        if (first := rules.setdefault(pack(color), i)) != i:
             raise UserError(
                 f"labels.colors: {names[first]!r} and {names[i]!r} have the same colour, "
                 f"#{pack(color):06X}. With labels.kind=colors each class needs its own."
             )
     for raw, class_id in (map or {}).items():
         added = ignored if class_id is None else class_id
-        first = rules.setdefault(raw, added)
-        if first != added:
+        if (first := rules.setdefault(raw, added)) != added:
             means = "ignores it" if class_id is None else f"makes it {names[class_id]!r}"
             raise UserError(
                 f"labels.map: #{raw:06X} is the colour of {names[first]!r} in labels.colors, but "

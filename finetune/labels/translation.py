@@ -1,4 +1,4 @@
-"""Label translation, all of it: raw mask values to class ids, and class ids to colours.
+"""Label translation, all of it: raw mask values to class ids.
 
 Loader, loss, metric, model config and card read one `Labels`, built once from the recipe's
 `labels:` block. Nothing else in the package reduces zeros, maps, merges, mends or ignores.
@@ -98,10 +98,8 @@ class Labels:
             raise UserError(
                 "labels.tolerance: applies to colours only. Set labels.kind=colors, or remove it."
             )
-        palette = palette or default_colors(len(names))
-        return cls(
-            names, palette, tuple(sorted(rules.items())), unknown == "ignore", kind, tolerance
-        )
+        palette, ordered = palette or default_colors(len(names)), tuple(sorted(rules.items()))
+        return cls(names, palette, ordered, unknown == "ignore", kind, tolerance)
 
     @property
     def num_labels(self) -> int:
@@ -205,12 +203,6 @@ class Labels:
             return mask
         return mended(mask, tuple(raw for raw, _ in self.rules if raw >= 0), self.tolerance)
 
-    def colorize(self, mask: np.ndarray) -> np.ndarray:
-        """Paints class ids (H, W) as RGB, uint8 (H, W, 3); ignored pixels are black."""
-        palette = np.zeros((self.ignore_index + 1, 3), np.uint8)
-        palette[: self.num_labels] = self.colors
-        return palette[mask]
-
     @functools.cached_property
     def _byte_table(self) -> np.ndarray | None:
         """Class ids of the 256 bytes as ids. None if every byte is a class or the ignore id."""
@@ -234,17 +226,16 @@ class Labels:
         if values[0] == NO_OBJECT:
             return (
                 f"{where}: {counts[0]} pixels belong to no object (-1). Name their class in "
-                f"labels.background, or list -1 in labels.ignore."
+                "labels.background, or list -1 in labels.ignore."
             )
         if self.kind == "colors":
             return (
                 f"{where}: the mask holds colours that are neither a class nor ignored: "
                 f"{shown}{more}. Give them a class in labels.map, list them in labels.ignore or, "
-                f"if they are classes' colours damaged by compression, set labels.tolerance."
+                "if they are classes' colours damaged by compression, set labels.tolerance."
             )
-        marks_objects = any(raw == NO_OBJECT for raw, _ in self.rules)
         remedy = "Give these values a class in labels.map, list them in labels.ignore"
-        if not marks_objects:  # in forms that mark objects, 0 may be a class's own id
+        if NO_OBJECT not in dict(self.rules):  # where objects are marked, 0 may be a class's id
             remedy += ", or set labels.reduce_zero if 0 means 'no label' and classes count from 1"
         return (
             f"{where}: the mask holds values that are neither a class nor ignored: {shown}{more}. "

@@ -49,17 +49,11 @@ def panel(
     ignore_index: int,
     path: Path,
 ) -> None:
-    """Write a PNG with image, truth, prediction and error of each row, and a legend.
+    """Writes a PNG with image, truth, prediction and error of each row (one or more), and a legend.
 
     In the error column, right pixels show the dimmed grey image, wrong ones are red and ignored
-    ones dark grey. The legend holds the classes that occur.
-
-    Args:
-        rows: At least one picture.
-        names: The classes' names by id.
-        colors: The classes' (R, G, B) by id.
-        ignore_index: The id that is not a class.
-        path: The PNG to write.
+    ones dark grey. The legend holds the classes that occur. `names` and `colors` (R, G, B) are in
+    the order of the class ids.
     """
     strips = [_strip(row, colors, ignore_index) for row in rows]
     column = max(strip[0].width for strip in strips)
@@ -142,23 +136,12 @@ def colored(ids: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, ids: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
-    """An image with its mask laid over it, uint8 (H, W, 3).
-
-    Args:
-        image: uint8 (H, W, 3).
-        ids: Integer (H, W), class ids.
-        colors: The classes' (R, G, B) by id.
-    """
+    """An image, uint8 (H, W, 3), under its mask of integer class ids (H, W); the same shape."""
     return cv2.addWeighted(image, 0.4, colored(ids, colors), 0.6, 0)
 
 
 def with_legend(picture: np.ndarray, entries: Sequence[tuple[str, Color]]) -> Image.Image:
-    """A picture with a legend below it.
-
-    Args:
-        picture: uint8 (H, W, 3).
-        entries: Names and (R, G, B).
-    """
+    """A picture, uint8 (H, W, 3), with a legend of names and (R, G, B) below it."""
     height, width = picture.shape[:2]
     legend = _legend_strip(tuple(entries), max(width, _NARROWEST))
     canvas = Image.new("RGB", (legend.width, height + legend.height), PAPER)
@@ -168,11 +151,9 @@ def with_legend(picture: np.ndarray, entries: Sequence[tuple[str, Color]]) -> Im
 
 
 def heat(values: np.ndarray, largest: float | None = None) -> np.ndarray:
-    """Numbers as colours, uint8 (H, W, 3): 0 is dark blue, the largest yellow (viridis).
+    """Numbers (H, W), not negative, as colours, uint8 (H, W, 3): viridis.
 
-    Args:
-        values: (H, W), not negative.
-        largest: the number that is yellow. None means the largest of `values`.
+    0 is dark blue, and `largest` (None: the largest of `values`) is yellow.
     """
     top = float(values.max()) if largest is None else largest
     levels = np.clip(values * (255 / max(top, 1e-30)), 0, 255).astype(np.uint8)
@@ -195,9 +176,7 @@ def sheet(
         side: in pixels.
     """
     titles_height = MARGIN + 18 * max(title.count("\n") + 1 for title in titles)
-    left = MARGIN
-    if captions:
-        left += GAP + max(math.ceil(_width(caption)) for caption in captions)
+    left = MARGIN + max((GAP + math.ceil(_width(caption)) for caption in captions), default=0)
     column = max(side, *(math.ceil(_width(title)) for title in titles)) + GAP
     width = left + len(titles) * column - GAP + MARGIN
     canvas = Image.new("RGB", (width, titles_height + len(rows) * (side + GAP) + GAP), PAPER)
@@ -280,16 +259,11 @@ def _flow(texts: Sequence[str], width: int) -> tuple[list[tuple[int, int]], int]
 
 def _elide(text: str, width: int) -> str:
     """Cut out the middle, where file names differ least, until it fits."""
-    if _font(14).getlength(text) <= width:
-        return text
-    keep = len(text) - 1
-    while keep > 2 and _font(14).getlength(_without_middle(text, keep)) > width:
+    shown, keep = text, len(text)
+    while keep > 2 and _font(14).getlength(shown) > width:
         keep -= 1
-    return _without_middle(text, keep)
-
-
-def _without_middle(text: str, keep: int) -> str:
-    return f"{text[: keep // 3]}...{text[len(text) - (keep - keep // 3) :]}"
+        shown = f"{text[: keep // 3]}...{text[len(text) - (keep - keep // 3) :]}"
+    return shown
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

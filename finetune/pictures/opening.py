@@ -7,7 +7,6 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngImageFile
@@ -57,10 +56,7 @@ def pixel_limit(limit: int | None) -> Iterator[None]:
 
 
 def check_pixels(what: object, size: tuple[int, int], limit: int | None) -> None:
-    """Raises a UserError if an image of this height and width has more pixels than `limit`.
-
-    None: `MAX_PIXELS`.
-    """
+    """Raises a UserError if (height, width) is more than `limit` pixels; None: `MAX_PIXELS`."""
     own = MAX_PIXELS if limit is None else limit
     if size[0] * size[1] > own:
         raise too_large(what, f"{size[1]} x {size[0]} pixels", own)
@@ -73,12 +69,10 @@ def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
     Pillow gets an open file: by its name, Pillow 12 maps an uncompressed TIFF into memory and
     decodes it to noise if it lies on its side.
     """
-    with named(picture), _stream(picture) as file, Image.open(file) as image:
-        yield image
-
-
-def _stream(picture: Picture) -> BinaryIO:
-    return io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture.open("rb")
+    with named(picture):
+        file = io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture.open("rb")
+        with file, Image.open(file) as image:
+            yield image
 
 
 @contextmanager
@@ -120,24 +114,22 @@ def named(picture: Picture) -> Iterator[None]:
         reason = re.sub(r" <_io\.Buffered[^>]*>| <_io\.BytesIO [^>]*>", "", str(error)).replace(
             f" {str(picture)!r}", ""
         )
+        size = None
         if isinstance(picture, Encoded):
             size = len(picture.data)
-            what = f"cannot be read ({size} bytes): {reason}. Replace it"
         elif picture.is_file():
             size = picture.stat().st_size
-            what = f"cannot be read ({size} bytes): {reason}. Replace the file"
-        else:
-            size, what = None, "the file is gone. Replace the file"
+        what = "the file is gone" if size is None else f"cannot be read ({size} bytes): {reason}"
         kind = {None: "missing-file", 0: "empty-file"}.get(size, "unreadable-file")
-        raise UserError(f"{picture}: {what}, or remove image and mask.", kind=kind) from error
+        remedy = "Replace it, or remove image and mask."
+        raise UserError(f"{picture}: {what}. {remedy}", kind=kind) from error
 
 
 def too_large(picture: object, what: str, limit: int) -> UserError:
     """The error for a picture with more pixels than `limit`."""
     return UserError(
-        f"{picture}: {what}, more than the {limit:,} that are read: such files are made to fill "
-        "the memory. If it is what it seems, cut it into tiles; `finetune predict` takes "
-        "--max-pixels.",
+        f"{picture}: {what}, more than the limit of {limit:,}: such files are made to fill the "
+        "memory. If you trust it, cut it into tiles; `finetune predict` takes --max-pixels.",
         kind="too-large",
     )
 

@@ -26,6 +26,7 @@ from finetune.pictures.tiffs import is_tiff, pillow_header, read_tiff, tiff_form
 # Pillow spreads the grey levels of 2 and 4 bit files over 0..255: class ids times these.
 _SPREAD_GREY = {"L;2": 85, "L;4": 17}
 
+_MOVING = ("AVIF", "GIF", "PNG", "WEBP")  # formats whose frames are an animation
 _STORED = {
     "1": "1 bit",
     "L": "8 bit grey",
@@ -236,8 +237,8 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
     if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
         raise UserError(
             f"{picture}: the mask is {mask.mode} (colours, or several channels); masks must hold "
-            f"class ids: one channel of whole numbers, or a palette. If its colours are the "
-            f"classes, set labels.kind=colors and labels.colors.",
+            "class ids: one channel of whole numbers, or a palette. If its colours are the "
+            "classes, set labels.kind=colors and labels.colors.",
             kind="mask-not-ids",
         )
 
@@ -247,8 +248,7 @@ def _check_still(picture: Picture, image: ImageFile.ImageFile) -> None:
     frames = getattr(image, "n_frames", 1) if image.format in _MOVING else 1
     if frames > 1:
         raise UserError(
-            f"{picture}: is an animation of {frames} frames, not an image. Save one frame as an "
-            "image, or the whole as a video.",
+            f"{picture}: is an animation of {frames} frames, not an image. Save one frame as PNG.",
             kind="unreadable-file",
         )
 
@@ -261,6 +261,3 @@ def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
             "one as a PNG.",
             kind="unreadable-file",
         )
-
-
-_MOVING = ("AVIF", "GIF", "PNG", "WEBP")  # formats whose frames are an animation

@@ -98,15 +98,13 @@ def read_pixels(source: Source) -> np.ndarray:
     """The values of a plain TIFF, (H, W, C), upright; where 0 is white, grey is inverted."""
     with _pages(source) as pages:
         first = pages[0]
-        planes = []
-        for page in pages:
-            values = page.asarray(maxworkers=1)
-            if values.ndim == 2:
-                values = values[..., None]
-            elif int(page.planarconfig) == _PLANES:
-                values = np.moveaxis(values, 0, -1)
-            planes.append(values)
-        pixels = planes[0] if len(planes) == 1 else np.concatenate(planes, axis=2)
+        planes = [page.asarray(maxworkers=1) for page in pages]
+        if planes[0].ndim == 2:
+            pixels = np.stack(planes, axis=2) if len(planes) > 1 else planes[0][..., None]
+        elif int(first.planarconfig) == _PLANES:
+            pixels = np.moveaxis(planes[0], 0, -1)
+        else:
+            pixels = planes[0]
         if getattr(first.photometric, "name", "") == "MINISWHITE":
             pixels = np.iinfo(pixels.dtype).max - pixels
         pixels = upright(pixels, _orientation(first))
@@ -143,11 +141,8 @@ def _missing(compression: int, predictor: int) -> str:
     """Which of these two tifffile cannot undo by itself, "" if it can undo both."""
     from tifffile import COMPRESSION, PREDICTOR, TIFF
 
-    kinds = (
-        (compression, COMPRESSION, TIFF.DECOMPRESSORS),
-        (predictor, PREDICTOR, TIFF.UNPREDICTORS),
-    )
-    for number, names, table in kinds:
+    compressions = (compression, COMPRESSION, TIFF.DECOMPRESSORS)
+    for number, names, table in (compressions, (predictor, PREDICTOR, TIFF.UNPREDICTORS)):
         try:
             table[number]
         except (KeyError, ValueError, ImportError):
@@ -218,9 +213,8 @@ def tiff_to_read(picture: Picture, num_channels: int) -> TiffForm | None:
         if is_readable and is_whole:
             return None
         raise UserError(
-            f"{picture}: its compression ({tiff.missing}) needs the package imagecodecs in a TIFF "
-            f"with {tiff.describe()}. Run `pip install imagecodecs`, or save it without "
-            "compression or with deflate."
+            f"{picture}: its compression ({tiff.missing}) with {tiff.describe()} needs the package "
+            "imagecodecs. Run `pip install imagecodecs`, or save it uncompressed or with deflate."
         )
     return tiff
 

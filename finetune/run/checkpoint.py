@@ -11,6 +11,7 @@ damage and takes the one before. Hidden folders are unfinished: `.step-*.tmp` is
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
@@ -29,6 +30,7 @@ from torch import Tensor
 
 from finetune.disk import discard, measure, recover, swap_folder, sync_folder
 from finetune.errors import UserError
+from finetune.run.processes import agree
 
 FORMAT = 2
 MANIFEST = "manifest.json"
@@ -76,13 +78,11 @@ class Manifest(Meta):
 class DamagedError(UserError):
     """A checkpoint that has changed since it was written; names the folder and the file."""
 
+    def __init__(self, folder: Path, what: str) -> None:
+        super().__init__(f"checkpoint {folder} is damaged: {what}")
+
 
 # --- Saving -----------------------------------------------------------------------------------
-
-
-def _alone(problem: str) -> None:
-    if problem:
-        raise UserError(problem)
 
 
 def save(
@@ -92,7 +92,7 @@ def save(
     *,
     meta: Meta,
     rank: int = 0,
-    agree: Callable[[str], object] = _alone,
+    agree: Callable[[str], object] = agree,
 ) -> Path:
     """Writes one checkpoint; every rank calls it, on one shared file system.
 
@@ -165,18 +165,16 @@ def save(
 
 
 class _Hashed:
-    """A file for `torch.save` that raises OSError; with a path, torch raises another error."""
+    """A file for `torch.save`, which takes the checksum of what it is given."""
 
     def __init__(self, file: Any):
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
+        self.flush = file.flush
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.size += len(data)
         return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def _write_file(path: Path, write: Callable[[Any], object]) -> FileEntry:
@@ -211,7 +209,7 @@ def _refuse_others(value: Any, path: str) -> None:
 
 
 def _cannot_write(error: OSError, folder: Path) -> str:
-    remedy = REMEDIES.get(error.errno or 0, "look after the disk, or let `output` point elsewhere")
+    remedy = REMEDIES.get(error.errno or 0, "check the disk, or let `output` point elsewhere")
     return (
         f"cannot write checkpoint {folder}: {error.strerror or error} "
         f"({error.filename or folder}); {remedy}. The checkpoints before it are whole"
@@ -277,7 +275,7 @@ def load(folder: Path, rank: int = 0) -> tuple[Manifest, dict[str, Any]]:
             with torch.serialization.safe_globals(NUMPY_GLOBALS):
                 states[name] = torch.load(folder / file, map_location="cpu", weights_only=True)
         except Exception as error:  # a forged file may raise anything
-            raise DamagedError(f"checkpoint {folder} is damaged: {file} holds no state") from error
+            raise DamagedError(folder, f"{file} holds no state") from error
     return manifest, states
 
 
@@ -286,21 +284,17 @@ def _read_manifest(folder: Path) -> Manifest:
         manifest = json.loads((folder / MANIFEST).read_bytes())
         version, checksum = manifest["format"], manifest.pop("sha256")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DamagedError(
-            f"checkpoint {folder} is damaged: {MANIFEST} is missing or cut"
-        ) from error
+        raise DamagedError(folder, f"{MANIFEST} is missing or cut off") from error
     if isinstance(version, int) and version != FORMAT:
-        remedy = (
-            "upgrade finetune to go on from it"
-            if version > FORMAT
-            else "go on with the version that wrote it, or let `output` name a new folder"
-        )
+        remedy = "go on with the version that wrote it, or let `output` name a new folder"
+        if version > FORMAT:
+            remedy = "upgrade finetune to go on from it"
         raise UserError(
-            f"checkpoint {folder} has format {version}, this version of finetune reads {FORMAT}: "
-            f"{remedy}"
+            f"checkpoint {folder} has format {version}, but this version of finetune reads "
+            f"{FORMAT}: {remedy}"
         )
     if checksum != _checksum(manifest):
-        raise DamagedError(f"checkpoint {folder} is damaged: {MANIFEST} is not what was written")
+        raise DamagedError(folder, f"{MANIFEST} does not match its checksum")
     return cast(Manifest, {**manifest, "sha256": checksum})
 
 
@@ -308,13 +302,11 @@ def _check(folder: Path, file: str, entry: FileEntry) -> None:
     try:
         size, checksum = measure(folder / file)
     except OSError as error:
-        raise DamagedError(f"checkpoint {folder} is damaged: {file}: {error.strerror}") from error
+        raise DamagedError(folder, f"{file}: {error.strerror}") from error
     if size != entry["size"]:
-        raise DamagedError(
-            f"checkpoint {folder} is damaged: {file} has {size} of {entry['size']} bytes"
-        )
+        raise DamagedError(folder, f"{file} has {size} of {entry['size']} bytes")
     if checksum != entry["sha256"]:
-        raise DamagedError(f"checkpoint {folder} is damaged: {file} does not match its checksum")
+        raise DamagedError(folder, f"{file} does not match its checksum")
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -325,12 +317,10 @@ def prune(root: Path, keep: int) -> None:
     folders = _checkpoints(root)
     survivors = set(folders[:keep])
     for folder in folders:
-        try:
+        with contextlib.suppress(UserError):
             verify(folder)
-        except UserError:
-            continue
-        survivors.add(folder)
-        break
+            survivors.add(folder)
+            break
     for folder in folders:
         if folder not in survivors:
             discard(folder)

@@ -54,18 +54,18 @@ class RunFolder:
             if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
                 return
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            raise UserError(f"output={output!s}: not a usable folder ({error})") from error
+            raise UserError(f"output={output}: cannot be used as a folder ({error})") from error
         if not (output / "recipe.yaml").is_file():
             raise UserError(f"output={output}: holds other files; choose a new folder")
         if self._resume == "never":
             raise UserError(
-                f"output={output}: holds an earlier run and resume=never; choose another folder "
-                f"(output=...) or remove it"
+                f"output={output}: holds an earlier run, but resume=never; choose another folder "
+                "(output=...) or remove it"
             )
         if differences := self._differences(output / "recipe.yaml"):
             raise UserError(
                 f"output={output}: holds the run of another recipe. Choose another folder "
-                f"(output=...), or take these back:\n  " + "\n  ".join(differences)
+                "(output=...), or take these back:\n  " + "\n  ".join(differences)
             )
 
     def open(self, world_size: int, cleanup: ExitStack) -> None:
@@ -87,22 +87,20 @@ class RunFolder:
 
     def checkpoint(self) -> Path | None:
         """The checkpoint to resume, or None; warns of damaged checkpoints and skips them."""
-        if self._resume == "never":
-            return None
-        if self._resume != "auto":
-            return Path(self._resume)
-        return checkpoint.latest(self.checkpoints)
+        if self._resume == "auto":
+            return checkpoint.latest(self.checkpoints)
+        return None if self._resume == "never" else Path(self._resume)
 
     def _check_resume(self, folder: Path) -> None:
         """Raises a UserError unless a checkpoint is whole, of this recipe, and the last one."""
         if not folder.is_dir():
-            raise UserError(f"resume={folder}: no such folder; name a checkpoint, auto or never")
+            raise UserError(f"resume={folder}: does not exist; name a checkpoint, auto or never")
         manifest = checkpoint.verify(folder)
         if manifest["recipe_hash"] != self.recipe_hash:
-            raise UserError(f"resume={folder}: a checkpoint of another recipe")
+            raise UserError(f"resume={folder}: belongs to another recipe; choose another output")
         newest = checkpoint.latest(self.checkpoints)
         if newest is not None and checkpoint.verify(newest)["step"] > manifest["step"]:
             raise UserError(
-                f"resume={folder}: {self.path} goes on to {newest.name}. resume=auto goes on from "
-                "there; to go back, choose another output, where the old one stays as it is"
+                f"resume={folder}: {self.path} also holds the later {newest.name}. Set resume=auto "
+                "to go on from there, or choose another output to go back"
             )

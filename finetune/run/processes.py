@@ -100,16 +100,14 @@ def same_everywhere(ask: Callable[[], Mapping[str, int]], device: torch.device) 
     sums = all_sum(torch.tensor(seen, dtype=torch.int64, device=device))
     world_size = dist.get_world_size() if dist.is_initialized() else 1
     if sums.tolist() != [value * world_size for value in seen]:
-        problem = "the processes find different data: let no file come or go while they start"
+        problem = "the processes find different data: change no files while they start"
     agree(problem)
 
 
 def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Accelerator:
     """Joins the processes of a launch, each with its share of the cores.
 
-    Args:
-        precision: `train.precision`.
-        threads: `train.threads`.
+    `precision` and `threads` are the recipe's.
 
     Raises:
         UserError: the device lacks the precision, or the launch did not join its processes.
@@ -119,13 +117,12 @@ def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Acc
     # Without this variable accelerate sets threads on the CPU, and fails if it cannot count cores.
     os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
     if precision == "fp16" and cpu:
-        raise UserError("train.precision=fp16 needs a GPU; on a CPU take fp32 or bf16")
+        raise UserError("train.precision=fp16 needs a GPU; on a CPU, set fp32 or bf16")
     launched = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")  # the launcher always sets it
     wanted = {"fp32": "no"}.get(precision, precision)
     if launched not in ("no", wanted):
         warnings.warn(
-            f"the launcher asked for {launched}, the recipe for train.precision={precision}: the "
-            "recipe decides",
+            f"the launcher asks for {launched}, but train.precision={precision} decides",
             stacklevel=2,
         )
     # accelerate keeps the precision of a process's first Accelerator, but the next recipe in a
@@ -140,9 +137,9 @@ def join(precision: Literal["fp32", "bf16", "fp16"], threads: int | None) -> Acc
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise UserError(
-            f"started as {started} processes, but accelerate joined {accelerator.num_processes}: "
-            "they would train apart. Use `finetune train`, torchrun, or `accelerate launch "
-            "--multi_gpu --num_processes N`."
+            f"{started} processes were started, but accelerate joined "
+            f"{accelerator.num_processes}: they would train apart. Use `finetune train`, torchrun, "
+            "or `accelerate launch --multi_gpu --num_processes N`."
         )
     set_threads(threads)  # again: accelerate changes it
     if cpu:

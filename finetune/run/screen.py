@@ -83,14 +83,12 @@ def show_end(
     # Full paths, so that the commands also run without an activated environment.
     command = "finetune" if shutil.which("finetune") else f"{sys.executable} -m finetune.cli"
     python = "python" if shutil.which("finetune") else sys.executable
-    scores = (
-        "-" if (value := row[key]) is None else f"{value:.4f}" for row in (evaluations[-1], best)
-    )
+    last, top = ("-" if row[key] is None else f"{row[key]:.4f}" for row in (evaluations[-1], best))
     with tqdm.external_write_mode(sys.stdout):
         print(
             f"""
 {name}: {steps} steps, {images} images, {seconds / 60:.1f} minutes
-  {key.removeprefix("eval/")}: {next(scores)} at the end, {next(scores)} at its best (step \
+  {key.removeprefix("eval/")}: {last} at the end, {top} at its best (step \
 {best["step"]})
 
   pictures   {output / "panel.png"}

@@ -1,6 +1,7 @@
 """Saves the named states of a run to a checkpoint, and loads them."""
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +9,26 @@ import torch
 
 from finetune.run import checkpoint
 from finetune.run.folder import RunFolder
-from finetune.run.processes import agree, on_main
+from finetune.run.processes import on_main
 from finetune.run.screen import say
 
 _LOOP = "metrics"  # the state of the loop itself: its window and its clock
 
 
+@dataclass
 class States:
-    """The states that a checkpoint restores.
+    """The states that a checkpoint restores."""
 
-    Args:
-        parts: name -> an object with `state_dict` and `load_state_dict`, such as model, optimizer.
-        folder: the run folder.
-        rank: the rank of this process.
-        world_size: number of processes.
-        global_batch: samples per step.
-        keep: number of checkpoints to keep.
-    """
-
-    def __init__(
-        self,
-        parts: Mapping[str, Any],
-        folder: RunFolder,
-        *,
-        rank: int,
-        world_size: int,
-        global_batch: int,
-        keep: int,
-    ):
-        self.parts = dict(parts)
-        self.folder = folder
-        self.rank = rank
-        self.world_size = world_size
-        self.global_batch = global_batch
-        self.keep = keep
+    parts: Mapping[str, Any]
+    """Name -> an object with `state_dict` and `load_state_dict`, such as the model."""
+    folder: RunFolder
+    _: KW_ONLY
+    rank: int
+    world_size: int
+    global_batch: int
+    """Samples per step."""
+    keep: int
+    """Number of checkpoints to keep."""
 
     def save(self, step: int, loop: Mapping[str, Any]) -> None:
         """Writes the checkpoint of a step; every process calls it.
@@ -60,15 +47,9 @@ class States:
             "recipe_hash": self.folder.recipe_hash,
         }
         states = {name: part.state_dict() for name, part in self.parts.items()}
+        states |= {"rng": rng, _LOOP: dict(loop)}
         root = self.folder.checkpoints
-        checkpoint.save(
-            root,
-            step,
-            {**states, "rng": rng, _LOOP: dict(loop)},
-            meta=meta,
-            rank=self.rank,
-            agree=agree,
-        )
+        checkpoint.save(root, step, states, meta=meta, rank=self.rank)
         on_main(lambda: checkpoint.prune(root, self.keep))
 
     def resume(self, path: Path) -> tuple[int, dict[str, Any]]:

@@ -41,12 +41,10 @@ class Window:
         self._weights: Tensor | float = 0.0
 
     def add(self, losses: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
-        """Adds a micro-batch: this process's sums, term by term.
+        """Adds this process's sums of a micro-batch, term by term.
 
-        Args:
-            losses: the losses of this process and micro-batch.
-            weights: the weights of the whole step over all processes, with its last micro-batch;
-                empty for the other micro-batches.
+        The last micro-batch of a step brings the `weights` of the whole step over all processes;
+        those of the others are empty.
         """
         self._own = self._own + torch.stack([loss.detach().double() for loss in losses.values()])
         if weights:
@@ -54,18 +52,10 @@ class Window:
             self.steps += 1
 
     def gather(self, step: int, checkpoints: Path, precision: str) -> float:
-        """Sums over the processes; every process calls it.
-
-        Args:
-            step: for the message.
-            checkpoints: for the message.
-            precision: for the message.
-
-        Returns:
-            The mean loss.
+        """Sums over the processes and returns the mean loss; every process calls it.
 
         Raises:
-            UserError: the loss is NaN or infinite.
+            UserError: the loss is NaN or infinite; the arguments complete the message.
         """
         if isinstance(self._own, Tensor):
             self._sums, self._own = self._sums + all_sum(self._own), 0.0
@@ -73,10 +63,10 @@ class Window:
             return loss
         remedy = "lower train.lr or set train.clip_norm=1"
         if precision == "fp16":
-            remedy += ", or take train.precision=bf16"
+            remedy += " or train.precision=bf16"
         raise UserError(
-            f"the loss is {loss} near step {step}: {remedy}, with another output. The checkpoints "
-            f"in {checkpoints} are from before."
+            f"the loss is {loss} near step {step}. Choose another output, and {remedy}. The "
+            f"checkpoints in {checkpoints} were saved before."
         )
 
     @property

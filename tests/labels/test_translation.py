@@ -77,7 +77,6 @@ def test_more_than_255_classes_need_uint16():
     assert encoded.dtype == np.uint16
     assert encoded.tolist() == [[0, 255, 299, 65535]]
     assert labels.ignore_index == 65535
-    assert labels.colorize(encoded)[0, 3].tolist() == [0, 0, 0]
     assert Labels.build([str(i) for i in range(255)]).ignore_index == 255
     with pytest.raises(UserError, match=r"labels\.ignore: raw value 255"):
         Labels.build([str(i) for i in range(256)])
@@ -143,13 +142,6 @@ def test_a_contradictory_block_names_its_field(block, message):
 def test_ignoring_zero_twice_is_no_contradiction():
     labels = Labels.build(ABC, reduce_zero=True, ignore=[0, 255])
     assert labels.encode(np.array([[0, 1]]), "m.png").tolist() == [[255, 0]]
-
-
-def test_colorize_paints_classes_and_leaves_ignored_pixels_black():
-    labels = Labels.build(ABC, colors=[(1, 2, 3), (4, 5, 6), (7, 8, 9)])
-    painted = labels.colorize(np.array([[0, 2], [255, 1]], np.uint8))
-    assert painted.dtype == np.uint8
-    assert painted.tolist() == [[[1, 2, 3], [7, 8, 9]], [[0, 0, 0], [4, 5, 6]]]
 
 
 @pytest.mark.parametrize("num_labels", [2, 19, 150, 1000])

@@ -65,14 +65,15 @@ def _opened(
     if (saved := _saved(path)) is not None:
         _check_split(path, split, saved)
         return saved[split]
+    options: dict[str, Any] = {"split": split, "streaming": streaming}
     if "://" in path or read_index(path) is not None:
-        options: dict[str, Any] = {"path": "parquet", "data_files": {split: shard_addresses(path, split)}}
+        options |= {"path": "parquet", "data_files": {split: shard_addresses(path, split)}}
     else:
         if not streaming:
             _check_split(path, split, split_names(path, revision=revision, subset=subset))
-        options = {"path": _local(path), "name": subset, "revision": revision}
+        options |= {"path": _local(path), "name": subset, "revision": revision}
         options["verification_mode"] = "no_checks"
-    return _asked(path, lambda: datasets.load_dataset(**options, split=split, streaming=streaming))
+    return _asked(path, lambda: datasets.load_dataset(**options))
 
 
 def hub_shards(
