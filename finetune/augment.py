@@ -19,7 +19,7 @@ asks the network for a newer version unless an environment variable forbids it.
 import math
 import os
 import random
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -131,12 +131,11 @@ class ResizeAndCrop(A.DualTransform):
         size = self._random_size(height, width)
         window = self._random_window(size)
         mask = _resized_mask(data["mask"], size, window)
-        if self.cat_max_ratio < 1:
-            for _ in range(CROP_TRIES):
-                if self._is_varied(mask):
-                    break
-                window = self._random_window(size)
-                mask = _resized_mask(data["mask"], size, window)
+        for _ in range(CROP_TRIES if self.cat_max_ratio < 1 else 0):
+            if self._is_varied(mask):
+                break
+            window = self._random_window(size)
+            mask = _resized_mask(data["mask"], size, window)
         return {"size": size, "window": window, "kept": mask}
 
     def apply(
@@ -228,12 +227,10 @@ class PhotometricDistortion(A.ImageOnlyTransform):
             img = _linear(img, contrast, 0.0)
         # Saturation and hue each convert to HSV and back, as published: both conversions round.
         if saturation is not None:
-            hue_plane, saturation_plane, value_plane = _split_hsv(img)
-            img = _merge_hsv(hue_plane, _linear(saturation_plane, saturation, 0.0), value_plane)
+            img = _in_hsv(img, 1, lambda plane: _linear(plane, saturation, 0.0))
         if hue is not None:
-            hue_plane, saturation_plane, value_plane = _split_hsv(img)
-            turned = cv2.LUT(hue_plane, ((np.arange(256) + hue) % 180).astype(np.uint8))
-            img = _merge_hsv(turned, saturation_plane, value_plane)
+            turned = ((np.arange(256) + hue) % 180).astype(np.uint8)
+            img = _in_hsv(img, 0, lambda plane: cv2.LUT(plane, turned))
         if contrast is not None and not contrast_first:
             img = _linear(img, contrast, 0.0)
         return img
@@ -296,11 +293,7 @@ def _resized_image(
     """
     if image.shape[:2] == size:
         return image[window]
-    parts = [
-        _aligned_part(edge, new, kept)
-        for edge, new, kept in zip(image.shape[:2], size, window, strict=True)
-    ]
-    (rows, top), (columns, left) = parts
+    (rows, top), (columns, left) = map(_aligned_part, image.shape[:2], size, window)
     source = image[rows, columns]
     if source.shape == image.shape:
         resized = cv2.resize(image, size[::-1], interpolation=cv2.INTER_LINEAR)
@@ -313,15 +306,9 @@ def _resized_image(
 
 
 def _aligned_part(edge: int, new: int, kept: slice) -> tuple[slice, int]:
-    """The part of an edge whose resized form holds `kept`.
+    """The part of an edge whose resized form holds `kept`, and the offset of `kept` in that form.
 
-    Args:
-        edge: Length of the edge.
-        new: Its length after the resize of the whole.
-        kept: The wanted range of the resized edge.
-
-    Returns:
-        The part of the edge, and the offset of `kept` in the resized part.
+    The edge has `new` pixels after the resize of the whole; `kept` is a range of them.
     """
     step = edge / new  # source pixels per output pixel
     first, start = 0, 0
@@ -383,11 +370,10 @@ def _linear(array: np.ndarray, factor: float, offset: float) -> np.ndarray:
     return cv2.LUT(array, table)
 
 
-def _split_hsv(image: np.ndarray) -> Sequence[np.ndarray]:
-    """The planes of hue, saturation and value of an RGB image."""
-    return cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV))
-
-
-def _merge_hsv(hue: np.ndarray, saturation: np.ndarray, value: np.ndarray) -> np.ndarray:
-    """The RGB image of three planes."""
-    return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2RGB)
+def _in_hsv(
+    image: np.ndarray, index: int, change: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """An RGB image with one plane of hue, saturation and value changed."""
+    planes = list(cv2.split(cv2.cvtColor(image, cv2.COLOR_RGB2HSV)))
+    planes[index] = change(planes[index])
+    return cv2.cvtColor(cv2.merge(planes), cv2.COLOR_HSV2RGB)

@@ -41,7 +41,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be made a folder ({error.strerror})") from error
+        raise UserError(f"{path}: this folder cannot be made ({error.strerror})") from error
 
 
 @contextmanager
@@ -50,13 +50,8 @@ def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]
 
     On systems without such locks (Windows, some network file systems), nothing happens.
 
-    Args:
-        folder: An existing folder.
-        message: The error message if another process holds the lock.
-        patience: Seconds to wait for the lock.
-
     Raises:
-        UserError: Another process holds the lock.
+        UserError: Another process holds the lock, `patience` seconds long; with the `message`.
     """
     if os.name != "posix":
         yield
@@ -85,14 +80,10 @@ def alone_in(folder: Path, message: str, *, patience: int = 0) -> Iterator[None]
 def whole_folder(target: Path, what: str) -> Iterator[Path]:
     """Yields an empty folder to write into; it replaces `target` at the end of the block.
 
-    If the block fails, `target` stays as it was.
-
-    Args:
-        target: It need not exist; an older folder is replaced whole.
-        what: Its name in messages, such as "the Space".
+    `target` need not exist. If the block fails, it stays as it was.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written; names it and `what` it is, such as "the Space".
     """
     target = target.resolve()  # "." has no name; a link's target is replaced, not the link
     new = target.with_name(f".{target.name}.new")
@@ -137,11 +128,9 @@ def swap_folder(new: Path, target: Path) -> None:
 def recover(target: Path) -> None:
     """Completes a `swap_folder(..., target)` that was killed; otherwise does nothing."""
     old = _old(target)
-    if not old.exists():
-        return
-    if target.exists():
+    if old.exists() and target.exists():
         discard(old)
-    else:
+    elif old.exists():
         old.rename(target)
 
 
@@ -162,12 +151,9 @@ def discard(folder: Path) -> None:
 
 def measure(path: Path) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a file."""
-    size, digest = 0, hashlib.sha256()
     with path.open("rb") as file:
-        while part := file.read(2**20):
-            size += len(part)
-            digest.update(part)
-    return size, digest.hexdigest()
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
 
 
 def sync_folder(folder: Path) -> None:

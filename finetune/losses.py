@@ -57,11 +57,7 @@ class CrossEntropy:
         self._class_weights = None if class_weights is None else torch.tensor(class_weights)
 
     def weight(self, labels: Tensor) -> Tensor:
-        """The sum of the weights of the pixels that count, a float64 scalar.
-
-        Args:
-            labels: uint8 or int64 (B, H, W).
-        """
+        """The sum of the weights of the labels (B, H, W), uint8 or int64, that count; float64."""
         counted = (labels != self.ignore_index) & (labels >= 0) & (labels < self.num_labels)
         if self._class_weights is None:
             return counted.sum(dtype=torch.float64)
@@ -71,9 +67,7 @@ class CrossEntropy:
     def sums(self, logits: Tensor, labels: Tensor) -> Sums:
         """The sum of the pixels' losses, its weight, and the number of invalid labels.
 
-        Args:
-            logits: (B, K, h, w).
-            labels: uint8 or int64 (B, H, W).
+        Logits are (B, K, h, w), labels uint8 or int64 (B, H, W).
         """
         return cross_entropy_sums(
             logits,

@@ -88,27 +88,21 @@ def take_turns(
 ) -> dict[str, float]:
     """Median seconds of each side, run in turn (A B A B), so that disturbances hit both.
 
-    Each side first runs once untimed, a few times if it is short.
+    Each side first runs once untimed, a few times if it is short. A run is timed from an empty
+    device queue to an empty device queue.
     """
     seconds: dict[str, list[float]] = {side: [] for side in works}
-    warm_up = min(3, rounds) if rounds > 9 else 1
+    warm_up = 3 if rounds > 9 else 1
     gc.collect()
-    for turn in range(-warm_up, rounds):
+    for _ in range(warm_up + rounds):
         for side, work in works.items():
-            elapsed = seconds_of(work, inputs, device)
-            if turn >= 0:
-                seconds[side].append(elapsed)
-    return {side: statistics.median(times) for side, times in seconds.items()}
-
-
-def seconds_of(work: Work, inputs: Sequence[Any], device: str) -> float:
-    """Seconds of one run, from an empty device queue to an empty device queue."""
-    work.reset()
-    wait_for(device)
-    start = time.perf_counter()
-    work.run(*inputs)
-    wait_for(device)
-    return time.perf_counter() - start
+            work.reset()
+            wait_for(device)
+            start = time.perf_counter()
+            work.run(*inputs)
+            wait_for(device)
+            seconds[side].append(time.perf_counter() - start)
+    return {side: statistics.median(times[warm_up:]) for side, times in seconds.items()}
 
 
 def wait_for(device: str) -> None:

@@ -80,18 +80,8 @@ class MeanIoU(evaluate.Metric):
             ValueError: The shapes differ, the ids are not integers, or an id is out of range; the
                 counts are left as they were.
         """
-        predicted, truth = _flatten_pair(predictions, references)
-        counts = self._count(predicted, truth)
-        if self._counts is None:
-            self._counts = counts
-        else:
-            self._counts += counts.to(self._counts.device)
-
-    def _count(self, predicted: Tensor, truth: Tensor) -> Tensor:
-        """Counts of (truth, predicted) pairs: two integer (N,) tensors to int64 (K * K,)."""
         num_labels = self.num_labels
-        # In int32 a bincount takes half the time it takes in int64, and K * K still fits.
-        truth, predicted = _as_int(truth), _as_int(predicted)
+        predicted, truth = map(_as_int, _flatten_pair(predictions, references))
         ignored = truth == self.ignore_index
         # No boolean indexing: it would copy, and on a GPU wait for the size of its result.
         truth = truth.masked_fill(ignored, 0)
@@ -100,9 +90,16 @@ class MeanIoU(evaluate.Metric):
             extremes = torch.stack([*truth.aminmax(), *predicted.aminmax()]).tolist()
             _check_range("reference", truth, extremes[:2], num_labels, self.ignore_index)
             _check_range("prediction", predicted, extremes[2:], num_labels)
+        # In int32 a bincount takes half the time it takes in int64, and K * K still fits.
         pairs = truth.to(torch.int32).mul_(num_labels).add_(predicted.to(torch.int32))
         pairs.masked_fill_(ignored, num_labels**2)  # one bin beyond the last, dropped below
-        return torch.bincount(pairs, minlength=num_labels**2 + 1)[:-1]
+        self._add_counts(torch.bincount(pairs, minlength=num_labels**2 + 1)[:-1])
+
+    def _add_counts(self, counts: Tensor) -> None:
+        if self._counts is None:
+            self._counts = counts
+        else:
+            self._counts += counts.to(self._counts.device)
 
     @property
     def confusion(self) -> np.ndarray:
@@ -124,11 +121,7 @@ class MeanIoU(evaluate.Metric):
                 f"cannot merge counts of shape {tuple(counts.shape)} ({counts.dtype}) into a "
                 f"metric of {self.num_labels} labels: it takes an integer K x K matrix"
             )
-        counts = counts.to(torch.int64).reshape(-1)
-        if self._counts is None:
-            self._counts = counts.clone()
-        else:
-            self._counts += counts.to(self._counts.device)
+        self._add_counts(counts.to(torch.int64).flatten().clone())
 
     def reset(self) -> None:
         """Clears the counts."""
@@ -177,13 +170,11 @@ def _flatten_pair(predictions: Maps, references: Maps) -> tuple[Tensor, Tensor]:
             raise ValueError(f"{len(predictions)} predictions for {len(references)} references")
         pairs = [_flatten_pair(p, r) for p, r in zip(predictions, references, strict=True)]
         if not pairs:
-            empty = torch.empty(0, dtype=torch.int32)
-            return empty, empty
+            return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
         device = pairs[0][0].device
-        return (
-            torch.cat([_as_int(p).to(device) for p, _ in pairs]),
-            torch.cat([_as_int(r).to(device) for _, r in pairs]),
-        )
+        columns = zip(*pairs, strict=True)
+        predicted, truth = (torch.cat([_as_int(m).to(device) for m in maps]) for maps in columns)
+        return predicted, truth
     predicted, truth = _as_tensor(predictions, "predictions"), _as_tensor(references, "references")
     if predicted.shape != truth.shape:
         raise ValueError(
@@ -200,15 +191,14 @@ def _is_list_of_maps(maps: Maps) -> bool:
 
 
 def _as_tensor(ids: Maps, what: str) -> Tensor:
-    tensor = ids.detach() if isinstance(ids, Tensor) else torch.as_tensor(_native(np.asarray(ids)))
+    if isinstance(ids, Tensor):
+        tensor = ids.detach()
+    else:  # torch takes native byte order (16-bit PNG are big-endian) and writable arrays
+        array = np.asarray(ids)
+        tensor = torch.as_tensor(np.array(array, dtype=array.dtype.newbyteorder("=")))
     if tensor.is_floating_point() or tensor.is_complex():
         raise ValueError(f"{what} must be integer class ids, got {tensor.dtype}")
     return tensor
-
-
-def _native(array: np.ndarray) -> np.ndarray:
-    """The array as torch takes it: native byte order (16-bit PNG are big-endian), writable."""
-    return np.array(array, dtype=array.dtype.newbyteorder("="))
 
 
 def _as_int(ids: Tensor) -> Tensor:

@@ -19,6 +19,8 @@ from finetune.errors import UserError
 Schedule = Literal["poly", "cosine", "constant"]
 
 HEAD_MODULES = {"decode_head", "classifier"}
+WARMUP_RATIO = 1e-6
+"""Start of the warm-up, as a share of the schedule's value."""
 
 
 def parameter_groups(
@@ -51,8 +53,11 @@ def parameter_groups(
     }
     members: dict[str, list[nn.Parameter]] = {name: [] for name in groups}
     for name, parameter in model.named_parameters():
+        group = "norms" if "norm" in name else "body"
+        if not HEAD_MODULES.isdisjoint(name.split(".")):
+            group = "head"
         if parameter.requires_grad:
-            members[_group_of(name)].append(parameter)
+            members[group].append(parameter)
     if not any(members.values()):
         raise UserError("nothing to train: every parameter of the model is frozen; free some")
     return [
@@ -60,12 +65,6 @@ def parameter_groups(
         for name, options in groups.items()
         if members[name]
     ]
-
-
-def _group_of(name: str) -> Literal["body", "norms", "head"]:
-    if not HEAD_MODULES.isdisjoint(name.split(".")):
-        return "head"
-    return "norms" if "norm" in name else "body"
 
 
 def build_optimizer(
@@ -80,13 +79,7 @@ def build_optimizer(
 
 
 def lr_factor(
-    step: int,
-    *,
-    schedule: Schedule,
-    steps: int,
-    warmup_steps: int,
-    warmup_ratio: float = 1e-6,
-    power: float = 1.0,
+    step: int, *, schedule: Schedule, steps: int, warmup_steps: int, power: float = 1.0
 ) -> float:
     """The factor on the learning rate at `step`, with mmcv's warm-up.
 
@@ -98,7 +91,6 @@ def lr_factor(
         schedule: poly, `(1 - step / steps) ** power`; cosine, half a period down to 0; constant.
         steps: The length of the training.
         warmup_steps: Length of the warm-up; 0 for no warm-up.
-        warmup_ratio: Start of the warm-up, as a share of the schedule's value.
         power: Exponent of poly; 1 is a straight line.
     """
     done = min(step, steps) / steps
@@ -110,26 +102,17 @@ def lr_factor(
         regular = 1.0
     if step >= warmup_steps:
         return regular
-    return regular * (1 - (1 - step / warmup_steps) * (1 - warmup_ratio))
+    return regular * (1 - (1 - step / warmup_steps) * (1 - WARMUP_RATIO))
 
 
 def build_scheduler(
-    optimizer: Optimizer,
-    *,
-    schedule: Schedule,
-    steps: int,
-    warmup_steps: int,
-    power: float = 1.0,
+    optimizer: Optimizer, *, schedule: Schedule, steps: int, warmup_steps: int, power: float = 1.0
 ) -> LambdaLR:
     """A scheduler of `lr_factor` for every group; call `.step()` after each optimiser step."""
 
     def factor(step: int) -> float:
         return lr_factor(
-            step,
-            schedule=schedule,
-            steps=steps,
-            warmup_steps=warmup_steps,
-            power=power,
+            step, schedule=schedule, steps=steps, warmup_steps=warmup_steps, power=power
         )
 
     return LambdaLR(optimizer, factor)

@@ -132,8 +132,9 @@ def test_by_hand():
     assert lr_factor(50, **poly, power=2) == pytest.approx(0.25)
     cosine = {"schedule": "cosine", "steps": 100, "warmup_steps": 0}
     assert [lr_factor(step, **cosine) for step in (0, 50, 100)] == pytest.approx([1, 0.5, 0])
-    constant = {"schedule": "constant", "steps": 100, "warmup_steps": 4, "warmup_ratio": 0.2}
-    assert [lr_factor(s, **constant) for s in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1, 1])
+    constant = {"schedule": "constant", "steps": 100, "warmup_steps": 4}
+    factors = [1e-6, 0.25, 0.5, 0.75, 1, 1]
+    assert [lr_factor(s, **constant) for s in range(6)] == pytest.approx(factors, rel=1e-5)
 
 
 @pytest.mark.parametrize(

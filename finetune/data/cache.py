@@ -52,9 +52,7 @@ class CachedSamples:
 
     What comes from the cache are read-only views of the map.
 
-    Args:
-        samples: From `finetune.data.samples.as_samples`.
-        mode: "none" decodes every time, "auto" keeps a set that fits, "disk" keeps any.
+    The mode "none" decodes every time, "auto" keeps a set that fits, "disk" keeps any.
 
     Raises:
         UserError: A file's header is bad; or the mode is "disk" and the disk is too small, or the
@@ -172,10 +170,7 @@ def _files(reader: ReadSamples, image: str, mask: str) -> SourceFiles:
 
 
 def _key(
-    images: Sequence[str],
-    masks: Sequence[str],
-    files: Sequence[SourceFiles],
-    reader: ReadSamples,
+    images: Sequence[str], masks: Sequence[str], files: Sequence[SourceFiles], reader: ReadSamples
 ) -> bytes:
     """What a set is: its files, what its mask values mean, and who decodes."""
     labels = reader.labels
@@ -223,10 +218,8 @@ def _make_room(path: Path, size: int, mode: Mode) -> None:
         if _removed(file):
             promised -= files[file].st_size
     if size + promised > limit:
-        raise _TooLargeError(
-            f"{need}, and {gigabytes(promised)} are kept for other runs that go on: more than "
-            f"{name}, {gigabytes(limit)}"
-        )
+        kept = f"{gigabytes(promised)} are kept for other runs that go on"
+        raise _TooLargeError(f"{need}, and {kept}: more than {name}, {gigabytes(limit)}")
 
 
 def _check_limit(folder: Path, size: int, mode: Mode) -> tuple[str, int, str]:

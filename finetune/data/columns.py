@@ -136,13 +136,9 @@ class TablePictures:
 def table_samples(
     table: datasets.Dataset, labels: Labels, columns: Columns, where: str
 ) -> datasets.Dataset:
-    """The rows of a table as Samples.
+    """The rows of a table as Samples; messages name it by `where`.
 
-    Args:
-        table: What `datasets` loaded, without a row selection.
-        labels: What mask values mean.
-        columns: The columns to read.
-        where: The table's name in messages.
+    The table is what `datasets` loaded, without a row selection.
 
     Raises:
         UserError: A column is missing or of another kind, or ids are not unique.

@@ -42,12 +42,7 @@ def groups(keys: Iterable[Hashable | None]) -> list[list[int]]:
 def nearest(
     train: Sequence[bytes], val: Sequence[bytes], distance: int
 ) -> list[tuple[int, int, int, int]]:
-    """For each hash of the second list, the nearest one of the first, if it is near enough.
-
-    Args:
-        train: Perceptual hashes.
-        val: Others.
-        distance: Largest number of bits in which two may differ.
+    """For each perceptual hash of `val` the nearest one of `train`, at most `distance` bits away.
 
     Returns:
         Place in `val`, place in `train` (the first of several), number of differing bits, number of

@@ -150,14 +150,8 @@ def train_loader(
 ) -> Generator[Batch, None, None]:
     """The micro-batches of one process, in order; a bad file is a UserError that names it.
 
-    Close the generator when done: its workers end with it.
-
-    Args:
-        samples: The split.
-        transform: The augmentation of each sample.
-        order: For a stream a `StreamOrder` of as many workers.
-        workers: Loader processes.
-        pin_memory: Whether a GPU will copy the batches.
+    Close the generator when done: its workers end with it. The order of a stream is a `StreamOrder`
+    of as many workers. `pin_memory` is for batches that a GPU will copy.
     """
     prepare = Augmented(transform, order.seed)
     if isinstance(samples, Streamed):

@@ -140,11 +140,9 @@ class CocoObjects:
 
 
 def wrong_segmentation(segmentation: Any, size: Size) -> str:
-    """The fault of a COCO segmentation, "" if it has none; no pixel is decoded.
+    """The fault of a COCO segmentation (polygons, or RLE in either form) in an image of `size`.
 
-    Args:
-        segmentation: Polygons, or RLE in either form.
-        size: The image's.
+    It is "" if there is none. No pixel is decoded.
     """
     if isinstance(segmentation, Mapping):
         return _wrong_rle(segmentation, size)

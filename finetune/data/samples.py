@@ -36,15 +36,9 @@ def as_samples(
 ) -> datasets.Dataset:
     """A data set whose items are Samples: image uint8 (H, W, 3), mask class ids (H, W), id str.
 
-    `with_channels` changes the channels of the images.
-
-    Args:
-        images: Files, or references that `pictures` understands.
-        masks: Their masks, as references that `form` understands.
-        ids: Their names.
-        labels: What raw values mean.
-        form: How masks are kept. None means files of ids or colours, as the labels say.
-        pictures: How images are kept.
+    `images` are references that `pictures` understands, `masks` those that `form` understands.
+    Without a form, masks are files of ids or colours, as the labels say. `with_channels` changes
+    the channels of the images.
 
     Raises:
         UserError: A file name is not valid UTF-8.
@@ -60,21 +54,13 @@ def as_samples(
 
 
 def with_channels(dataset: datasets.Dataset, num_channels: int) -> datasets.Dataset:
-    """The same rows, with images read as (H, W, num_channels), see `read_image`.
-
-    Args:
-        dataset: From `as_samples`.
-        num_channels: Channels of the images.
-    """
+    """The rows of `as_samples`, with images read as (H, W, num_channels), see `read_image`."""
     own = reader_of(dataset)
     return dataset.with_transform(ReadSamples(own.labels, own.form, own.pictures, num_channels))
 
 
 def preflight(dataset: datasets.Dataset) -> None:
     """Looks for bad samples before training: in every file's header, and in a few whole files.
-
-    Args:
-        dataset: From `as_samples`.
 
     Raises:
         UserError: The first fault, in the order of the rows.
@@ -158,11 +144,7 @@ class ReadSamples:
     """The transform of a data set: a batch of rows becomes a batch of Samples. Picklable."""
 
     def __init__(
-        self,
-        labels: Labels,
-        form: MaskForm,
-        pictures: Pictures = PATHS,
-        num_channels: int = 3,
+        self, labels: Labels, form: MaskForm, pictures: Pictures = PATHS, num_channels: int = 3
     ) -> None:
         self.labels = labels
         self.form = form

@@ -13,10 +13,7 @@ from finetune.errors import UserError
 def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datasets.Dataset:
     """The samples that a text file names, one id per line, with or without a file type.
 
-    Args:
-        data: The whole set.
-        file: The list.
-        faults: Takes names without a sample. With None they are an error.
+    `faults` takes names without a sample; with None they are an error.
 
     Raises:
         UserError: The file cannot be read, is empty, or names a missing sample.

@@ -35,12 +35,6 @@ BLOCK = 256
 class Streamed:
     """A split as Parquet files. Training reads it in stretches; an index reads one sample.
 
-    Args:
-        shards: Its files.
-        labels: What mask values mean.
-        columns: The columns of images, masks and ids.
-        num_channels: Channels of the images.
-
     Raises:
         UserError: A column is missing or of another kind, or the split has no rows.
     """

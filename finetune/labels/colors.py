@@ -28,15 +28,9 @@ def distances(values: np.ndarray, table: np.ndarray) -> np.ndarray:
 def mended(packed: np.ndarray, colors: tuple[int, ...], tolerance: int) -> np.ndarray:
     """Replaces colours within the tolerance of a table's colour by the nearest of the table.
 
-    Each colour is compared with the table when it is met first; later it is one lookup.
-
-    Args:
-        packed: Colours 0xRRGGBB, any shape.
-        colors: The table. Where two are equally near, the first wins.
-        tolerance: The largest difference in a channel.
-
-    Returns:
-        int32, the shape of `packed`.
+    The tolerance is the largest difference in a channel; where two colours are equally near, the
+    first wins. `packed` holds 0xRRGGBB in any shape; the result is int32 of its shape. Each colour
+    is compared with the table when it is met first; later it is one lookup.
     """
     table = _mending_table(colors, tolerance)
     found = table.take(packed)

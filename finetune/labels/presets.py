@@ -15,7 +15,6 @@ from finetune.labels.colors import RGB
 
 
 def _names(text: str) -> list[str]:
-    """Splits a comma-separated block of names."""
     return [name.strip() for name in text.replace("\n", " ").split(",")]
 
 
@@ -29,7 +28,6 @@ def official_names(names: Sequence[str]) -> list[str]:
 
 
 def _colors(text: str) -> list[RGB]:
-    """Splits a block of hexadecimal RGB colours."""
     return [(c[0], c[1], c[2]) for c in map(bytes.fromhex, text.split())]
 
 
@@ -101,14 +99,11 @@ _COCO_STUFF_VALUES = [value for value in range(182) if value not in _COCO_STUFF_
 
 def _voc_colors(count: int) -> list[RGB]:
     """VOC's colour map: the bits of a class, three at a time, from the top of each channel down."""
-    colors = []
-    for value in range(count):
-        channels = [0, 0, 0]
-        for place in range(8):
-            for channel in range(3):
-                channels[channel] |= (value >> (3 * place + channel) & 1) << (7 - place)
-        colors.append((channels[0], channels[1], channels[2]))
-    return colors
+
+    def level(value: int, channel: int) -> int:
+        return sum((value >> (3 * place + channel) & 1) << (7 - place) for place in range(8))
+
+    return [(level(value, 0), level(value, 1), level(value, 2)) for value in range(count)]
 
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -123,11 +118,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "reduce_zero": True,
     },
     # Raw values are train ids (*_labelTrainIds.png), not the 34 label ids.
-    "cityscapes": {
-        "names": _CITYSCAPES_NAMES,
-        "colors": _CITYSCAPES_COLORS,
-        "ignore": [255],
-    },
+    "cityscapes": {"names": _CITYSCAPES_NAMES, "colors": _CITYSCAPES_COLORS, "ignore": [255]},
     # Raw values are the 34 label ids (*_labelIds.png), translated by the official table.
     "cityscapes-label-ids": {
         "names": _CITYSCAPES_NAMES,

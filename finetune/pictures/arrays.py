@@ -9,8 +9,6 @@ from torch import Tensor
 from finetune.errors import UserError
 from finetune.pictures.reading import from_pillow
 
-_DTYPES = (np.uint8, np.uint16)
-
 
 def as_pixels(image: Any, num_channels: int = 3) -> np.ndarray:
     """An image as (H, W, C), uint8 or uint16.
@@ -31,9 +29,9 @@ def as_pixels(image: Any, num_channels: int = 3) -> np.ndarray:
         raise UserError(
             f"the image is a {type(image).__name__}, not a path, bytes, PIL image, array or tensor"
         )
-    if image.dtype not in _DTYPES:
+    if image.dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"the image is an array of {image.dtype}, whose range is unknown; give uint8 or uint16"
+            f"the image is an array of {image.dtype}, whose range is unknown; pass uint8 or uint16"
         )
     if image.ndim == 2:
         image = image[..., None]

@@ -167,13 +167,10 @@ def sheet(
     *,
     side: int = 160,
 ) -> Image.Image:
-    """Pictures side by side in rows, each scaled until its longer side is `side`.
+    """Pictures, uint8 (h, w, 3), in rows of equal length, each scaled to a longer side of `side`.
 
-    Args:
-        rows: uint8 (h, w, 3), equally many per row; cells of small maps stay squares.
-        titles: above the columns, in one line or several.
-        captions: left of the rows.
-        side: in pixels.
+    Cells of small maps stay squares. Titles stand above the columns, in one line or several;
+    captions stand left of the rows.
     """
     titles_height = MARGIN + 18 * max(title.count("\n") + 1 for title in titles)
     left = MARGIN + max((GAP + math.ceil(_width(caption)) for caption in captions), default=0)

@@ -1,7 +1,7 @@
 """Turns pictures upright, whatever their format: EXIF and TIFF share eight orientations."""
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 
 def orientation_of(image: Image.Image) -> int:
@@ -12,11 +12,6 @@ def orientation_of(image: Image.Image) -> int:
 def swaps_sides(orientation: int) -> bool:
     """Whether the stored height is the upright width."""
     return orientation in (5, 6, 7, 8)
-
-
-def upright_image(image: Image.Image) -> Image.Image:
-    """A PIL image, turned by its EXIF data. Pillow moves whole pixels, faster than numpy."""
-    return ImageOps.exif_transpose(image)
 
 
 def upright(pixels: np.ndarray, orientation: int) -> np.ndarray:

@@ -20,27 +20,19 @@ def decode_plain(picture: Picture) -> np.ndarray | None:
         return None
     try:
         data = encoded_bytes(picture)
-        is_png = data[:1] == b"\x89"
-        size = _plain_png(data) if is_png else _plain_jpeg(data)
+        if data[:1] != b"\x89":
+            size, flags = _plain_jpeg(data), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+        elif data[24:26] == b"\x08\x00":  # bits, kind of colours
+            # Pillow verifies it first: cv2's libpng writes to stderr about damage.
+            size, flags = whole_png(data).size[::-1], cv2.IMREAD_UNCHANGED
+        else:
+            return None
         if size is None or size[0] * size[1] > max_pixels():
             return None
-        flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-        flags = cv2.IMREAD_UNCHANGED if is_png else flags
         decoded = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except (OSError, SyntaxError, ValueError, IndexError, cv2.error):
         return None
     return decoded if decoded is not None and decoded.shape[:2] == size else None
-
-
-def _plain_png(data: bytes) -> tuple[int, int] | None:
-    """Height and width of an undamaged PNG of 8 bit grey, None for any other.
-
-    Pillow verifies it first: cv2's libpng writes to stderr about damage.
-    """
-    if data[24:26] != b"\x08\x00":  # bits, kind of colours
-        return None
-    image = whole_png(data)
-    return image.height, image.width
 
 
 def _plain_jpeg(data: bytes) -> tuple[int, int] | None:

@@ -5,7 +5,7 @@ Pictures are files, or encoded bytes out of a table. Every fault is a `UserError
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile
+from PIL import ExifTags, Image, ImageFile, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 from finetune.errors import UserError
@@ -18,7 +18,7 @@ from finetune.pictures.channels import (
     unknown_range,
 )
 from finetune.pictures.opening import opened, opened_whole, raw_mode
-from finetune.pictures.orientation import orientation_of, swaps_sides, upright, upright_image
+from finetune.pictures.orientation import orientation_of, swaps_sides, upright
 from finetune.pictures.plain import decode_plain
 from finetune.pictures.references import Picture
 from finetune.pictures.tiffs import is_tiff, pillow_header, read_tiff, tiff_form, tiff_to_read
@@ -50,10 +50,6 @@ def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
 
     Channels other than 1 and 3 must be those of the file.
 
-    Args:
-        picture: The picture.
-        num_channels: C.
-
     Returns:
         uint8, or uint16 if C is not 3 and the file holds 16 bit.
 
@@ -71,22 +67,16 @@ def read_image(picture: Picture, num_channels: int = 3) -> np.ndarray:
     with opened_whole(picture) as image:
         if is_deep_png(image, num_channels):
             return upright(read_deep_png(picture, num_channels), orientation_of(image))
-        _check_still(picture, image)
+        _check_one_frame(picture, image, is_mask=False)
         return from_pillow(picture, image, num_channels)
 
 
 def from_pillow(name: object, image: Image.Image, num_channels: int = 3) -> np.ndarray:
-    """A PIL image as `read_image` gives it.
+    """A PIL image as `read_image` gives it: turned upright here, with the same errors.
 
-    Args:
-        name: Its name in messages.
-        image: As stored. It is turned upright here.
-        num_channels: C.
-
-    Raises:
-        UserError: As `read_image`.
+    Messages call it `name`.
     """
-    image = upright_image(image)
+    image = ImageOps.exif_transpose(image)  # moves whole pixels, faster than numpy
     mode = check_mode(name, image, num_channels)
     if image.mode == "F" or is_deep_grey(image):
         return _deep_grey(name, image, num_channels)
@@ -116,7 +106,7 @@ def read_mask(picture: Picture) -> np.ndarray:
         return decoded
     with opened_whole(picture) as mask:
         _check_mask_mode(picture, mask)
-        _check_one_frame(picture, mask)
+        _check_one_frame(picture, mask, is_mask=True)
         spread = _SPREAD_GREY.get(raw_mode(mask))
         values = np.array(mask)
     return values // np.uint8(spread) if spread else values
@@ -141,7 +131,7 @@ def read_colors(picture: Picture) -> np.ndarray:
                 "Convert it to 8 bit colours.",
                 kind="mask-not-colors",
             )
-        _check_one_frame(picture, mask)
+        _check_one_frame(picture, mask, is_mask=True)
         rgb = np.array(mask.convert("RGB"))
     packed = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
     return packed & 0xFFFFFF
@@ -150,10 +140,8 @@ def read_colors(picture: Picture) -> np.ndarray:
 def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
     """Height and width of a picture, upright, from its header.
 
-    Args:
-        picture: The picture.
-        expected: The right size. A PNG may have its EXIF data behind the pixels; only a PNG of
-            another size is decoded to look for it.
+    A PNG may have its EXIF data behind the pixels; only one of another size than `expected` is
+    decoded to look for it.
 
     Raises:
         UserError: The file cannot be opened.
@@ -208,10 +196,6 @@ def channels_to_keep(picture: Picture) -> int:
 def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
     """Height and width of a mask, which is never turned, from its header.
 
-    Args:
-        picture: The picture.
-        of_ids: Whether it must hold ids, not colours.
-
     Raises:
         UserError: The file cannot be opened, or holds colours where there must be ids.
     """
@@ -243,21 +227,15 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
         )
 
 
-def _check_still(picture: Picture, image: ImageFile.ImageFile) -> None:
-    """Refuses animations, of which Pillow gives the first frame; an MPO counts as one picture."""
-    frames = getattr(image, "n_frames", 1) if image.format in _MOVING else 1
+def _check_one_frame(picture: Picture, image: ImageFile.ImageFile, *, is_mask: bool) -> None:
+    """Refuses several frames or pages, of which Pillow gives the first without a word.
+
+    In images only animations are refused; an MPO counts as one picture.
+    """
+    frames = getattr(image, "n_frames", 1) if is_mask or image.format in _MOVING else 1
     if frames > 1:
+        what = "the mask has" if is_mask else "the image is an animation of"
         raise UserError(
-            f"{picture}: is an animation of {frames} frames, not an image. Save one frame as PNG.",
-            kind="unreadable-file",
-        )
-
-
-def _check_one_frame(picture: Picture, mask: ImageFile.ImageFile) -> None:
-    """Refuses several frames or pages, of which Pillow gives the first without a word."""
-    if (frames := getattr(mask, "n_frames", 1)) > 1:
-        raise UserError(
-            f"{picture}: the mask has {frames} frames or pages; it must have one. Save the right "
-            "one as a PNG.",
+            f"{picture}: {what} {frames} frames or pages; one is needed. Save it as a PNG.",
             kind="unreadable-file",
         )

@@ -31,25 +31,15 @@ _REDUCED, _TRANSPARENCY = 1, 4  # bits of a page's kind: a smaller copy, a mask
 
 @dataclass(frozen=True)
 class TiffForm:
-    """What the header of a TIFF says.
+    """What the header of a TIFF says."""
 
-    Attributes:
-        size: height and width, upright.
-        samples: values per pixel, in the first page.
-        pages: pages of the first one's size and type; smaller copies and masks do not count.
-        dtype: of the values.
-        photometric: "MINISBLACK", "RGB" and so on.
-        has_alpha: whether one sample is transparency.
-        missing: the compression for which the package imagecodecs is missing, "" if none is.
-    """
-
-    size: tuple[int, int]
-    samples: int
-    pages: int
+    size: tuple[int, int]  # height and width, upright
+    samples: int  # values per pixel, in the first page
+    pages: int  # of the first one's size and type; smaller copies and masks do not count
     dtype: np.dtype
-    photometric: str
-    has_alpha: bool
-    missing: str
+    photometric: str  # "MINISBLACK", "RGB" and so on
+    has_alpha: bool  # whether one sample is transparency
+    missing: str  # the compression for which the package imagecodecs is missing, "" if none is
 
     @property
     def channels(self) -> int:
@@ -69,10 +59,9 @@ class TiffForm:
 
     def describe(self) -> str:
         """Number and type of the channels, for messages."""
-        bits = f"{8 * self.dtype.itemsize} bit"
-        if self.pages > 1:
-            return f"{self.channels} channels of {bits} ({self.pages} pages)"
-        return f"{self.channels} channel{'s' * (self.channels > 1)} of {bits}"
+        pages = f" ({self.pages} pages)" if self.pages > 1 else ""
+        plural = "s" * (self.channels > 1)
+        return f"{self.channels} channel{plural} of {8 * self.dtype.itemsize} bit{pages}"
 
 
 def read_form(source: Source) -> TiffForm:
@@ -120,15 +109,12 @@ def _pages(source: Source) -> Iterator[list[Any]]:
     with tifffile.TiffFile(source) as file:
         first = file.pages.first
         pages: list[Any] = [first]
-        if first.samplesperpixel == 1:
-            pages += [page for page in list(file.pages)[1:] if _belongs(page, first)]
+        for page in list(file.pages)[1:] if first.samplesperpixel == 1 else ():
+            kind = int(getattr(page, "subfiletype", 0) or 0)
+            is_same = (page.shape, page.dtype) == (first.shape, first.dtype)
+            if is_same and not kind & (_REDUCED | _TRANSPARENCY):
+                pages.append(page)
         yield pages
-
-
-def _belongs(page: Any, first: Any) -> bool:
-    kind = int(getattr(page, "subfiletype", 0) or 0)
-    is_same = (page.shape, page.dtype) == (first.shape, first.dtype)
-    return is_same and not kind & (_REDUCED | _TRANSPARENCY)
 
 
 def _orientation(page: Any) -> int:

@@ -138,10 +138,9 @@ def save(
     def commit() -> None:
         if rank != 0:
             return
-        if "rng" in states:
-            for other in range(1, meta["world_size"]):
-                size, checksum = measure(temp / _rng_file(other))
-                entries[_rng_file(other)] = {"size": size, "sha256": checksum}
+        for other in range(1, meta["world_size"] if "rng" in states else 1):
+            size, checksum = measure(temp / _rng_file(other))
+            entries[_rng_file(other)] = {"size": size, "sha256": checksum}
         manifest = {"format": FORMAT, "step": step, **meta, "files": entries}
         manifest["sha256"] = _checksum(manifest)
         text = json.dumps(manifest, indent=2).encode()
@@ -238,12 +237,7 @@ def latest(root: Path) -> Path | None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Reads the manifest and checks every file against it.
-
-    Raises:
-        DamagedError: A file is missing or has changed since it was written.
-        UserError: Another version of this package wrote it.
-    """
+    """Reads the manifest and checks every file against it; raises as `load`."""
     manifest = _read_manifest(folder)
     for file, entry in manifest["files"].items():
         _check(folder, file, entry)
@@ -253,10 +247,8 @@ def verify(folder: Path) -> Manifest:
 def load(folder: Path, rank: int = 0) -> tuple[Manifest, dict[str, Any]]:
     """Reads a checkpoint, with tensors on the CPU.
 
-    Args:
-        folder: The folder from `save` or `latest`.
-        rank: The rank whose random state is returned as `rng`; absent if the rank did not exist
-            when the checkpoint was written.
+    The random state of `rank` is returned as `rng`; it is absent if the rank did not exist when the
+    checkpoint was written.
 
     Raises:
         DamagedError: A file is missing or has changed since it was written.
@@ -327,7 +319,7 @@ def prune(root: Path, keep: int) -> None:
 
 
 def _sweep(root: Path) -> None:
-    """Removes the rests of killed writers."""
+    """Removes what killed writers left."""
     for old in root.glob(".step-*.old"):
         recover(root / old.name.removeprefix(".").removesuffix(".old"))
     for leftover in [*root.glob(".step-*.tmp"), *root.glob(".step-*.trash")]:

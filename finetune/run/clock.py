@@ -6,10 +6,9 @@ from contextlib import contextmanager
 
 
 class Clock:
-    """Counts seconds since its creation without pauses, such as evaluations and saves.
+    """Adds the seconds since its creation, without pauses, to those of earlier parts of the run.
 
-    Args:
-        seconds: the time of earlier parts of the run.
+    Pauses are evaluations and saves.
     """
 
     def __init__(self, seconds: float = 0.0):

@@ -22,11 +22,7 @@ SECRET_NAME = re.compile(r"(token|secret|password|api[-_]?key)$", re.IGNORECASE)
 
 
 def environment(*, world_size: int) -> dict[str, Any]:
-    """The environment of this run, ready for JSON.
-
-    Args:
-        world_size: Number of processes of the training.
-    """
+    """The environment of this run of `world_size` processes, ready for JSON."""
     return {
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in PACKAGES},

@@ -18,12 +18,8 @@ from finetune.run.log import MetricsLog
 class RunFolder:
     """The folder of a run. Nothing on disk changes before `open`.
 
-    Args:
-        path: `output` of the recipe.
-        resume: "auto", "never", or a checkpoint's folder.
-        recipe: the resolved recipe as YAML.
-        recipe_hash: `Recipe.hash`.
-        differences: gives the differences between the recipe in a file and this one, as lines.
+    `resume` is "auto", "never", or a checkpoint's folder; `recipe`, the resolved one as YAML;
+    `differences` gives those between the recipe in a file and this one, as lines.
     """
 
     def __init__(

@@ -16,8 +16,7 @@ from finetune.errors import UserError
 class MetricsLog:
     """`metrics.jsonl`: one JSON object a line, appended and flushed at once.
 
-    Args:
-        path: The file; the first `write` makes it and its folder.
+    The first `write` makes the file and its folder.
     """
 
     def __init__(self, path: Path):

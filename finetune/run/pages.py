@@ -19,11 +19,9 @@ ENVIRONMENT = Environment(
 
 
 def render(template: str, **values: Any) -> str:
-    """A self-contained HTML page without scripts.
+    """A self-contained HTML page without scripts, of a template such as "run/report.html".
 
-    Args:
-        template: Its path below the package, such as "run/report.html".
-        values: The template's variables. Their text is escaped.
+    The text of its variables is escaped.
     """
     text = ENVIRONMENT.get_template(template).render(values)
     # File names may hold bytes that are no text; they are written as escapes.

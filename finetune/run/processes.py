@@ -34,11 +34,8 @@ def all_sum(tensor: Tensor) -> Tensor:
 def agree(problem: str = "", *, stop: bool = False) -> bool:
     """Shares errors and stops between processes, so that none waits for one that has left.
 
-    It costs one small message between CPUs and waits for no device.
-
-    Args:
-        problem: this process's error message for the user, or "".
-        stop: whether this process was told to stop.
+    It costs one small message between CPUs and waits for no device. `problem` is this process's
+    error message, "" if there is none; `stop`, whether it was told to stop.
 
     Returns:
         Whether any process was told to stop.
@@ -54,8 +51,8 @@ def agree(problem: str = "", *, stop: bool = False) -> bool:
         if flags[0]:
             problems = [""] * dist.get_world_size()
             dist.all_gather_object(problems, problem, group=_cpu_group())
-    for problem in filter(None, problems):
-        raise UserError(problem)
+    if first := next(filter(None, problems), ""):
+        raise UserError(first)
     return stop
 
 
@@ -82,11 +79,7 @@ def on_main(work: Callable[[], T]) -> T | None:
 
 
 def same_everywhere(ask: Callable[[], Mapping[str, int]], device: torch.device) -> None:
-    """Checks that all processes see the same data; an error of one is raised on all.
-
-    Args:
-        ask: gives numbers that describe this process's view of the data.
-        device: the device for sums over processes.
+    """Checks that all processes see the same data, by numbers that describe the view of each.
 
     Raises:
         UserError: `ask` raised one on any process, or the processes see different data.

@@ -69,14 +69,10 @@ def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
     scores = [(r["eval/mean_iou"], r["step"]) for r in rows if r.get("eval/mean_iou") is not None]
     if scores:
         best, step = max(scores)
-        parts.append(f"last mean IoU {scores[-1][0]:.2%}")
-        parts.append(f"best {best:.2%} at step {step}")
-    seconds = [row["seconds"] for row in rows if row.get("seconds") is not None]
-    if seconds:
-        minutes = round(seconds[-1] / 60)
-        parts.append(
-            f"{minutes // 60} h {minutes % 60:02} min" if minutes else f"{seconds[-1]:.0f} s"
-        )
+        parts += [f"last mean IoU {scores[-1][0]:.2%}", f"best {best:.2%} at step {step}"]
+    if seconds := [row["seconds"] for row in rows if row.get("seconds") is not None]:
+        hours, minutes = divmod(round(seconds[-1] / 60), 60)
+        parts.append(f"{hours} h {minutes:02} min" if hours + minutes else f"{seconds[-1]:.0f} s")
     return ", ".join(parts)
 
 
@@ -94,8 +90,7 @@ class Chart:
 
 
 def _chart(title: str, rows: Sequence[Mapping[str, Any]], keys: Mapping[str, str]) -> Chart:
-    lines = {name: _pieces(rows, key) for key, name in keys.items()}
-    lines = {name: pieces for name, pieces in lines.items() if pieces}
+    lines = {name: pieces for key, name in keys.items() if (pieces := _pieces(rows, key))}
     points = [point for pieces in lines.values() for piece in pieces for point in piece]
     last = max([1, *(row["step"] for row in rows if keys.keys() & row.keys())])
     values = [value for _, value in points] or [0.0]

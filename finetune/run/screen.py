@@ -69,13 +69,8 @@ def show_end(
 ) -> None:
     """Prints the closing screen of a run: its results, its files and the next commands.
 
-    Args:
-        output: the run folder.
-        name: the run's name.
-        steps: optimiser steps of the whole run.
-        images: training images of the whole run.
-        rows: the rows of metrics.jsonl.
-        key: the metric that selects the best model.
+    Steps and images are those of the whole run; `rows` are those of metrics.jsonl. The metric `key`
+    selects the best model.
     """
     evaluations = [row for row in rows if key in row]
     best = max(evaluations, key=lambda row: row[key] or 0.0)

@@ -15,19 +15,14 @@ class StopSignals:
     or more, stops at once (launchers and terminals deliver the first one twice). Outside the main
     thread, where Python allows no handlers, it does nothing.
 
-    Args:
-        max_minutes: the time limit; None: no limit.
-
-    Attributes:
-        received: the first signal's number, or None.
-        may_time_out: whether the time limit may stop the run. The loop sets it after its first
-            step, so that a run with many restarts reaches its end.
+    The time limit is `max_minutes`, or none. The loop sets `may_time_out` after its first step, so
+    that a run with many restarts reaches its end.
     """
 
     PATIENCE = 3.0  # seconds
 
     def __init__(self, max_minutes: float | None = None) -> None:
-        self.received: int | None = None
+        self.received: int | None = None  # the first signal's number
         self.may_time_out = False
         self._deadline = time.monotonic() + 60 * (max_minutes or math.inf)
         self._at = 0.0

@@ -33,9 +33,7 @@ class States:
     def save(self, step: int, loop: Mapping[str, Any]) -> None:
         """Writes the checkpoint of a step; every process calls it.
 
-        Args:
-            step: optimiser steps done.
-            loop: the loop's own numbers, which `resume` returns.
+        `loop` holds the loop's own numbers, which `resume` returns.
         """
         rng = {"cpu": torch.get_rng_state()}
         if torch.cuda.is_available():
@@ -53,13 +51,9 @@ class States:
         on_main(lambda: checkpoint.prune(root, self.keep))
 
     def resume(self, path: Path) -> tuple[int, dict[str, Any]]:
-        """Restores all states; a rank that did not exist before keeps its fresh random state.
+        """Restores all states; returns the step, and the `loop` that `save` took.
 
-        Args:
-            path: the checkpoint's folder.
-
-        Returns:
-            The step, and the `loop` that `save` took.
+        A rank that did not exist before keeps its fresh random state.
 
         Raises:
             UserError: the checkpoint is damaged, or another version of this package wrote it.

@@ -83,16 +83,11 @@ def coco(
             f"{file}: {len(missing)} of {len(files)} images are missing: {listed(missing)}. "
             "Set data.images to their folder."
         )
-    references = [
-        json.dumps(
-            {
-                "size": [image["height"], image["width"]],
-                "objects": found[image["id"]],
-                "where": f"{file}, image {image['file_name']}",
-            }
-        )
-        for image in rows
-    ]
+    references = []
+    for image in rows:
+        size, where = [image["height"], image["width"]], f"{file}, image {image['file_name']}"
+        reference = {"size": size, "objects": found[image["id"]], "where": where}
+        references.append(json.dumps(reference))
     ids = [Path(str(image["file_name"])).with_suffix("").as_posix() for image in rows]
     return as_samples(files, references, ids, labels, CocoObjects(overlap))
 

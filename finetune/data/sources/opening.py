@@ -26,13 +26,8 @@ def open_split(
 ) -> datasets.Dataset:
     """One split as a `datasets.Dataset` of Samples.
 
-    Args:
-        data: The recipe's section.
-        labels: What mask values mean.
-        split: Which one.
-        num_channels: The recipe's `model.num_channels`; shapes are drawn in RGB.
-        faults: Takes what is wrong with single files; the split then holds the others. With None
-            the first one is raised.
+    `faults` takes what is wrong with single files; the split then holds the others. With None the
+    first fault is raised. Shapes are drawn in RGB, whatever `num_channels` is.
 
     Raises:
         UserError: What is wrong with the files; see the sources.

@@ -42,13 +42,9 @@ _RING_HOLE = 0.55  # radius of the hole over that of the ring
 def shapes(
     split: Literal["train", "val"], *, num_samples: int, size: tuple[int, int], seed: int
 ) -> datasets.Dataset:
-    """The data set: a column `index`, whose rows become Samples on access.
+    """The data set: a column `index`, whose rows become Samples of `size` (H, W) on access.
 
-    Args:
-        split: "train" and "val" draw from disjoint streams of the same seed.
-        num_samples: Number of rows.
-        size: Height and width of the pictures.
-        seed: Not negative. Another seed gives other pictures.
+    The splits draw from disjoint streams of the same seed, which is not negative.
     """
     stream = 2 * seed + (split == "val")
     rows = datasets.Dataset.from_dict({"index": range(num_samples)})
@@ -113,12 +109,7 @@ def _coverage(
 ) -> np.ndarray:
     """How much of each pixel a shape covers, float32 (H, W) in 0..1.
 
-    Args:
-        name: One of NAMES.
-        center: x, y in pixels.
-        radius: Of the circle around the shape, in pixels.
-        angle: Of rotation, in radians.
-        size: Height and width.
+    `center` (x, y) and `radius` are those of the circle around the shape, in pixels.
     """
     canvas = np.zeros(size, np.uint8)
     if name in ("disc", "ring"):
@@ -138,7 +129,7 @@ def _coverage(
 
 
 def _fill_circle(canvas: np.ndarray, center: np.ndarray, radius: float, value: int) -> None:
-    """Fills a circle in place, with subpixel position and an anti-aliased edge."""
+    """In place, with subpixel position and an anti-aliased edge."""
     unit = 2**_SUBPIXEL_BITS
     x, y = (round(float(c) * unit) for c in center)
     cv2.circle(canvas, (x, y), round(radius * unit), value, -1, cv2.LINE_AA, _SUBPIXEL_BITS)

@@ -30,18 +30,15 @@ def ultralytics(
 ) -> datasets.Dataset:
     """The data set of a `data.yaml`: images with masks below `masks_dir`, or polygons in `labels`.
 
-    Args:
-        path: The YAML file, or the folder of a `data.yaml`.
-        split: A key of it, such as "train", "val" or "test".
-        labels: What class ids mean and, for polygons, `NO_OBJECT`.
-        overlap: The polygon that wins where several overlap.
-        faults: As for `open_split`.
+    `path` is the YAML file, or the folder of a `data.yaml`; `split` is a key of it, such as "val".
+    For polygons, labels give `NO_OBJECT` a meaning. `faults` as for `open_split`.
 
     Raises:
         UserError: The file is invalid, or a folder is missing or empty.
     """
     file = Path(path).expanduser()
-    file = file / "data.yaml" if file.is_dir() else file
+    if file.is_dir():
+        file /= "data.yaml"
     content = read_data_yaml(file)
     root = _root_of(file, content)
     folders = content.get(split)
@@ -87,11 +84,7 @@ def ultralytics(
 
 
 def _check_texts(texts: list[Path], file: Path, split: str, faults: Faults) -> None:
-    """Checks text files of polygons. An image without objects needs none.
-
-    Raises:
-        UserError: No image has one, or some have no image.
-    """
+    """Refuses text files without an image, and a split without any."""
     wanted = set(texts)
     there = {
         path
