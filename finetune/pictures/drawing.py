@@ -61,10 +61,10 @@ def panel(
     width = left + len(COLUMNS) * (column + GAP) - GAP + MARGIN
     top = MARGIN + LINE
     bottom = top + sum(strip[0].height + GAP for strip in strips)
-    legend = _legend(rows, names, colors, ignore_index)
-    places, legend_height = _flow([text for text, _ in legend], width - 2 * MARGIN)
+    entries = _legend(rows, names, colors, ignore_index)
+    legend = _legend_strip(tuple(entries), width - 2 * (MARGIN - GAP))
 
-    canvas = Image.new("RGB", (width, bottom + GAP + legend_height + MARGIN), PAPER)
+    canvas = Image.new("RGB", (width, bottom + legend.height + MARGIN - GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for index, title in enumerate(COLUMNS):
         middle = left + index * (column + GAP) + column // 2
@@ -79,7 +79,7 @@ def panel(
             x = left + index * (column + GAP) + (column - picture.width) // 2
             canvas.paste(picture, (x, top))
         top += strip[0].height + GAP
-    _draw_legend(draw, legend, places, (MARGIN, bottom + GAP))
+    canvas.paste(legend, (MARGIN - GAP, bottom))
 
     buffer = BytesIO()
     canvas.save(buffer, "PNG")
@@ -209,49 +209,32 @@ def _width(text: str) -> float:
 @functools.lru_cache(maxsize=256)
 def _legend_strip(entries: tuple[tuple[str, Color], ...], width: int) -> Image.Image:
     """Cached, because setting text takes longer than an overlay, and a set's legends are alike."""
-    places, height = _flow([name for name, _ in entries], width - 2 * GAP)
-    strip = Image.new("RGB", (width, height + 2 * GAP), PAPER)
-    _draw_legend(ImageDraw.Draw(strip), entries, places, (GAP, GAP))
-    return strip
-
-
-def _draw_legend(
-    draw: ImageDraw.ImageDraw,
-    entries: Sequence[tuple[str, Color]],
-    places: Sequence[tuple[int, int]],
-    corner: tuple[int, int],
-) -> None:
-    for (text, color), (left, top) in zip(entries, places, strict=True):
-        x, y = left + corner[0], top + corner[1]
+    x = y = GAP
+    places = []
+    for text, _ in entries:
+        needed = 24 + math.ceil(_font(14).getlength(text)) + 20
+        if x > GAP and x + needed > width - GAP:
+            x, y = GAP, y + LINE
+        places.append((x, y))
+        x += needed
+    strip = Image.new("RGB", (width, y + LINE + GAP), PAPER)
+    draw = ImageDraw.Draw(strip)
+    for (text, color), (x, y) in zip(entries, places, strict=True):
         draw.rounded_rectangle((x, y, x + 16, y + 16), 3, color, outline=FAINT)
         draw.text((x + 24, y + 8), text, INK, _font(14), anchor="lm")
+    return strip
 
 
 def _legend(
     rows: Sequence[PanelRow], names: Sequence[str], colors: Sequence[Color], ignore_index: int
 ) -> list[tuple[str, Color]]:
-    present = np.unique(np.concatenate([np.unique(r.truth) for r in rows]).astype(np.int64))
-    predicted = np.concatenate([np.unique(r.prediction) for r in rows]).astype(np.int64)
-    entries = [
-        (name, color)
-        for label, (name, color) in enumerate(zip(names, colors, strict=True))
-        if label != ignore_index and (label in present or label in predicted)
-    ]
+    present = {int(label) for row in rows for label in np.unique(row.truth)}
+    shown = present | {int(label) for row in rows for label in np.unique(row.prediction)}
+    classes = enumerate(zip(names, colors, strict=True))
+    entries = [entry for label, entry in classes if label in shown - {ignore_index}]
     if ignore_index in present:
         entries.append(("ignored", IGNORED))
     return [*entries, ("wrong", WRONG)]
-
-
-def _flow(texts: Sequence[str], width: int) -> tuple[list[tuple[int, int]], int]:
-    """Places of the legend's entries, line by line, and the height of them all."""
-    places, x, y = [], 0, 0
-    for text in texts:
-        needed = 24 + math.ceil(_font(14).getlength(text)) + 20
-        if x and x + needed > width:
-            x, y = 0, y + LINE
-        places.append((x, y))
-        x += needed
-    return places, y + LINE
 
 
 def _elide(text: str, width: int) -> str:

@@ -9,9 +9,8 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -21,8 +20,6 @@ from finetune.pictures.channels import grey, other_channels, unknown_range
 from finetune.pictures.opening import max_pixels, named, source_of, too_large
 from finetune.pictures.orientation import swaps_sides, upright
 from finetune.pictures.references import Picture
-
-Source: TypeAlias = Path | BytesIO
 
 _BITS, _ORIENTATION, _SAMPLES, _PLANAR = 258, 274, 277, 284  # tags
 _PLANES = 2
@@ -64,49 +61,13 @@ class TiffForm:
         return f"{self.channels} channel{plural} of {8 * self.dtype.itemsize} bit{pages}"
 
 
-def read_form(source: Source) -> TiffForm:
-    """The header of a TIFF. A damaged one raises an exception of any kind."""
-    with _pages(source) as pages:
-        first = pages[0]
-        if len(first.shape) != (3 if first.samplesperpixel > 1 else 2):
-            raise ValueError(f"its first page has {len(first.shape)} axes ({first.axes})")
-        height, width = first.imagelength, first.imagewidth
-        photometric = getattr(first.photometric, "name", str(first.photometric))
-        return TiffForm(
-            size=(width, height) if swaps_sides(_orientation(first)) else (height, width),
-            samples=first.samplesperpixel,
-            pages=len(pages),
-            dtype=np.dtype(first.dtype).newbyteorder("="),
-            photometric=photometric,
-            has_alpha=any(int(sample) in (1, 2) for sample in first.extrasamples),
-            missing=_missing(int(first.compression), int(first.predictor)),
-        )
-
-
-def read_pixels(source: Source) -> np.ndarray:
-    """The values of a plain TIFF, (H, W, C), upright; where 0 is white, grey is inverted."""
-    with _pages(source) as pages:
-        first = pages[0]
-        planes = [page.asarray(maxworkers=1) for page in pages]
-        if planes[0].ndim == 2:
-            pixels = np.stack(planes, axis=2) if len(planes) > 1 else planes[0][..., None]
-        elif int(first.planarconfig) == _PLANES:
-            pixels = np.moveaxis(planes[0], 0, -1)
-        else:
-            pixels = planes[0]
-        if getattr(first.photometric, "name", "") == "MINISWHITE":
-            pixels = np.iinfo(pixels.dtype).max - pixels
-        pixels = upright(pixels, _orientation(first))
-        return np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
-
-
 @contextmanager
-def _pages(source: Source) -> Iterator[list[Any]]:
+def _pages(picture: Picture) -> Iterator[list[Any]]:
     """The pages that are channels of one image."""
     import tifffile  # slow to import, and few data sets need it
 
     logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # its exceptions say the same
-    with tifffile.TiffFile(source) as file:
+    with tifffile.TiffFile(source_of(picture)) as file:
         first = file.pages.first
         pages: list[Any] = [first]
         for page in list(file.pages)[1:] if first.samplesperpixel == 1 else ():
@@ -158,8 +119,21 @@ def pillow_header(picture: Picture) -> tuple[str | None, dict[int, Any]]:
 
 def tiff_form(picture: Picture) -> TiffForm:
     """The header of a TIFF as tifffile reads it."""
-    with named(picture):
-        return read_form(source_of(picture))
+    with named(picture), _pages(picture) as pages:
+        first = pages[0]
+        if len(first.shape) != (3 if first.samplesperpixel > 1 else 2):
+            raise ValueError(f"its first page has {len(first.shape)} axes ({first.axes})")
+        height, width = first.imagelength, first.imagewidth
+        photometric = getattr(first.photometric, "name", str(first.photometric))
+        return TiffForm(
+            size=(width, height) if swaps_sides(_orientation(first)) else (height, width),
+            samples=first.samplesperpixel,
+            pages=len(pages),
+            dtype=np.dtype(first.dtype).newbyteorder("="),
+            photometric=photometric,
+            has_alpha=any(int(sample) in (1, 2) for sample in first.extrasamples),
+            missing=_missing(int(first.compression), int(first.predictor)),
+        )
 
 
 def tiff_to_read(picture: Picture, num_channels: int) -> TiffForm | None:
@@ -206,9 +180,23 @@ def tiff_to_read(picture: Picture, num_channels: int) -> TiffForm | None:
 
 
 def read_tiff(picture: Picture, tiff: TiffForm, num_channels: int) -> np.ndarray:
-    """The pixels, upright (H, W, num_channels), of a TIFF from `tiff_to_read`."""
-    with named(picture):
-        pixels = read_pixels(source_of(picture))
+    """The pixels, upright (H, W, num_channels), of a TIFF from `tiff_to_read`.
+
+    Where 0 is white, grey is inverted.
+    """
+    with named(picture), _pages(picture) as pages:
+        first = pages[0]
+        planes = [page.asarray(maxworkers=1) for page in pages]
+        if planes[0].ndim == 2:
+            pixels = np.stack(planes, axis=2) if len(planes) > 1 else planes[0][..., None]
+        elif int(first.planarconfig) == _PLANES:
+            pixels = np.moveaxis(planes[0], 0, -1)
+        else:
+            pixels = planes[0]
+        if getattr(first.photometric, "name", "") == "MINISWHITE":
+            pixels = np.iinfo(pixels.dtype).max - pixels
+        pixels = upright(pixels, _orientation(first))
+        pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     if tiff.channels == num_channels != 3:
         return pixels
     if pixels.dtype == np.uint16:

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from finetune.pictures.orientation import orientation_of, swaps_sides, upright, upright_image
+from finetune.pictures.orientation import orientation_of, swaps_sides, upright
 from finetune.pictures.reading import image_size, read_image
 from finetune.pictures.references import Encoded
 
@@ -81,4 +81,4 @@ def test_an_image_in_memory(tmp_path):
     Image.new("RGB", (4, 3)).save(tmp_path / "x.png", exif=exif)
     with Image.open(tmp_path / "x.png") as image:
         assert orientation_of(image) == 6
-        assert orientation_of(upright_image(image)) == 1
+        assert orientation_of(ImageOps.exif_transpose(image)) == 1
