@@ -561,7 +561,7 @@ def test_a_folder_taken_while_waiting_for_it(tmp_path):
 
 def test_an_output_that_is_a_file(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"output=.*file: not a usable folder"):
+    with pytest.raises(UserError, match=r"output=.*file: cannot be used as a folder"):
         fit(load_recipe("shapes", tiny(tmp_path / "file")))
 
 

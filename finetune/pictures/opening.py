@@ -128,8 +128,8 @@ def named(picture: Picture) -> Iterator[None]:
 def too_large(picture: object, what: str, limit: int) -> UserError:
     """The error for a picture with more pixels than `limit`."""
     return UserError(
-        f"{picture}: {what}, more than the limit of {limit:,}: such files are made to fill the "
-        "memory. If you trust it, cut it into tiles; `finetune predict` takes --max-pixels.",
+        f"{picture}: {what}, more than the {limit:,} that are read: such files are made to fill "
+        "the memory. If you trust it, cut it into tiles; `finetune predict` takes --max-pixels.",
         kind="too-large",
     )
 

@@ -36,9 +36,7 @@ def html_report(run: Path) -> Path:
     """
     metrics, panel, report = run / "metrics.jsonl", run / "panel.png", run / "report.html"
     if not metrics.is_file():
-        raise UserError(
-            f"{metrics} does not exist: give the folder of a run (`output` of a recipe)"
-        )
+        raise UserError(f"{metrics} does not exist: name the folder of a run, a recipe's `output`")
     rows = read(metrics)
     files = {"Recipe": run / "recipe.yaml", "Environment": run / "environment.json"}
     page = render(
