@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer import Argument, Option
 
 import finetune
 
@@ -27,7 +28,6 @@ class App(typer.Typer):
 
 
 app = App(
-    help="Fine-tune SegFormer from a recipe; the result is a stock Hugging Face model.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,18 +45,21 @@ def complete_recipe(incomplete: str) -> Iterator[str]:
             yield f"{path}/" if path.is_dir() else str(path)
 
 
-RecipeArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="RECIPE",
-        help="A YAML file, or the name of a shipped recipe.",
-        autocompletion=complete_recipe,
-    ),
-]
+RECIPE = Argument(
+    metavar="RECIPE",
+    help="A YAML file, or the name of a shipped recipe.",
+    autocompletion=complete_recipe,
+)
+RecipeArgument = Annotated[str, RECIPE]
+ModelArgument = Annotated[str, Argument(metavar="MODEL", help="A model folder or Hub id.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="[key=value]...", help="Overrides, such as train.steps=100."),
+    Argument(metavar="[key=value]...", help="Overrides, such as train.steps=100."),
 ]
+Choice = Annotated[int | None, Option(help="Number of the layout, if several fit the folder.")]
+Device = Annotated[str | None, Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
+Threads = Annotated[int | None, Option(min=1, help="CPU threads. Default: all usable cores.")]
+AsJson = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
 
 
 def version(wanted: bool) -> None:
@@ -69,7 +72,7 @@ def version(wanted: bool) -> None:
 @app.callback()
 def options(
     _: Annotated[
-        bool, typer.Option("--version", callback=version, is_eager=True, help="Show the version.")
+        bool, Option("--version", callback=version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
     """Fine-tune SegFormer from a recipe; the result is a stock Hugging Face model."""

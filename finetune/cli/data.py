@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from typer import Argument, Option
 
-from finetune.cli.app import Overrides, RecipeArgument, app
+from finetune.cli.app import AsJson, Choice, Overrides, RecipeArgument, app
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,22 +20,16 @@ if TYPE_CHECKING:
 @app.command()
 def init(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[DIR]", help="Folder of images and masks.")
+        Path | None, Argument(metavar="[DIR]", help="Folder of images and masks.")
     ] = None,
     source: Annotated[
         str | None,
-        typer.Option(
-            "--from",
-            help="Instead of a folder: hub:OWNER/NAME, hub:OWNER/NAME@REVISION, or an address such "
-            "as hub:s3://bucket/set.",
-        ),
+        Option("--from", help="hub:OWNER/NAME, hub:OWNER/NAME@REVISION or hub:s3://bucket/set."),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The recipe to write; must not exist.")
+        Path, Option("--output", "-o", help="The recipe to write; must not exist.")
     ] = Path("recipe.yaml"),
-    choice: Annotated[
-        int | None, typer.Option(help="Number of the layout, if several fit the folder.")
-    ] = None,
+    choice: Choice = None,
 ) -> None:
     """Write a ready-to-train recipe for a folder of images and masks.
 
@@ -53,9 +48,8 @@ def init(
     if source is None and folder is not None:
         done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
     elif source is not None and folder is None and source.startswith("hub:"):
-        path, _, revision = source.removeprefix("hub:").partition(
-            "@" if "://" not in source else " "
-        )
+        path = source.removeprefix("hub:")
+        path, _, revision = (path, "", "") if "://" in path else path.partition("@")
         done = draft_from_table(path, output, revision=revision or None)
     else:
         raise UserError("name either a folder or --from hub:OWNER/NAME")
@@ -71,38 +65,28 @@ def init(
 def doctor(
     target: Annotated[
         str,
-        typer.Argument(
+        Argument(
             metavar="RECIPE|DIR",
-            help="A YAML file, the name of a shipped recipe, or a folder of images and masks.",
+            help="A YAML file, a shipped recipe, or a folder of images and masks.",
         ),
     ],
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--output",
             "-o",
-            help="Folder for doctor.json and doctor.html. Default: runs/doctor-NAME.",
+            help="Folder of doctor.json and .html. Default: runs/doctor-NAME.",
         ),
     ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the content of doctor.json, nothing else.")
-    ] = False,
+    as_json: AsJson = False,
     workers: Annotated[
-        int | None,
-        typer.Option(min=1, help="Reading threads. Default: one per core, at most 8."),
+        int | None, Option(min=1, help="Reading threads. Default: one per core, at most 8.")
     ] = None,
     distance: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=63,
-            help="Near duplicates: how many of the 64 bits of two perceptual hashes may differ.",
-        ),
+        int, Option(min=0, max=63, help="Bits of 64 in which hashes of near duplicates may differ.")
     ] = 8,
-    choice: Annotated[
-        int | None, typer.Option(help="Number of the layout, if several fit a folder.")
-    ] = None,
+    choice: Choice = None,
 ) -> None:
     """Read a whole data set and list its faults by file, before a training meets them.
 
@@ -148,10 +132,10 @@ def doctor(
 @app.command()
 def pack(
     recipe: RecipeArgument,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write.")],
+    output: Annotated[Path, Argument(metavar="OUT", help="The folder to write.")],
     overrides: Overrides = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Threads. Default: one per usable core.")
+        int | None, Option(min=1, help="Threads. Default: one per usable core.")
     ] = None,
 ) -> None:
     """Write a recipe's data as sharded Parquet, for streaming from a disk or a bucket.
@@ -180,10 +164,9 @@ def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None)
         return layouts[0]
     lines = [f"  {i}. {'; '.join(layout.found)}" for i, layout in enumerate(layouts, 1)]
     options = "\n".join(lines)
-    number = choice
-    if number is None and sys.stdin.isatty():
+    if choice is None and sys.stdin.isatty():
         print(f"Several layouts fit {folder}:\n{options}", file=sys.stderr)
-        number = typer.prompt("Which one", type=int, err=True)
-    if number is None or not 1 <= number <= len(layouts):
+        choice = typer.prompt("Which one", type=int, err=True)
+    if choice is None or not 1 <= choice <= len(layouts):
         raise UserError(f"several layouts fit {folder}; choose one with --choice:\n{options}")
-    return layouts[number - 1]
+    return layouts[choice - 1]

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Annotated
 
-import typer
 from rich.console import Console
+from typer import Argument, Option
 
-from finetune.cli.app import app
+from finetune.cli.app import Device, Threads, app
 from finetune.errors import UserError
 
 
@@ -15,7 +15,7 @@ from finetune.errors import UserError
 def benchmark(
     what: Annotated[
         list[str] | None,
-        typer.Argument(
+        Argument(
             metavar="[WHAT|key=value]...",
             help="forward, train-step, eval-image, loss, metric, loader, predict or training; "
             "default: all but the last two. key=value overrides the recipe of training.",
@@ -23,56 +23,45 @@ def benchmark(
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option(help="b0 to b5, repeatable. Default: b0 b2 b5 forward, b0 b2 step, b2 eval."),
+        Option(help="b0 to b5, repeatable. Default: b0 b2 b5 forward, b0 b2 step, b2 eval."),
     ] = None,
     size: Annotated[
-        str | None,
-        typer.Option(help="512, or height x width. Default: 512; eval-image 1024x2048."),
+        str | None, Option(help="512, or height x width. Default: 512; eval-image 1024x2048.")
     ] = None,
     batch: Annotated[
-        int | None, typer.Option(min=1, help="Images per batch. Default: 1; train-step 2.")
+        int | None, Option(min=1, help="Images per batch. Default: 1; train-step 2.")
     ] = None,
-    num_labels: Annotated[int, typer.Option(help="Classes, 2 to 255.")] = 150,
+    num_labels: Annotated[int, Option(help="Classes, 2 to 255.")] = 150,
     dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16; by autocast, on both sides.")
+        str, Option(help="float32, bfloat16 or float16; by autocast, on both sides.")
     ] = "float32",
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: the GPU if there is one.")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
-    ] = None,
+    device: Device = None,
+    threads: Threads = None,
     rounds: Annotated[
-        int | None, typer.Option(min=1, help="Timed runs per side. Default: 5 to 15.")
+        int | None, Option(min=1, help="Timed runs per side. Default: 5 to 15.")
     ] = None,
     compiled: Annotated[
-        bool,
-        typer.Option(
-            "--compile", help="Measure this package compiled too; stock only compiled. Slow."
-        ),
+        bool, Option("--compile", help="Measure ours compiled too; stock only compiled. Slow.")
     ] = False,
-    vs: Annotated[str, typer.Option(help="stock, or none: measure this package alone.")] = "stock",
+    vs: Annotated[str, Option(help="stock, or none: measure this package alone.")] = "stock",
     memory: Annotated[
-        bool, typer.Option(help="Measure peak memory, each side in its own process.")
+        bool, Option(help="Measure peak memory, each side in its own process.")
     ] = True,
     keep_freed_memory: Annotated[
-        bool, typer.Option(help="Let glibc keep freed memory, as training does; on both sides.")
+        bool, Option(help="Let glibc keep freed memory, as training does; on both sides.")
     ] = False,
     data: Annotated[
-        Path | None,
-        typer.Option(help="loader, predict: a folder of images. Default for loader: drawn ones."),
+        Path | None, Option(help="loader, predict: a folder of images. Default for loader: drawn.")
     ] = None,
-    model: Annotated[
-        Path | None, typer.Option(help="predict: a model folder, on both sides.")
-    ] = None,
-    recipe: Annotated[str | None, typer.Option(help="training: the recipe, on both sides.")] = None,
+    model: Annotated[Path | None, Option(help="predict: a model folder, on both sides.")] = None,
+    recipe: Annotated[str | None, Option(help="training: the recipe, on both sides.")] = None,
     minutes: Annotated[
-        float, typer.Option(min=0.01, help="training: for each side, without evaluation.")
+        float, Option(min=0.01, help="training: for each side, without evaluation.")
     ] = 20.0,
     output: Annotated[
-        Path, typer.Option(help="training: where the run folders ours and stock go.")
+        Path, Option(help="training: where the run folders ours and stock go.")
     ] = Path("runs/benchmark-training"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per line.")] = False,
+    as_json: Annotated[bool, Option("--json", help="One JSON object per line.")] = False,
 ) -> None:
     """Measure time and memory against stock transformers: the figures of docs/speed.md.
 
@@ -112,7 +101,9 @@ def benchmark(
     )
     train_both = "training" in names
     if train_both != (recipe is not None) or (overrides and not train_both):
-        raise UserError("--recipe and key=value go with `benchmark training`, which needs --recipe")
+        raise UserError(
+            "`benchmark training` needs --recipe; the others take no recipe and no key=value"
+        )
     cases = program.plan([name for name in names if name != "training"], options)
     training = None if recipe is None else program.from_checkout("training")
     if training is not None:

@@ -8,22 +8,28 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from finetune.cli.app import Overrides, app, complete_recipe
+from finetune.cli.app import (
+    AsJson,
+    Device,
+    ModelArgument,
+    Overrides,
+    Threads,
+    app,
+    complete_recipe,
+)
 from finetune.errors import UserError
 
 
 @app.command(name="eval")
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    model: ModelArgument,
     recipe: Annotated[
-        str,
-        typer.Option(
-            help="The recipe whose validation split is scored.", autocompletion=complete_recipe
-        ),
+        str, Option(help="Its validation split is scored.", autocompletion=complete_recipe)
     ],
     overrides: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Score a saved model: IoU and accuracy per class, by the folder's own protocol.
 
@@ -43,65 +49,54 @@ def evaluate(
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    model: ModelArgument,
     inputs: Annotated[
         list[str],
-        typer.Argument(
+        Argument(
             metavar="INPUT...",
-            help="Images, videos, folders, globs, data sets as hub:OWNER/NAME[@REVISION].",
+            help="Images, videos, folders, globs, and data sets as hub:OWNER/NAME, with or without "
+            "@REVISION.",
         ),
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A new folder, or that of an earlier call.")
+        Path, Option("--output", "-o", help="A new folder, or that of an earlier call.")
     ],
     write: Annotated[
         str,
-        typer.Option(
+        Option(
             help="Outputs besides the class ids, separated by commas: overlay, palette, "
             "confidence, coco, areas; or none."
         ),
     ] = "overlay,areas",
     batch_size: Annotated[
-        int | None,
-        typer.Option(min=1, help="Images of one size per batch. Default: by their size, up to 8."),
+        int | None, Option(min=1, help="Images of one size per batch. Default: by size, up to 8.")
     ] = None,
     workers: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Threads that decode and write. Default: one per core, at most 8."
-        ),
+        Option(min=1, help="Threads that decode and write. Default: one a core, up to 8."),
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: this process's GPU, or cpu.")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option(help="float32, bfloat16 or float16, by autocast.")
-    ] = "float32",
+    device: Device = None,
+    dtype: Annotated[str, Option(help="float32, bfloat16 or float16, by autocast.")] = "float32",
     window: Annotated[
-        str | None,
-        typer.Option(help="Sliding window, as 1024 or 512x1024. Default: the model folder's."),
+        str | None, Option(help="Sliding window, as 1024 or 512x1024. Default: the model folder's.")
     ] = None,
     stride: Annotated[
-        str | None, typer.Option(help="Stride of the window. Default: three quarters of it.")
+        str | None, Option(help="Stride of the window. Default: three quarters of it.")
     ] = None,
     scales: Annotated[
-        str | None, typer.Option(help="Scales to average, such as 0.75,1,1.25: slower, better.")
+        str | None, Option(help="Scales to average, such as 0.75,1,1.25: slower, better.")
     ] = None,
     flip: Annotated[
-        bool | None,
-        typer.Option(help="Average with the mirrored image. Default: the model folder's."),
+        bool | None, Option(help="Average with the mirrored image. Default: the model folder's.")
     ] = None,
-    split: Annotated[
-        str | None, typer.Option(help="Split of a data set with several splits.")
-    ] = None,
+    split: Annotated[str | None, Option(help="Split of a data set with several.")] = None,
     image_column: Annotated[
-        str | None, typer.Option(help="Image column of a data set. Default: found by its name.")
+        str | None, Option(help="Image column of a data set. Default: found by its name.")
     ] = None,
     max_pixels: Annotated[
-        int | None,
-        typer.Option(min=1, help="Pixels of the largest image that is read. Default: 178,956,970."),
+        int | None, Option(min=1, help="Pixels of the largest image read. Default: 178,956,970.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no bar.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Predict masks for images, videos and data sets. A stopped call resumes where it stopped.
 
@@ -157,8 +152,7 @@ def predict(
         raise typer.Exit(130) from None
     seconds = max(time.monotonic() - begun, 1e-9)
     if rank == 0 and as_json:
-        facts = {"output": str(output), **vars(done), "seconds": seconds}
-        print(json.dumps(facts))
+        print(json.dumps({"output": str(output), **vars(done), "seconds": seconds}))
     elif rank == 0:
         program.show(done, output, seconds)
     raise typer.Exit(2 if done.failed else 0)
@@ -168,9 +162,7 @@ def _sides(option: str, text: str) -> tuple[int, int]:
     """Height and width, from "512" or "512x1024"."""
     parts = text.lower().split("x")
     if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
-        raise UserError(
-            f"{option} {text}: must be a size such as 1024, or height x width: 512x1024"
-        )
+        raise UserError(f"{option} {text}: write a size as 1024, or height x width as 512x1024")
     return int(parts[0]), int(parts[-1])
 
 
@@ -180,29 +172,20 @@ def _factors(text: str) -> tuple[float, ...]:
     except ValueError:
         found = ()
     if not found or not all(0 < factor <= 8 for factor in found):
-        raise UserError(f"--scales {text}: must be factors such as 0.75,1,1.25")
+        raise UserError(f"--scales {text}: write factors above 0 and up to 8, such as 0.75,1,1.25")
     return found
 
 
 @app.command()
 def convert(
     checkpoint: Annotated[
-        str,
-        typer.Argument(
-            metavar="CHECKPOINT", help="A .pth or .safetensors file, a model folder or a Hub id."
-        ),
+        str, Argument(metavar="CHECKPOINT", help="A .pth or .safetensors file, a folder or Hub id.")
     ],
-    output: Annotated[
-        Path, typer.Argument(metavar="OUT", help="The folder to write; new or empty.")
-    ],
+    output: Annotated[Path, Argument(metavar="OUT", help="The folder to write; new or empty.")],
     heads: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N,N,N,N",
-            help="Attention heads per stage, for files of unpublished sizes.",
-        ),
+        str | None, Option(metavar="N,N,N,N", help="Heads per stage, for unpublished sizes.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Convert published weights to a stock folder that gives the same logits.
 
@@ -222,7 +205,7 @@ def convert(
     numbers = None
     if heads is not None:
         if not all(text.strip().isdecimal() for text in heads.split(",")):
-            raise UserError(f"--heads {heads}: a number a stage is wanted, such as 1,2,5,8")
+            raise UserError(f"--heads {heads}: write one number for each stage, such as 1,2,5,8")
         numbers = [int(text) for text in heads.split(",")]
     done = program.convert(checkpoint, output, heads=numbers)
     print(done.to_json() if as_json else done.to_text())
@@ -230,74 +213,55 @@ def convert(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    model: ModelArgument,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", help="The folder to write into. Default: MODEL itself."),
+        Path | None, Option("--output", "-o", help="The folder to write into. Default: MODEL.")
     ] = None,
     labels: Annotated[
         bool,
-        typer.Option(
-            "--labels",
-            help="Also onnx/model_labels.onnx: class ids at the size of pixel_values (the model's "
-            "input, not the original picture).",
+        Option(
+            "--labels", help="Also onnx/model_labels.onnx: class ids at the size of pixel_values."
         ),
     ] = False,
     int8: Annotated[
-        bool,
-        typer.Option(
-            "--int8",
-            help="Also onnx/model_quantized.onnx: 8 bit, calibrated on --recipe's training images.",
-        ),
+        bool, Option("--int8", help="Also onnx/model_quantized.onnx: 8 bit; needs --recipe.")
     ] = False,
     fp16: Annotated[
-        bool,
-        typer.Option(
-            "--fp16", help="Also onnx/model_fp16.onnx: half the size; slower on most CPUs."
-        ),
+        bool, Option("--fp16", help="Also onnx/model_fp16.onnx: half the size; slow on most CPUs.")
     ] = False,
     pt2: Annotated[
-        bool, typer.Option("--pt2", help="Also model.pt2, for torch.export.load without finetune.")
+        bool, Option("--pt2", help="Also model.pt2, for torch.export.load without finetune.")
     ] = False,
     web: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DIR", help="Folder for a page with the model, for any static file server."
-        ),
+        Option(metavar="DIR", help="Folder for a page with the model, for static servers."),
     ] = None,
     web_runtime: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             help="Folder dist of the npm package onnxruntime-web. A copy goes beside the page, "
             "which then needs no network. Default: the page loads it from jsDelivr."
         ),
     ] = None,
     recipe: Annotated[
         str | None,
-        typer.Option(
+        Option(
             help="A recipe: its validation split gives the mIoU of each form, its training split "
             "the ranges of --int8; key=value overrides it.",
             autocompletion=complete_recipe,
         ),
     ] = None,
     calibration: Annotated[
-        int | None,
-        typer.Option(min=1, help="--int8: number of training images. Default: 64."),
+        int | None, Option(min=1, help="--int8: number of training images. Default: 64.")
     ] = None,
-    table: Annotated[
-        bool, typer.Option(help="Measure size, latency and mIoU of each form.")
-    ] = True,
-    size: Annotated[
-        str, typer.Option(help="Size of the table's picture: 512, or height x width.")
-    ] = "512",
+    table: Annotated[bool, Option(help="Measure size, latency and mIoU of each form.")] = True,
+    size: Annotated[str, Option(help="The table's picture: 512, or height x width.")] = "512",
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Add compiled PyTorch to the table. Takes minutes.")
+        bool, Option("--compile", help="Add compiled PyTorch to the table. Takes minutes.")
     ] = False,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads. Default: all usable cores.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no table.")] = False,
+    threads: Threads = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write a model as ONNX for transformers.js, ONNX Runtime and browsers, and check each file.
 

@@ -8,50 +8,46 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from typer import Argument, Option
 
-from finetune.cli.app import Overrides, app
+from finetune.cli.app import AsJson, Device, ModelArgument, Overrides, app
 from finetune.errors import UserError
 
 
 @app.command()
 def push(
     run: Annotated[
-        Path,
-        typer.Argument(metavar="RUN", help="A run folder (its best/ is pushed) or a model folder."),
+        Path, Argument(metavar="RUN", help="A run folder (its best/ is pushed) or a model folder.")
     ],
-    repo: Annotated[str, typer.Argument(metavar="REPO", help="OWNER/NAME on the Hub.")],
+    repo: Annotated[str, Argument(metavar="REPO", help="OWNER/NAME on the Hub.")],
     overrides: Overrides = None,
     private: Annotated[
-        bool, typer.Option("--private/--public", help="Visibility of a new repository.")
+        bool, Option("--private/--public", help="Visibility of a new repository.")
     ] = True,
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Write the folder, byte for byte, and send nothing."),
+        bool, Option("--dry-run", help="Write the folder, byte for byte, and send nothing.")
     ] = False,
     output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output", "-o", help="Folder of a dry run. Default: push in the run folder."
-        ),
+        Path | None, Option("--output", "-o", help="Folder of a dry run. Default: RUN/push.")
     ] = None,
     onnx: Annotated[
-        bool, typer.Option("--onnx", help="Add onnx/model.onnx, as `finetune export` writes it.")
+        bool, Option("--onnx", help="Add onnx/model.onnx, as `finetune export` writes it.")
     ] = False,
     space: Annotated[
-        bool, typer.Option("--space", help="Add a Gradio Space with the demo, as REPO-demo.")
+        bool, Option("--space", help="Add a Gradio Space with the demo, as REPO-demo.")
     ] = False,
     with_code: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--with-code",
             help="Add the fast model's code, for users who choose trust_remote_code; others still "
             "get transformers' own.",
         ),
     ] = False,
     message: Annotated[
-        str | None, typer.Option(help="Commit message. Default: name, step and mean IoU.")
+        str | None, Option(help="Commit message. Default: name, step and mean IoU.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object, no text.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Push a model to the Hub, with a card that shows its evidence.
 
@@ -79,7 +75,7 @@ def push(
     quiet_libraries(main_process=True)
     set_threads(None)
     if output is not None and not dry_run:
-        raise UserError("-o: is the folder of a dry run; add --dry-run, or leave -o out")
+        raise UserError("-o names the folder of a dry run: add --dry-run, or leave -o out")
     if dry_run and output is None:
         output = (folders(run)[1] or run) / "push"
     try:
@@ -96,9 +92,8 @@ def push(
         )
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on", file=sys.stderr, flush=True)
-        os._exit(
-            130
-        )  # else Python waits for the client's threads, and they for a silent connection
+        # sys.exit would wait for the client's threads, and they wait for a silent connection.
+        os._exit(130)
     if as_json:
         print(done.to_json())
     else:
@@ -115,24 +110,20 @@ def _exporter() -> Callable[[Path], object]:
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model folder or Hub id.")],
+    model: ModelArgument,
     second: Annotated[
-        str | None,
-        typer.Argument(metavar="[MODEL2]", help="A second model, shown beside the first."),
+        str | None, Argument(metavar="[MODEL2]", help="A second model, shown beside the first.")
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines use the page.")
+        str, Option(help="Address to listen on; 0.0.0.0 lets other machines use the page.")
     ] = "127.0.0.1",
     port: Annotated[
-        int | None,
-        typer.Option(min=1, max=65535, help="Default: the first free port from 7860 on."),
+        int | None, Option(min=1, max=65535, help="Default: the first free port from 7860 on.")
     ] = None,
     example: Annotated[
-        list[Path] | None, typer.Option(help="A picture to offer; may be given several times.")
+        list[Path] | None, Option(help="A picture to offer; may be given several times.")
     ] = None,
-    device: Annotated[
-        str | None, typer.Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Show a model on a web page: drop or take a picture, see its classes, areas and confidence.
 

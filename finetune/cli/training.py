@@ -14,8 +14,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer import Argument, Option
 
-from finetune.cli.app import Overrides, RecipeArgument, app, complete_recipe
+from finetune.cli.app import RECIPE, Overrides, RecipeArgument, app
 from finetune.errors import UserError
 
 
@@ -25,7 +26,7 @@ def train(
     overrides: Overrides = None,
     processes: Annotated[
         int | None,
-        typer.Option(min=1, help="Processes on this machine. Default: one per GPU, else one."),
+        Option(min=1, help="Processes on this machine. Default: one per GPU, else one."),
     ] = None,
 ) -> None:
     """Train on all local devices. A stopped run of the same recipe resumes where it stopped.
@@ -41,12 +42,13 @@ def train(
     from finetune.train import quiet_libraries, run
 
     overrides = overrides or []
+    devices = torch.cuda.device_count()
     if processes is None:
-        processes = max(1, torch.cuda.device_count())
+        processes = max(1, devices)
     if processes == 1:
         raise typer.Exit(run(recipe, overrides))
-    if 0 < torch.cuda.device_count() < processes:
-        raise UserError(f"--processes {processes}: here are {torch.cuda.device_count()} GPUs")
+    if 0 < devices < processes:
+        raise UserError(f"--processes {processes}: this machine has {devices} GPUs; ask for fewer")
     quiet_libraries(main_process=False)  # rank 0 prints the warnings
     load_recipe(recipe, overrides).batch_split(processes)
     raise typer.Exit(_launch(["--recipe", recipe, *overrides], processes))
@@ -71,20 +73,13 @@ def recipes() -> None:
 
 @app.command()
 def show(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(
-            metavar="RECIPE",
-            help="A YAML file, or the name of a shipped recipe.",
-            autocompletion=complete_recipe,
-        ),
-    ] = None,
+    recipe: Annotated[str | None, RECIPE] = None,
     overrides: Overrides = None,
     keys: Annotated[
-        bool, typer.Option("--keys", help="List every key with type, default and meaning.")
+        bool, Option("--keys", help="List every key with type, default and meaning.")
     ] = False,
     schema: Annotated[
-        bool, typer.Option("--schema", help="Print the JSON Schema of recipe files, for editors.")
+        bool, Option("--schema", help="Print the JSON Schema of recipe files, for editors.")
     ] = False,
 ) -> None:
     """Print a resolved recipe: every value that a run would use.
@@ -110,7 +105,7 @@ def show(
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")],
+    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")],
 ) -> None:
     """Write RUN/report.html anew: curves, scores, pictures and recipe on a page that opens offline.
 
@@ -133,50 +128,40 @@ def _launch(arguments: list[str], processes: int) -> int:
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        port = str(probe.getsockname()[1])
+    world = str(processes)
+    shared = {"WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     ranks: list[subprocess.Popen[bytes]] = []
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         received.append(number)
         for process in ranks:
-            if process.poll() is None:
-                process.send_signal(number)
+            process.send_signal(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    signal.signal(signal.SIGTERM, pass_on)
     for rank in range(processes):
-        environment = {
-            **os.environ,
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(processes),
-            "LOCAL_WORLD_SIZE": str(processes),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        command = [sys.executable, "-m", "finetune.train", *arguments]
         if received:  # before all ranks are started
             break
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "finetune.train", *arguments]
+        environment = {**os.environ, **shared, **own}
         ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
     while any(process.poll() is None for process in ranks):
         if any(process.poll() for process in ranks):
             time.sleep(5)  # for messages, and for ranks that end by themselves
             for process in ranks:
                 process.terminate()
-            _wait_or_kill(ranks)
+            deadline = time.monotonic() + 30
+            while any(process.poll() is None for process in ranks) and time.monotonic() < deadline:
+                time.sleep(0.2)
+            for process in ranks:
+                process.kill()
         time.sleep(0.2)
     # A UserError is raised on every rank; a crash elsewhere must not hide behind a 143. A rank that
     # a signal ended before it could save has the signal's negative number.
     statuses = [128 - p.returncode if p.returncode < 0 else p.returncode for p in ranks]
     statuses += [128 + number for number in received[:1] if not ranks]
     return next((status for status in (2, 1, 130, 143) if status in statuses), int(any(statuses)))
-
-
-def _wait_or_kill(ranks: list[subprocess.Popen[bytes]]) -> None:
-    deadline = time.monotonic() + 30
-    for process in ranks:
-        try:
-            process.wait(max(0.0, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            process.kill()
