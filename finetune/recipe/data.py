@@ -4,12 +4,12 @@ A new source is a class here, a member of `AnySource`, and an opener in
 `finetune/data/sources/opening.py`.
 """
 
-import difflib
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, TypeAdapter
+from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, TypeAdapter
 
+from finetune.recipe.errors import did_you_mean
 from finetune.recipe.section import PositiveInt, Section, Size
 
 Overlap = Annotated[
@@ -31,10 +31,10 @@ class DataSection(Section):
     image_mean: list[float] = Field(
         [0.485, 0.456, 0.406], description="mean per channel, of values in 0..1"
     )
-    image_std: list[Annotated[float, Field(gt=0)]] = Field(
+    image_std: list[PositiveFloat] = Field(
         [0.229, 0.224, 0.225], description="standard deviation per channel, of values in 0..1"
     )
-    workers: Annotated[int, Field(ge=0)] = Field(
+    workers: NonNegativeInt = Field(
         2,
         description="loader processes per training process; never changes what is loaded (of a "
         "stream, the order)",
@@ -106,8 +106,8 @@ class StoredData(DataSection):
                     yield f".{key}: needs .val_fraction"
         elif self.val_split == self.train_split:
             yield (
-                f".val_split: {self.val_split!r} is what is trained on; with .val_fraction "
-                "give the part that is held back another name"
+                f".val_split: the training uses {self.val_split!r}; with .val_fraction, give the "
+                "part that is held back another name"
             )
 
 
@@ -124,23 +124,18 @@ class FileData(StoredData):
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
         if self.val_fraction is not None and self.split_list is not None:
-            yield ".val_fraction: the split is drawn, but .split_list names files; take one"
-        if not self._tells_splits_apart():
+            yield ".val_fraction: a share is drawn, but .split_list names files; give one of them"
+        if not self.patterns or self.val_fraction is not None or self.train_split == self.val_split:
+            return
+        texts = [*(getattr(self, key) for key in self.patterns), self.split_list or ""]
+        if not any("{split}" in text for text in texts):
             where = " and ".join(f".{key}" for key in self.patterns)
             yield (
                 f".val_split: {self.val_split!r} would be the same images as "
                 f"{self.train_split!r}: there is no {{split}} in {where}, nor in .split_list. "
                 "Write {split} where the splits differ, or hold a share back by .val_fraction, "
-                "such as 0.2; if scores of the training images are what you want, set .val_split "
-                "to .train_split"
+                "such as 0.2. For scores of the training images, set .val_split to .train_split"
             )
-
-    def _tells_splits_apart(self) -> bool:
-        """Whether the two splits, if their names differ, have different files."""
-        if not self.patterns or self.val_fraction is not None or self.train_split == self.val_split:
-            return True
-        texts = [*(getattr(self, key) for key in self.patterns), self.split_list or ""]
-        return any("{split}" in text for text in texts)
 
 
 class FolderData(FileData):
@@ -183,7 +178,7 @@ class HubData(StoredData):
         for key in ("val_fraction", "cache") if self.streaming else ():
             value = getattr(self, key)
             if value not in (None, "auto", "none"):
-                yield f".{key}: {value} needs all samples at hand; not with .streaming"
+                yield f".{key}: {value} needs all samples at hand; remove it, or .streaming"
 
 
 class CocoData(FileData):
@@ -238,8 +233,7 @@ def _of_its_source(values: Any) -> Any:
     values = {"source": "folder", **values}
     source = str(values["source"])
     if source not in SOURCES:
-        close = difflib.get_close_matches(source, SOURCES, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
+        hint = did_you_mean(source, SOURCES)
         raise ValueError(f".source: {source!r} is none of {', '.join(SOURCES)}{hint}")
     own = SOURCES[source].model_fields
     if "path" in own and values.get("path") is None:

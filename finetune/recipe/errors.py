@@ -1,8 +1,8 @@
 """pydantic's errors as lines for the user: the dotted key, the mistake, the value found."""
 
+import difflib
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable
 
 from pydantic import ValidationError
 
@@ -28,21 +28,16 @@ def error_lines(
         if problem["type"] == "extra_forbidden":
             lines.append(f"{key}: {unknown(key)}")
         elif "error" in problem.get("ctx", {}):
-            lines += _own(str(problem["ctx"]["error"]), key)
+            for line in str(problem["ctx"]["error"]).split("\n"):
+                whole = line if line.startswith(".") or not key else f"{key}: {line}"
+                lines.append(OWN_KEY.sub(f"{key}." if key else "", whole))
         else:
-            lines.append(_pydantics(problem["msg"], problem["input"], key))
+            message = problem["msg"][0].lower() + problem["msg"][1:]
+            lines.append(f"{key}: {message} (got {problem['input']!r})".removeprefix(": "))
     return lines
 
 
-def _own(message: str, key: str) -> list[str]:
-    """The lines of one of our messages, in which a leading dot marks keys of the section."""
-    prefix = f"{key}." if key else ""
-    lines = message.split("\n")
-    return [
-        OWN_KEY.sub(prefix, line if line.startswith(".") or not key else f"{key}: {line}")
-        for line in lines
-    ]
-
-
-def _pydantics(message: str, found: Any, key: str) -> str:
-    return f"{key}: {message[0].lower()}{message[1:]} (got {found!r})".removeprefix(": ")
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of a message: a question with the nearest known word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]}?" if close else ""

@@ -3,7 +3,7 @@
 `InferenceProtocol` comes from recipes and from `finetune_eval` in config.json, by the same rules.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class InferenceProtocol(Section):
 
     def _problems(self) -> Iterator[str]:
         if self.fixed_size is not None and self.shortest_edge is not None:
-            yield ".fixed_size: does not go with .shortest_edge"
+            yield ".fixed_size: does not go with .shortest_edge; give one of them"
         if self.shortest_edge is None:
             for key, default in (("longest_edge", None), ("size_divisor", 1)):
                 if getattr(self, key) != default:
@@ -62,7 +62,7 @@ class InferenceProtocol(Section):
             yield ".stride: needs .window"
         sides = zip(self.stride or (), self.window or (), strict=False)
         if any(stride > window for stride, window in sides):
-            yield ".stride: larger than .window leaves gaps"
+            yield ".stride: is larger than .window, which would leave gaps; take a smaller one"
 
     @classmethod
     def read(cls, values: Any) -> "InferenceProtocol":
@@ -71,8 +71,6 @@ class InferenceProtocol(Section):
         Raises:
             UserError: A key or a value is unknown; the message names it.
         """
-        if isinstance(values, Mapping) and (unknown := values.keys() - cls.model_fields.keys()):
-            raise UserError(f"unknown protocol keys: {', '.join(sorted(unknown))}")
         try:
             return cls.model_validate(values)
         except ValidationError as error:

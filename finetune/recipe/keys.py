@@ -7,16 +7,12 @@ from typing import Any
 
 import yaml
 
-from finetune.recipe.data import READ_BY, SOURCES
+from finetune.recipe.data import READ_BY, SOURCE_CLASSES, SOURCES
 from finetune.recipe.loss import CrossEntropySection, LossTerm
-from finetune.recipe.recipe import SECTIONS, Recipe
+from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
 
 Row = tuple[str, str, str, str]
-_SOURCE = (
-    "procedural shapes, two folders, the Hub (or Parquet and Arrow anywhere), COCO's JSON, "
-    "Ultralytics' data.yaml, or an official layout"
-)
 
 
 def describe_keys() -> list[Row]:
@@ -26,16 +22,15 @@ def describe_keys() -> list[Row]:
     term.
     """
     rows: list[Row] = []
-    for name in Recipe.model_fields:
+    for name, field in Recipe.model_fields.items():
         if name == "data":
             rows += _of_data()
         elif name == "loss":
-            rows += _of_loss()
-        elif name in SECTIONS:
-            kind = Recipe.model_fields[name].annotation
-            assert isinstance(kind, type)
-            assert issubclass(kind, Section)
-            rows += _of_section(kind, f"{name}.")
+            example = "[{cross_entropy: {focal_gamma: 2}}]"
+            rows.append(("loss", "list", "[{cross_entropy: {}}]", f"terms by name, as {example}"))
+            rows += _of_section(CrossEntropySection, "loss.")  # the short form
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            rows += _of_section(field.annotation, f"{name}.")
         else:
             rows.append(_row(Recipe, name, ""))
     return rows
@@ -51,24 +46,18 @@ def explain_unknown(dotted: str, source: str) -> str:
 
 
 def _of_data() -> Iterator[Row]:
-    sources = " | ".join(SOURCES)
-    yield "data.source", sources, "folder", _SOURCE
+    kinds = " ".join(section.__doc__ or "" for section in SOURCE_CLASSES)
+    yield "data.source", " | ".join(SOURCES), "folder", kinds
     for key, readers in READ_BY.items():
         if key == "source":
             continue
-        row = _row(SOURCES[readers[0]], key, "data.")
+        name, kind, default, description = _row(SOURCES[readers[0]], key, "data.")
         others = [source for source in SOURCES if source not in readers]
         if others:
             few = len(others) < len(readers)
             who = f"every source but {', '.join(others)}" if few else ", ".join(readers)
-            row = (*row[:3], f"{who}: {row[3]}")
-        yield row
-
-
-def _of_loss() -> Iterator[Row]:
-    example = "[{cross_entropy: {focal_gamma: 2}}]"
-    yield "loss", "list", "[{cross_entropy: {}}]", f"the terms by name, as {example}"
-    yield from _of_section(CrossEntropySection, "loss.")  # the short form
+            description = f"{who}: {description}"
+        yield name, kind, default, description
 
 
 def _of_section(section: type[Section], prefix: str) -> Iterator[Row]:
@@ -93,9 +82,8 @@ def _type_name(schema: Mapping[str, Any]) -> str:
 
 
 def _value(value: Any) -> str:
-    return yaml.dump(
-        list(value) if isinstance(value, tuple) else value, default_flow_style=True
-    ).split("\n")[0]
+    plain = list(value) if isinstance(value, tuple) else value
+    return yaml.dump(plain, default_flow_style=True).split("\n")[0]
 
 
 def _nearest_key(dotted: str) -> str | None:

@@ -5,7 +5,6 @@
 `base:` names a recipe to start from; `key=value` overrides by dotted path.
 """
 
-import difflib
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,7 +17,7 @@ from pydantic import ValidationError
 
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
-from finetune.recipe.errors import error_lines
+from finetune.recipe.errors import did_you_mean, error_lines
 from finetune.recipe.keys import explain_unknown
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.text import parse_yaml, read_yaml
@@ -78,11 +77,8 @@ def find_recipe(name: str) -> Path:
             if os.path.isfile(path) and path.suffix in (".yaml", ".yml"):
                 return path
     known = [path.stem for path in shipped_recipes()]
-    close = difflib.get_close_matches(Path(name).stem, known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else ""
-    raise UserError(
-        f"no recipe {name!r} here or among the shipped ones ({', '.join(known)}).{hint}"
-    )
+    hint = did_you_mean(Path(name).stem, known)
+    raise UserError(f"no recipe {name!r} here or among the shipped ones ({', '.join(known)}){hint}")
 
 
 def shipped_recipes() -> list[Path]:
@@ -106,7 +102,7 @@ def recipe_from_yaml(path: Path) -> Recipe:
 def _read_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     if path.resolve() in above:
         chain = " -> ".join(str(p.name) for p in (*above, path))
-        raise UserError(f"recipe {path}: base: goes in a circle ({chain})")
+        raise UserError(f"recipe {path}: base: goes in a circle ({chain}); remove one of them")
     values = read_yaml(path)
     base = values.pop("base", None)
     if base is None:
@@ -188,35 +184,30 @@ def _with_preset(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _resolve(recipe: Recipe, stem: str) -> Recipe:
     """Fills in the values that depend on other values."""
-    name = recipe.name or stem
-    train = recipe.train
+    name, train, labels = recipe.name or stem, recipe.train, recipe.labels
+    lengths = {"checkpoint_every": train.checkpoint_every or train.eval_every}
     if train.warmup_steps >= train.steps:
-        shortened = train.steps // 10
+        lengths["warmup_steps"] = train.steps // 10
         warnings.warn(
             f"train.warmup_steps={train.warmup_steps} does not fit into train.steps={train.steps}: "
-            f"shortened to {shortened}",
+            f"shortened to {lengths['warmup_steps']}",
             stacklevel=4,
         )
-        train = train.model_copy(update={"warmup_steps": shortened})
-    if train.checkpoint_every is None:
-        train = train.model_copy(update={"checkpoint_every": train.eval_every})
-    labels = recipe.labels
     if labels.ignore is None:
         labels = labels.model_copy(update={"ignore": [] if labels.kind == "colors" else [255]})
-    return recipe.model_copy(
-        update={
-            "name": name,
-            "output": os.path.expanduser(recipe.output or Path("runs") / name),
-            "labels": labels,
-            "train": train,
-        }
-    )
+    resolved = {
+        "name": name,
+        "output": os.path.expanduser(recipe.output or Path("runs") / name),
+        "labels": labels,
+        "train": train.model_copy(update=lengths),
+    }
+    return recipe.model_copy(update=resolved)
 
 
 def _warn_of_unreachable(recipe: Recipe) -> None:
     if unreachable := recipe.labels.build().unreachable:
         warnings.warn(
-            f"labels.names: no value of a mask means {', '.join(map(repr, unreachable))}, so that "
-            "nothing of the kind can be learned. Give it a value in labels.map, or take it out",
+            f"labels.names: no mask value means {', '.join(map(repr, unreachable))}, so the model "
+            "cannot learn it. Give it a value in labels.map, or take it out",
             stacklevel=4,
         )

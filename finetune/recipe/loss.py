@@ -6,7 +6,15 @@ A new loss is a section here, a key of `LossTerm`, and a class in `finetune/loss
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainSerializer, SerializationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    NonNegativeFloat,
+    PlainSerializer,
+    PositiveFloat,
+    SerializationInfo,
+    field_validator,
+)
 
 from finetune.recipe.section import Section
 
@@ -14,15 +22,13 @@ from finetune.recipe.section import Section
 class TermSection(Section):
     """The keys of every term."""
 
-    weight: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="factor of the term in the sum of terms"
-    )
+    weight: PositiveFloat = Field(1.0, description="factor of the term in the sum of terms")
 
 
 class CrossEntropySection(TermSection):
     """Cross entropy and the weights of pixels in it."""
 
-    class_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+    class_weights: dict[str, NonNegativeFloat] = Field(
         {},
         description="class: weight of its pixels; 1 for other classes. `finetune doctor` suggests "
         "weights",
@@ -30,7 +36,7 @@ class CrossEntropySection(TermSection):
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = Field(
         0.0, description="share of the target that is spread over all classes"
     )
-    focal_gamma: Annotated[float, Field(ge=0)] = Field(
+    focal_gamma: NonNegativeFloat = Field(
         0.0, description="exponent of the focal factor (1 - p)^gamma; 0: none"
     )
 
@@ -58,7 +64,7 @@ class LossTerm(Section):
 
     def _problems(self) -> Iterator[str]:
         if len(self.model_fields_set) != 1:
-            yield f"a term has one name, one of {', '.join(LossTerm.model_fields)}"
+            yield f"a term needs exactly one name, out of {', '.join(LossTerm.model_fields)}"
 
 
 def _as_list(value: Any) -> Any:

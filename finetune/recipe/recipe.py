@@ -1,6 +1,5 @@
 """`Recipe`: its sections, the rules between them, and the comparison of two recipes."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -11,6 +10,7 @@ from pydantic import Field
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
 from finetune.recipe.data import Data
+from finetune.recipe.errors import did_you_mean
 from finetune.recipe.evaluation import EvaluationSection
 from finetune.recipe.loss import PLAIN_LOSS, Loss
 from finetune.recipe.section import Section
@@ -69,10 +69,7 @@ class Recipe(Section):
         yield from self._of_the_task()
         yield from self._of_the_model()
         if not self.labels.names:
-            yield (
-                "labels.names: missing; list the classes in the order of their ids, or name a "
-                "preset"
-            )
+            yield "labels.names: missing; list the classes in the order of ids, or name a preset"
             return
         try:
             names = self.labels.build().names
@@ -117,20 +114,16 @@ class Recipe(Section):
     def _of_the_loss(self, names: tuple[str, ...]) -> Iterator[str]:
         terms = [term.name for term in self.loss]
         for name in sorted({name for name in terms if terms.count(name) > 1}):
-            yield f"loss: {name} is there twice"
+            yield f"loss: the term {name} occurs twice; remove one"
         for number, term in enumerate(self.loss):
             where = "loss" if len(terms) == 1 else f"loss.{number}.{term.name}"
             weights = getattr(term.options, "class_weights", {})  # not every term has them
             for name in weights:
                 if name not in names:
-                    close = difflib.get_close_matches(name, names, n=1)
-                    hint = f" Did you mean {close[0]}?" if close else ""
-                    yield (
-                        f"{where}.class_weights: {name!r} is none of the classes in "
-                        f"labels.names.{hint}"
-                    )
+                    hint = did_you_mean(name, names)
+                    yield f"{where}.class_weights: {name!r} is no class of labels.names{hint}"
             if weights and not any(weights.get(name, 1.0) for name in names):
-                yield f"{where}.class_weights: no class counts, so that nothing can be learned"
+                yield f"{where}.class_weights: all weights are 0; give one class a larger weight"
 
     def to_yaml(self) -> str:
         """The resolved recipe as YAML, the form saved beside the model."""

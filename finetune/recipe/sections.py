@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from finetune.labels.translation import Labels
 from finetune.recipe.section import Fraction, PositiveInt, Section, Size
@@ -47,19 +47,8 @@ class ModelSection(Section):
 
     def config_arguments(self) -> dict[str, Any]:
         """Keyword arguments of `SegformerConfig`, without those of the labels."""
-        own = {
-            key: getattr(self, key)
-            for key in ("depths", "hidden_sizes", "decoder_hidden_size")
-            if getattr(self, key) is not None
-        }
-        return {
-            **VARIANTS[self.variant],
-            **own,
-            "num_attention_heads": self.num_attention_heads,
-            "num_channels": self.num_channels,
-            "drop_path_rate": self.drop_path_rate,
-            "classifier_dropout_prob": self.classifier_dropout_prob,
-        }
+        own = self.model_dump(exclude={"variant", "init"}, exclude_none=True)
+        return {**VARIANTS[self.variant], **own}
 
     @property
     def smallest_side(self) -> int:
@@ -124,8 +113,7 @@ class LabelsSection(Section):
 
     def build(self) -> Labels:
         """The translation; its errors name the keys of this section."""
-        rules = self.model_dump(exclude={"preset"})
-        return Labels.build(**rules)
+        return Labels.build(**self.model_dump(exclude={"preset"}))
 
 
 class AugmentSection(Section):
@@ -135,7 +123,7 @@ class AugmentSection(Section):
     base_size: Size | None = Field(
         None, description="long and short edge at scale 1; null: the image's own size"
     )
-    scale: tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)]] = Field(
+    scale: tuple[PositiveFloat, PositiveFloat] = Field(
         (0.5, 2.0), description="range of the random scale"
     )
     cat_max_ratio: Fraction = Field(
@@ -153,7 +141,7 @@ class TrainSection(Section):
     """The training loop; the defaults are the published recipe's."""
 
     steps: PositiveInt = Field(160_000, description="optimiser steps")
-    max_minutes: Annotated[float, Field(gt=0)] | None = Field(
+    max_minutes: PositiveFloat | None = Field(
         None,
         description="minutes until the state is saved and the run stops (after one step at least; "
         "hub.repo's last push may take 15 minutes more); the same command resumes it. null: no "
@@ -163,17 +151,17 @@ class TrainSection(Section):
     micro_batch: PositiveInt | None = Field(
         None, description="images a process takes at once; null: its whole share of global_batch"
     )
-    lr: Annotated[float, Field(gt=0)] = Field(6e-5, description="peak learning rate (AdamW)")
-    head_lr_multiplier: Annotated[float, Field(gt=0)] = Field(
+    lr: PositiveFloat = Field(6e-5, description="peak learning rate (AdamW)")
+    head_lr_multiplier: PositiveFloat = Field(
         10.0, description="learning rate of the head, in multiples of lr"
     )
-    weight_decay: Annotated[float, Field(ge=0)] = Field(0.01, description="weight decay of AdamW")
+    weight_decay: NonNegativeFloat = Field(0.01, description="weight decay of AdamW")
     schedule: Literal["poly", "cosine", "constant"] = Field(
         "poly", description="shape after the warm-up"
     )
-    power: Annotated[float, Field(gt=0)] = Field(1.0, description="exponent of the poly schedule")
-    warmup_steps: Annotated[int, Field(ge=0)] = Field(1500, description="steps of linear warm-up")
-    clip_norm: Annotated[float, Field(gt=0)] | None = Field(
+    power: PositiveFloat = Field(1.0, description="exponent of the poly schedule")
+    warmup_steps: NonNegativeInt = Field(1500, description="steps of linear warm-up")
+    clip_norm: PositiveFloat | None = Field(
         None, description="largest norm of the gradient; null: not clipped"
     )
     precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="mixed precision")

@@ -17,17 +17,13 @@ class _Loader(yaml.SafeLoader):
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
-                None, None, f"the key {twice!r} stands twice", node.start_mark
+                None, None, f"the key {twice!r} occurs twice; remove one", node.start_mark
             )
         return super().construct_mapping(node, deep)
 
 
 def parse_yaml(text: str) -> Any:
-    """The value of a YAML text.
-
-    Raises:
-        yaml.YAMLError: The text is not YAML.
-    """
+    """The value of a YAML text; raises yaml.YAMLError if it is not YAML."""
     return yaml.load(text, Loader=_Loader)
 
 
@@ -46,7 +42,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(f"recipe {path}: must hold `key: value` lines, not a {type(values)}")
+        raise UserError(
+            f"recipe {path}: must hold `key: value` lines, not a {type(values).__name__}"
+        )
     return values
 
 
@@ -54,13 +52,14 @@ class _Dumper(yaml.SafeDumper):
     """Writes lists of plain values in one line."""
 
 
+_Dumper.add_representer(
+    list,
+    lambda dumper, items: dumper.represent_sequence(
+        "tag:yaml.org,2002:seq", items, flow_style=True
+    ),
+)
+
+
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Values as readable YAML."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
-
-
-def _represent_list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
-    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=True)
-
-
-_Dumper.add_representer(list, _represent_list)

@@ -537,7 +537,7 @@ def test_whatever_the_only_split_is_called_nothing_trained_on_is_evaluated(camvi
     output, done = init(tmp_path / "data")
     assert done.exit_code == 0, done.output
     assert_held_back(load_recipe(output), [COUNT - 1, 1])
-    with pytest.raises(UserError, match=r"data\.val_split: .*what is trained on"):
+    with pytest.raises(UserError, match=r"data\.val_split: the training uses"):
         load_recipe(output, [f"data.val_split={split}"])
 
 

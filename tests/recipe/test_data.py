@@ -81,8 +81,12 @@ def test_a_recipe_without_a_source_is_about_a_folder():
         ),
         ("coco", {"annotations": "a.json"}, "data.val_split: .*no {split} in data.annotations"),
         ("folder", {"split_seed": 3}, "data.split_seed: needs data.val_fraction"),
-        ("folder", {"val_fraction": 0.1, "split_list": "x"}, "data.val_fraction: .*take one"),
-        ("folder", {"val_fraction": 0.1, "val_split": "train"}, "data.val_split: 'train' is what"),
+        ("folder", {"val_fraction": 0.1, "split_list": "x"}, "data.val_fraction: .*give one"),
+        (
+            "folder",
+            {"val_fraction": 0.1, "val_split": "train"},
+            "data.val_split: the training uses 'train'",
+        ),
         ("folder", {"workers": -1}, "data.workers: .*greater than or equal to 0"),
     ],
 )

@@ -32,7 +32,7 @@ from finetune.recipe import load_recipe
         (["evaluation.size_divisor=32"], "size_divisor: needs evaluation.shortest_edge"),
         (["evaluation.window=[16,16]"], "evaluation.window: .*29 pixels"),
         (["model.num_channels=4"], "model.num_channels: 4.*RGB"),
-        (["loss.class_weights={disk: 2}"], "'disk' is none of the classes.*Did you mean disc"),
+        (["loss.class_weights={disk: 2}"], "'disk' is no class of labels.names; did you mean disc"),
         (["loss.class_weights={disc: -1}"], "loss.class_weights.disc: .*greater than or equal to"),
         (["loss.label_smoothing=1"], "loss.label_smoothing: .*less than 1"),
         (["train.steps"], "'train.steps' is not an override"),

@@ -100,7 +100,7 @@ def test_lookup_order(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("seed: 1\nseed: 2\n", "'seed' stands twice"),
+        ("seed: 1\nseed: 2\n", "'seed' occurs twice"),
         ("- 1\n", "key: value"),
         ("seed: [1\n", "not valid YAML"),
         ("base: nowhere\n", "no recipe 'nowhere'"),
@@ -116,7 +116,7 @@ def test_broken_files(text, expected, tmp_path):
 
 
 def test_an_unknown_name_suggests_the_nearest():
-    with pytest.raises(UserError, match="Did you mean camvid"):
+    with pytest.raises(UserError, match="did you mean camvid"):
         load_recipe("camvd")
 
 

@@ -54,15 +54,18 @@ def test_overrides(tmp_path):
         ("[{cross_entropy: {focal_gama: 1}}]", "entropy.focal_gama: unknown.*loss.focal_gamma"),
         ("[{cross_entropy: {weight: 0}}]", "loss.0.cross_entropy.weight: .*greater than 0"),
         ("{weight: -1}", "loss.weight: .*greater than 0"),
-        ("[{cross_entropy: {}}, {cross_entropy: {}}]", "loss: cross_entropy is there twice"),
-        ("[{}]", "loss.0: a term has one name, one of cross_entropy"),
+        ("[{cross_entropy: {}}, {cross_entropy: {}}]", "loss: the term cross_entropy occurs twice"),
+        ("[{}]", "loss.0: a term needs exactly one name, out of cross_entropy"),
         ("[]", "loss: .*at least 1 item"),
         ("3", "loss: .*valid tuple.*got 3"),
-        ("{class_weights: {disk: 1}}", "loss.class_weights: 'disk' is none .*Did you mean disc"),
-        ("[{cross_entropy: {class_weights: {disk: 1}}}]", "loss.class_weights: 'disk' is none"),
+        (
+            "{class_weights: {disk: 1}}",
+            "loss.class_weights: 'disk' is no class .*; did you mean disc",
+        ),
+        ("[{cross_entropy: {class_weights: {disk: 1}}}]", "loss.class_weights: 'disk' is no class"),
         (
             "{class_weights: {background: 0, disc: 0, square: 0, triangle: 0, star: 0, ring: 0}}",
-            "loss.class_weights: no class counts",
+            "loss.class_weights: all weights are 0",
         ),
     ],
 )
