@@ -42,7 +42,7 @@ def ultralytics(root: Path) -> Layout | None:
         what = "masks" if content.get("masks_dir") else "polygons"
         found = f"{file.name} in Ultralytics' form, {what}"
         data = {"source": "ultralytics", "path": str(path)}
-        return with_splits(Layout("ultralytics", data, (found,)), splits)
+        return with_splits(Layout(data, (found,)), splits)
     return None
 
 
@@ -73,14 +73,9 @@ def coco_files(tree: Tree) -> Iterator[Layout]:
     for (pattern, images), by_split in groups.items():
         names = ", ".join(sorted(filter(None, by_split)))
         found = f"{pattern}{f' with {names}' if names else ''}, in COCO's form"
-        data = {
-            "source": "coco",
-            "path": str(tree.root),
-            "annotations": pattern,
-            "images": images,
-        }
+        data = {"source": "coco", "path": str(tree.root), "annotations": pattern, "images": images}
         categories = tuple(by_split[split] for split in sorted(by_split))
-        layout = Layout("coco", data, (found,), categories=categories)
+        layout = Layout(data, (found,), categories=categories)
         folders = [images.replace("{split}", split) for split in by_split]
         yield unused(tree, with_splits(layout, by_split), folders)
 
@@ -109,21 +104,19 @@ def _categories(file: Path, content: dict[str, Any]) -> Categories:
     except (KeyError, TypeError, ValueError):
         pass
     read_annotations(file)  # raises the exact fault
-    raise UserError(f"{file}: its categories, or those of its objects, cannot be read.")
+    raise UserError(
+        f"{file}: its categories, or those of its objects, cannot be read. Export it again."
+    )
 
 
 def _images_of(tree: Tree, file: Path, content: dict[str, Any], split: str) -> str:
-    """Pattern of the folder that holds the file's first images.
-
-    Raises:
-        UserError: No folder holds one.
-    """
+    """Pattern of the folder that holds the file's first images."""
     rows = content["images"]
     first = rows[:_NUM_TRIED] if isinstance(rows, list) else []
     names = [str(image.get("file_name")) for image in first if isinstance(image, dict)]
     if not names:
         read_annotations(file)  # raises the exact fault
-        raise UserError(f"{file}: `images` cannot be read.")
+        raise UserError(f"{file}: `images` cannot be read. Export it again.")
     for folder in _candidates(tree, file, names, split):
         if any(tree.picture(str(folder / name)) for name in names):
             parts = ["{split}" if part == split else part for part in folder.parts]
@@ -138,9 +131,9 @@ def _images_of(tree: Tree, file: Path, content: dict[str, Any], split: str) -> s
 def _candidates(tree: Tree, file: Path, names: list[str], split: str) -> Iterator[PurePosixPath]:
     """Folders that may hold the images: the usual ones, then each with an image of that name."""
     beside = PurePosixPath(file.parent.relative_to(tree.root).as_posix())
-    usual = [beside, beside.parent / split, PurePosixPath(split), PurePosixPath("images") / split]
-    usual += [PurePosixPath("images"), PurePosixPath(), beside / "images"]
-    yield from [*usual, beside.parent / "images"]
+    yield from (beside, beside.parent / split)
+    yield from map(PurePosixPath, (split, f"images/{split}", "images", ""))
+    yield from (beside / "images", beside.parent / "images")
     for name in names:
         parts = PurePosixPath(name).parts
         for folder in tree.folders:

@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 
 from finetune.data.samples import reader_of
+from finetune.discover.mask_values import spread
 from finetune.errors import UserError
 from finetune.pictures.reading import channels_to_keep, image_dtype, read_image
 from finetune.pictures.references import Picture
@@ -30,8 +31,7 @@ class ChannelGuess:
 def some_images(split: datasets.Dataset) -> list[Picture]:
     """A few images of a split from `finetune.data.samples.as_samples`, evenly spread."""
     pictures, references = reader_of(split).pictures, split.with_format(None)["image"][:]
-    spread = np.linspace(0, len(references) - 1, min(NUM_IMAGES, len(references)))
-    return [pictures.open(references[int(i)]) for i in spread]
+    return [pictures.open(reference) for reference in spread(references, NUM_IMAGES)]
 
 
 def guess_channels(images: Sequence[Picture]) -> ChannelGuess:

@@ -47,45 +47,39 @@ def find_class_list(folders: Sequence[Path]) -> ClassList | None:
     for folder in folders:
         for pattern, read in _READERS:
             for file in sorted(folder.glob(pattern)):
-                found = _try(read, file)
-                if found is not None and found.names:
+                try:
+                    found = read(file, file.read_text(encoding="utf-8-sig"))
+                except UserError:
+                    raise
+                except (OSError, ValueError, IndexError, RecursionError, csv.Error):
+                    continue  # not text, or not in the form of its name
+                if found is not None and found.names and _is_list(found):
                     return found
     return None
 
 
-def _try(read: Callable[[Path, str], ClassList | None], file: Path) -> ClassList | None:
-    try:
-        found = read(file, file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, IndexError, RecursionError, csv.Error) as error:
-        if isinstance(error, UserError):
-            raise
-        return None  # not text, or not in the form of its name
-    return None if found is None else _checked(found)
-
-
-def _checked(found: ClassList) -> ClassList | None:
-    """Checks that no value, colour or name means two classes."""
+def _is_list(found: ClassList) -> bool:
+    """Refuses a value, colour or name of two classes; False if the lines are something else."""
     for color in found.colors or ():
         if not all(0 <= channel <= 255 for channel in color):
             raise UserError(f"{found.file}: {color} is not a colour; its numbers must be 0 to 255.")
-    kinds: tuple[tuple[str, Sequence[Hashable] | None], ...] = (
-        ("value", found.values),
-        ("colour", found.colors),
-    )
-    for what, entries in kinds:
-        if entries is not None and (twice := _twice(entries)) is not None:
+    kinds: dict[str, Sequence[Hashable]] = {
+        "value": found.values or (),
+        "colour": found.colors or (),
+    }
+    for what, entries in kinds.items():
+        if (twice := _twice(entries)) is not None:
             names = [name for name, own in zip(found.names, entries, strict=True) if own == twice]
             raise UserError(
                 f"{found.file}: {' and '.join(map(repr, names[:2]))} have one {what}, {twice}. "
                 "Correct the file."
             )
-    if (name := _twice(found.names)) is not None:
-        if found.values is None and found.colors is None:
-            return None  # the lines are something else
+    name = _twice(found.names)
+    if name is not None and (found.values or found.colors):
         raise UserError(
             f"{found.file}: the class {name!r} is listed twice. Give each class its own name."
         )
-    return found
+    return name is None
 
 
 def _twice(entries: Sequence[Hashable]) -> Hashable | None:
@@ -99,7 +93,7 @@ def _name_and_color_csv(file: Path, text: str) -> ClassList | None:
         return None
     if short := next((row for row in rows if len(row) < 4), None):
         raise UserError(f"{file}: the line {','.join(short)!r} is not `name,r,g,b`. Correct it.")
-    colors = tuple((int(row[1]), int(row[2]), int(row[3])) for row in rows)
+    colors = tuple(_rgb(row[1:4]) for row in rows)
     return ClassList(file, tuple(row[0] for row in rows), colors=colors)
 
 
@@ -115,29 +109,27 @@ def _value_and_name_csv(file: Path, text: str) -> ClassList | None:
 
 def _label_map(file: Path, text: str) -> ClassList | None:
     """CVAT's `labelmap.txt`: name:r,g,b:parts:actions."""
-    names, colors = [], []
-    for line in text.splitlines():
-        if not line.strip() or line.startswith("#"):
-            continue
-        name, color, *_ = line.split(":")
-        red, green, blue = (int(channel) for channel in color.split(","))
-        names.append(name.strip())
-        colors.append((red, green, blue))
-    return ClassList(file, tuple(names), colors=tuple(colors))
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    rows = [line.split(":") for line in lines]
+    colors = tuple(_rgb(row[1].split(",")) for row in rows)
+    return ClassList(file, tuple(row[0].strip() for row in rows), colors=colors)
 
 
 def _color_and_name_lines(file: Path, text: str) -> ClassList | None:
     """`label_colors.txt` of CamVid: lines of `r g b name`."""
-    names, colors = [], []
-    for line in text.splitlines():
-        if not line.strip():
-            continue
-        found = re.fullmatch(r"\s*(\d+)[ \t,]+(\d+)[ \t,]+(\d+)[ \t,]+(\S.*?)\s*", line)
-        if found is None:
-            return None
-        names.append(found[4])
-        colors.append((int(found[1]), int(found[2]), int(found[3])))
-    return ClassList(file, tuple(names), colors=tuple(colors))
+    form = re.compile(r"\s*(\d+)[ \t,]+(\d+)[ \t,]+(\d+)[ \t,]+(\S.*?)\s*")
+    lines = [line for line in text.splitlines() if line.strip()]
+    rows = [found.groups() for found in map(form.fullmatch, lines) if found]
+    if len(rows) < len(lines):
+        return None
+    return ClassList(
+        file, tuple(row[3] for row in rows), colors=tuple(_rgb(row[:3]) for row in rows)
+    )
+
+
+def _rgb(cells: Sequence[str]) -> RGB:
+    red, green, blue = map(int, cells)
+    return red, green, blue
 
 
 def _id_to_label(file: Path, text: str) -> ClassList | None:

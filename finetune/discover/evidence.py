@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from finetune.discover.glances import Glances
+from finetune.discover.glances import Look
 from finetune.discover.layout import SplitName, Tree, split_in
 from finetune.discover.mask_values import spread
 
@@ -59,14 +59,14 @@ class _Folder:
                 self.starts[start].append(stem)
 
 
-def gather(tree: Tree, glances: Glances) -> dict[Key, Evidence]:
+def gather(tree: Tree, look: Look) -> dict[Key, Evidence]:
     """The evidence for each layout that matching names suggest."""
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
     beside = _beside(tree)
     evidence: dict[Key, Evidence] = defaultdict(Evidence)
     for folder in folders:
         _add_evidence(evidence, folder, folder, beside)
-    for images, masks in _candidates(folders, glances):
+    for images, masks in _candidates(folders, look):
         _add_evidence(evidence, images, masks, beside)
     return _above_all(tree, evidence)
 
@@ -74,14 +74,14 @@ def gather(tree: Tree, glances: Glances) -> dict[Key, Evidence]:
 # --------------------------------------------------------------------------- folders that may match
 
 
-def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[_Folder, _Folder]]:
+def _candidates(folders: Sequence[_Folder], look: Look) -> Iterator[tuple[_Folder, _Folder]]:
     """Folders of images and folders of masks with names in common."""
     holders: dict[str, list[_Folder]] = defaultdict(list)
     for folder in folders:
         for start in folder.starts:
             holders[start].append(folder)
     for images in folders:
-        if not _may_hold(images, glances, masks=False):
+        if not _may_hold(images, look, masks=False):
             continue
         names = spread(list(images.stems), _NUM_NAMES)
         hits: Counter[_Folder] = Counter()
@@ -92,37 +92,29 @@ def _candidates(folders: Sequence[_Folder], glances: Glances) -> Iterator[tuple[
         # Few images may have a mask, or few of the masks may lie in one folder.
         likely = likely or [folder for folder, _ in hits.most_common(4)]
         for masks in _without_crossings(images, likely):
-            if _may_hold(masks, glances, masks=True):
+            if _may_hold(masks, look, masks=True):
                 yield images, masks
 
 
 def _without_crossings(images: _Folder, others: Sequence[_Folder]) -> Iterator[_Folder]:
     """Leaves out Annotations/camel for JPEGImages/bear if there is Annotations/bear."""
     own = set(images.relative.parts)
-    strange = {
-        folder: (
-            len(folder.relative.parts),
-            tuple(p for p in folder.relative.parts if p not in own),
-        )
-        for folder in others
-    }
-    known = set(strange.values())
-    for folder, (depth, parts) in strange.items():
-        fewer = itertools.chain.from_iterable(
-            itertools.combinations(parts, number) for number in range(1, len(parts))
-        )
-        if not any((depth, some) in known for some in fewer):
+    paths = {folder: folder.relative.parts for folder in others}
+    strange = {folder: tuple(p for p in path if p not in own) for folder, path in paths.items()}
+    known = {(len(paths[folder]), parts) for folder, parts in strange.items()}
+    for folder, parts in strange.items():
+        fewer = (itertools.combinations(parts, number) for number in range(1, len(parts)))
+        if not any((len(paths[folder]), some) in known for some in itertools.chain(*fewer)):
             yield folder
 
 
-def _may_hold(folder: _Folder, glances: Glances, *, masks: bool) -> bool:
+def _may_hold(folder: _Folder, look: Look, *, masks: bool) -> bool:
     """Whether one of a few files is a mask or, with masks=False, an image."""
-    for file in spread(list(folder.stems.values()), _NUM_GLANCED_AT):
-        if not masks and file.suffix.lower() in (".jpg", ".jpeg"):
-            return True
-        if glances(file).is_mask in (masks, None):
-            return True
-    return False
+    return any(
+        (not masks and file.suffix.lower() in (".jpg", ".jpeg"))
+        or look(file).is_mask in (masks, None)
+        for file in spread(list(folder.stems.values()), _NUM_GLANCED_AT)
+    )
 
 
 def _starts(stem: str) -> Iterator[str]:
@@ -176,9 +168,9 @@ def _add_evidence(
     if not same:  # folders with masks of their own have nothing to do with each other's
         for both in images.own_endings & masks.own_endings:
             matches.pop(both, None)
-    of_masks = Counter(
-        ending for other in masks.stems for ending in _endings(other, {e for _, e in matches})
-    )
+    known = {ending for _, ending in matches}
+    parts = ((other, len(start)) for other in masks.stems for start in _starts(other))
+    of_masks = Counter(other[length:] for other, length in parts if other[length:] in known)
     for own in {own for own, _ in matches}:
         endings = [ending for first, ending in matches if first == own]
         taken = tuple(ending for ending in endings if ending) if same else ()
@@ -198,12 +190,6 @@ def _add_evidence(
             found.files += matches[own, ending]
 
 
-def _endings(stem: str, endings: set[str]) -> Iterator[str]:
-    for start in _starts(stem):
-        if stem[len(start) :] in endings:
-            yield stem[len(start) :]
-
-
 def _split_names(
     images: PurePosixPath, masks: PurePosixPath, beside: dict[PurePosixPath, set[str]]
 ) -> tuple[SplitName, SplitName]:
@@ -213,7 +199,7 @@ def _split_names(
     """
     names = split_in(images), split_in(masks)
     place = names[0].position
-    if place >= 0 and names[0].part in masks.parts and not names[0].is_whole:
+    if place >= 0 and names[0].part in masks.parts and names[0].part != names[0].name:
         above = PurePosixPath(*images.parts[:place])
         if not all(split_in(PurePosixPath(name)).name for name in beside[above]):
             return SplitName.none(images), SplitName.none(masks)

@@ -1,5 +1,6 @@
 """A glance at a picture: is it a mask, and does it have two values only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,20 +23,11 @@ class Glance:
     """Whether it holds one value, or 0 and one other."""
 
 
-class Glances:
-    """Looks at each file once."""
-
-    def __init__(self) -> None:
-        self._seen: dict[Path, Glance] = {}
-
-    def __call__(self, file: Path) -> Glance:
-        """The look of a file."""
-        if file not in self._seen:
-            self._seen[file] = _glance(file)
-        return self._seen[file]
+Look = Callable[[Path], Glance]
 
 
-def _glance(file: Path) -> Glance:
+def glance(file: Path) -> Glance:
+    """The look of a file, from some of its pixels."""
     try:
         with opened(file) as image:
             if image.mode in ("P", "1") and image.format != "GIF":

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -48,7 +47,6 @@ class TableRows:
 class Layout:
     """How a folder is laid out, as the `data:` section of a recipe, with the reasons."""
 
-    name: str
     data: dict[str, Any]
     found: tuple[str, ...]
     """Lines about what was seen."""
@@ -117,10 +115,9 @@ def _is_new(path: str, entered: set[str]) -> bool:
     """False for a link back to a folder that the walk has seen."""
     if not os.path.islink(path):
         return True
-    real = os.path.realpath(path)
-    new = real not in entered
-    entered.add(real)
-    return new
+    known = len(entered)
+    entered.add(os.path.realpath(path))
+    return len(entered) > known
 
 
 # ---------------------------------------------------------------------------------- names of splits
@@ -154,11 +151,6 @@ class SplitName:
     def none(cls, path: PurePosixPath) -> "SplitName":
         """For a path without a split's name."""
         return cls("", -1, "/".join(path.parts) or ".")
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the part is the name alone."""
-        return self.part == self.name
 
 
 def split_in(relative: PurePosixPath) -> SplitName:
@@ -210,19 +202,12 @@ def refuse_without_training(tree: Tree, layouts: Sequence[Layout]) -> None:
     Raises:
         UserError: Every layout would, because the training pictures fit no pattern.
     """
-    for layout in layouts:
-        split = str(layout.data.get("train_split", "")).lower()
-        if split not in VAL_NAMES:
-            return
-    paths = [
-        *tree.folders,
-        *(PurePosixPath(f.relative_to(tree.root).as_posix()) for f in tree.json_files),
-    ]
-    for path in paths if layouts else ():
-        # The path of a file counts without its file type.
-        if split_in(path.with_suffix("") if path.suffix == ".json" else path).name.lower() in (
-            TRAIN_NAMES
-        ):
+    if any(layout.data.get("train_split", "").lower() not in VAL_NAMES for layout in layouts):
+        return
+    files = {PurePosixPath(f.relative_to(tree.root).as_posix()) for f in tree.json_files}
+    for path in (*tree.folders, *sorted(files)):
+        name = split_in(path.with_suffix("") if path in files else path).name
+        if name.lower() in TRAIN_NAMES:
             raise UserError(
                 f"{tree.root / path}: looks like a training split but holds no pairs; found: "
                 f"{'; '.join(layouts[0].found)}. Give the training split the same form."
@@ -230,18 +215,13 @@ def refuse_without_training(tree: Tree, layouts: Sequence[Layout]) -> None:
 
 
 def unused(tree: Tree, layout: Layout, used: Iterable[str]) -> Layout:
-    """Adds a line about pictures that a layout leaves out.
-
-    Args:
-        tree: All files.
-        layout: The layout.
-        used: The folders that it reads, subfolders included.
-    """
-    roots = [PurePosixPath(folder).parts for folder in used]
-    counts: Counter[str] = Counter()
-    for folder, stems in tree.folders.items():
-        if not any(folder.parts[: len(root)] == root for root in roots):
-            counts[str(folder)] = len(stems)
+    """Adds a line about pictures outside of the folders that a layout reads with all subfolders."""
+    roots = {PurePosixPath(folder) for folder in used}
+    counts = {
+        folder: len(stems)
+        for folder, stems in tree.folders.items()
+        if not roots & {folder, *folder.parents}
+    }
     assumed = list(layout.assumed)
     if counts:
         shown = ", ".join(f"{folder} ({n})" for folder, n in list(counts.items())[:_NUM_SHOWN])

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from finetune.data.faults import listed as shown
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml
 from finetune.discover.class_lists import ClassList, find_class_list, is_background
-from finetune.discover.layout import TableRows
 from finetune.discover.mask_values import MaskValues, inspect
 from finetune.discover.recognise import Layout
 from finetune.discover.value_labels import LabelGuess, guess_labels
@@ -21,14 +21,6 @@ from finetune.labels.translation import Labels
 from finetune.pictures.references import MASK_SUFFIXES
 from finetune.recipe import read_data
 
-PRESETS_OF = {
-    "ade20k": ("ade20k",),
-    "camvid": ("camvid",),
-    "cityscapes": ("cityscapes", "cityscapes-label-ids"),
-    "coco-stuff": ("coco-stuff",),
-    "voc": ("voc",),
-}
-"""Official layout -> its presets; the files decide between several."""
 _FEWEST_VALUES = 3
 _ALL_SEEN = 100
 """In so many masks, half of a preset's classes occur if the preset is right."""
@@ -53,10 +45,16 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
     if source == "ultralytics":
         return _ultralytics_labels(layout, faults)
     if layout.classes:
-        return _labels_of_files(layout)
+        names, background, assumed = _with_background(layout.classes, "file")
+        assumed.append("where files of several classes overlap, the last of labels.names wins")
+        labels = {"names": names, "background": background, "ignore": []}
+        return LabelGuess(labels, (), tuple(assumed))
     lenient = faults is not None
-    if layout.table is not None:
-        return _labels_of_table(layout.table, root, lenient)
+    if (rows := layout.table) is not None:
+        if rows.labels is not None:
+            return LabelGuess(rows.labels, ("classes of its index",), ())
+        values = inspect([mask for _, mask in rows.pictures], lenient=lenient)
+        return guess_labels(values, find_class_list([root]) if rows.is_here else None)
     preset = _preset(root, source)
     files = [Path(reference) for reference in _references(layout, faults, preset)]
     folders = [root, Path(layout.data["path"]), *(file.parent for file in files[:1])]
@@ -67,10 +65,12 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         if not reason:
             return _of_preset(preset, values)
         if source == "cityscapes":
-            raise UserError(f"{root}: has the folders and file names of Cityscapes, but {reason}.")
-        values = MaskValues(
-            **{**vars(values), "assumed": (*values.assumed, f"not the preset {preset}: {reason}")}
-        )
+            raise UserError(
+                f"{root}: has the folders and file names of Cityscapes, but {reason}. Correct the "
+                "masks, or rename the folders."
+            )
+        against = f"not the preset {preset}: {reason}"
+        values = replace(values, assumed=(*values.assumed, against))
     return guess_labels(values, classes)
 
 
@@ -78,8 +78,11 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
     """References to the masks of both splits, before their labels are known."""
     data = read_data(layout.data)
     names = (data.train_split, data.val_split)
+    # Labels that accept any value, and choose the files of a preset.
+    rules = {"names": ["0", "1"]} if preset is None else PRESETS[preset]
+    anything = Labels.build(**{**rules, "unknown": "ignore"})
     try:
-        splits = [open_split(data, _anything(preset), name, faults=faults) for name in names]
+        splits = [open_split(data, anything, name, faults=faults) for name in names]
     except UserError:
         if data.source != "folder" or preset is not None:
             raise
@@ -97,21 +100,14 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
     return [mask for split in splits for mask in split.with_format(None)["mask"][:]]
 
 
-def _anything(preset: str | None) -> Labels:
-    """Labels that accept any value, and choose the files of a preset."""
-    if preset is None:
-        return Labels.build(["0", "1"], unknown="ignore")
-    return Labels.build(**{**PRESETS[preset], "unknown": "ignore"})
-
-
 # ------------------------------------------------------------------------------------------ presets
 
 
 def _preset(root: Path, source: str) -> str | None:
-    presets = PRESETS_OF.get(source)
+    """The preset of an official layout, which has the same name; Cityscapes has two."""
     if source == "cityscapes" and not any((root / "gtFine").rglob("*_gtFine_labelTrainIds.png")):
         return "cityscapes-label-ids"
-    return presets[0] if presets else None
+    return source if source in PRESETS else None
 
 
 def _against(preset: str, values: MaskValues, classes: ClassList | None, lenient: bool) -> str:
@@ -161,20 +157,6 @@ def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
 # ------------------------------------------------------------------------------------------ objects
 
 
-def _labels_of_table(rows: TableRows, root: Path, lenient: bool) -> LabelGuess:
-    if rows.labels is not None:
-        return LabelGuess(rows.labels, ("classes of its index",), ())
-    values = inspect([mask for _, mask in rows.pictures], lenient=lenient)
-    return guess_labels(values, find_class_list([root]) if rows.is_here else None)
-
-
-def _labels_of_files(layout: Layout) -> LabelGuess:
-    names, background, assumed = _with_background(layout.classes, "file")
-    assumed.append("where files of several classes overlap, the last of labels.names wins")
-    labels = {"names": names, "background": background, "ignore": []}
-    return LabelGuess(labels, (), tuple(assumed))
-
-
 def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, list[str]]:
     """The names with a background class, that class, and lines about it."""
     background = next((name for name in names if name.lower() == "background"), None)
@@ -185,18 +167,14 @@ def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, 
 
 
 def _coco_labels(layout: Layout) -> LabelGuess:
-    """Classes by category id, from the files of all splits.
-
-    Raises:
-        UserError: An id has two names.
-    """
+    """Classes by category id, from the files of all splits."""
     names_of: dict[int, tuple[str, Path]] = {}
     for own in layout.categories:
         for number, name in own.names.items():
-            first, file = names_of.setdefault(number, (name, own.file))
-            if first != name:
+            known, file = names_of.setdefault(number, (name, own.file))
+            if known != name:
                 raise UserError(
-                    f"{own.file}: category {number} is {name!r}, but in {file} it is {first!r}. "
+                    f"{own.file}: category {number} is {name!r}, but in {file} it is {known!r}. "
                     "Ids must mean the same in all files: export the splits together."
                 )
     used = frozenset().union(*(own.used for own in layout.categories))
@@ -219,9 +197,9 @@ def _coco_labels(layout: Layout) -> LabelGuess:
     for name, numbers in by_name.items():
         if len(numbers) > 1:
             assumed.append(f"categories {', '.join(map(str, numbers))} are one class, {name}")
-    files = " and ".join(own.file.name for own in layout.categories[:1])
-    more = f" and {len(layout.categories) - 1} more" if len(layout.categories) > 1 else ""
-    found = f"{len(kept)} categories in {files}{more}"
+    first, *others = (own.file.name for own in layout.categories)
+    more = f" and {len(others)} more" if others else ""
+    found = f"{len(kept)} categories in {first}{more}"
     return LabelGuess(labels, (found,), tuple(assumed))
 
 

@@ -62,7 +62,7 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
     masks = _looked_at(chosen, lenient, as_colors=False)
     if not masks:
         raise UserError(
-            f"{chosen[0]} and {len(chosen) - 1} more: no mask can be read. Replace them."
+            f"{chosen[0]} and {len(chosen) - 1} more masks cannot be read. Replace these files."
         )
     assumed: tuple[str, ...] = ()
     ids = [mask for mask in masks if mask.kind == "ids"]
@@ -80,8 +80,8 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
             )
     if ids and colors and not lenient:
         raise UserError(
-            f"{ids[0].file} holds ids, but {colors[0].file} holds colours. All masks of a data "
-            "set must be of one kind."
+            f"{ids[0].file} holds ids, but {colors[0].file} holds colours. Save all masks of the "
+            "data set in one kind."
         )
     kind, masks = ("ids", ids) if len(ids) >= len(colors) else ("colors", colors)
     counts: Counter[int] = Counter()
@@ -126,19 +126,17 @@ def _mask(file: Picture, as_colors: bool) -> _Mask:
     with opened(file) as image:
         mode = image.mode
         flat = image.getpalette() if mode == "P" else None
-    if as_colors or mode in ("RGB", "RGBA", "RGBX", "LA", "PA"):
-        return _Mask(file, "colors", _counted(read_colors(file)))
+    in_colors = as_colors or mode in ("RGB", "RGBA", "RGBX", "LA", "PA")
+    values, numbers = count_values(read_colors(file) if in_colors else read_mask(file))
+    counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
+    if in_colors:
+        return _Mask(file, "colors", counts)
     palette = None
     if flat is not None:
         colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
         if any(color != (i, i, i) for i, color in enumerate(colors)):
             palette = tuple(colors)
-    return _Mask(file, "ids", _counted(read_mask(file)), mode == "1", palette)
-
-
-def _counted(raw: np.ndarray) -> dict[int, int]:
-    values, counts = count_values(raw)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+    return _Mask(file, "ids", counts, mode == "1", palette)
 
 
 def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.discover.layout import Layout, with_splits
@@ -15,40 +16,31 @@ _NUM_LOOKED_AT = 8
 
 def official(root: Path) -> Layout | None:
     """The layout of a known data set, if the folder has it. Its masks are not checked."""
-    for known in (_voc, _cityscapes, _ade20k, _coco_stuff, _camvid):
-        layout = known(root)
-        if layout is not None:
-            return layout
-    return None
+    known = (_voc, _cityscapes, _ade20k, _coco_stuff, _camvid)
+    return next((layout for find in known if (layout := find(root)) is not None), None)
+
+
+def _layout(source: str, folder: Path, found: str, splits: Iterable[str]) -> Layout:
+    return with_splits(Layout({"source": source, "path": str(folder)}, (found,)), splits)
 
 
 def _voc(root: Path) -> Layout | None:
     for folder in (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*"))):
-        if not all((folder / name).is_dir() for name in ("JPEGImages", "SegmentationClass")):
-            continue
         lists = folder / "ImageSets" / "Segmentation"
         splits = sorted(file.stem for file in lists.glob("*.txt"))
-        if not splits:
+        names = ("JPEGImages", "SegmentationClass")
+        if not splits or not all((folder / name).is_dir() for name in names):
             continue
         found = f"{folder.name}: JPEGImages, SegmentationClass and ImageSets, as in VOC"
         if not _holds_colors((folder / "SegmentationClass").glob("*.png")):
-            layout = Layout("voc", {"source": "voc", "path": str(folder)}, (found,))
-            return with_splits(layout, splits)
-        data = {
-            "source": "folder",
-            "path": str(folder),
-            "images": "JPEGImages",
-            "masks": "SegmentationClass",
-        }
-        layout = with_splits(Layout("voc", data, (f"{found}, with masks of colours",)), splits)
-        if "val_fraction" not in layout.data:
+            return _layout("voc", folder, found, splits)
+        layout = _layout("folder", folder, f"{found}, with masks of colours", splits)
+        data = {**layout.data, "images": names[0], "masks": names[1]}
+        if "val_fraction" not in data:
             lists_of = {"split_list": "ImageSets/Segmentation/{split}.txt"}
-            return Layout("voc", {**layout.data, **lists_of}, layout.found, layout.assumed)
-        assumed = (
-            *layout.assumed,
-            "all pictures are used, also those that ImageSets does not list",
-        )
-        return Layout("voc", layout.data, layout.found, assumed)
+            return replace(layout, data={**data, **lists_of})
+        all_used = "all pictures are used, also those that ImageSets does not list"
+        return replace(layout, data=data, assumed=(*layout.assumed, all_used))
     return None
 
 
@@ -65,14 +57,12 @@ def _holds_colors(files: Iterable[Path]) -> bool:
 
 
 def _cityscapes(root: Path) -> Layout | None:
-    images, masks = root / "leftImg8bit", root / "gtFine"
-    splits = _common_folders(images, masks)
+    masks = root / "gtFine"
+    splits = _common_folders(root / "leftImg8bit", masks)
     kinds = ("labelTrainIds", "labelIds")
     if not splits or not any(any(masks.rglob(f"*_gtFine_{kind}.png")) for kind in kinds):
         return None
-    found = "leftImg8bit and gtFine, as in Cityscapes"
-    layout = Layout("cityscapes", {"source": "cityscapes", "path": str(root)}, (found,))
-    return with_splits(layout, splits)
+    return _layout("cityscapes", root, "leftImg8bit and gtFine, as in Cityscapes", splits)
 
 
 def _ade20k(root: Path) -> Layout | None:
@@ -81,9 +71,7 @@ def _ade20k(root: Path) -> Layout | None:
     splits = _common_folders(inner / "images", inner / "annotations")
     if not splits or not set(splits) <= {"training", "validation", "testing"}:
         return None
-    found = "images and annotations with ADE20K's splits"
-    layout = Layout("ade20k", {"source": "ade20k", "path": str(inner)}, (found,))
-    return with_splits(layout, splits)
+    return _layout("ade20k", inner, "images and annotations with ADE20K's splits", splits)
 
 
 def _coco_stuff(root: Path) -> Layout | None:
@@ -91,8 +79,7 @@ def _coco_stuff(root: Path) -> Layout | None:
         splits = _common_folders(root / "images", root / masks)
         if splits and set(splits) <= {"train2017", "val2017"}:
             found = f"images and {masks} with COCO-Stuff's splits"
-            layout = Layout("coco-stuff", {"source": "coco-stuff", "path": str(root)}, (found,))
-            return with_splits(layout, splits)
+            return _layout("coco-stuff", root, found, splits)
     return None
 
 
@@ -105,7 +92,7 @@ def _camvid(root: Path) -> Layout | None:
     if not names or not all(map(_CAMVID_NAME.fullmatch, names)):
         return None
     found = "train, trainannot and so on, with CamVid's picture names"
-    return with_splits(Layout("camvid", {"source": "camvid", "path": str(root)}, (found,)), splits)
+    return _layout("camvid", root, found, splits)
 
 
 def _common_folders(one: Path, other: Path) -> list[str]:

@@ -1,13 +1,13 @@
 """Pairs of folders, or of endings in one folder: one of images, one of masks with their names."""
 
+import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from finetune.discover.evidence import SEPARATORS, Evidence, Key, gather
-from finetune.discover.glances import Glances
+from finetune.discover.glances import Look, glance
 from finetune.discover.layout import Layout, Tree, split_in, unused, with_splits
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
@@ -24,15 +24,11 @@ def pairs(tree: Tree) -> list[Layout]:
     Raises:
         UserError: No recipe can describe the pairs, or the masks' file type keeps no ids.
     """
-    glances = Glances()
-    evidence = gather(tree, glances)
-    accepted = {key: found for key, found in evidence.items() if _is_accepted(key, found, glances)}
+    look = functools.cache(glance)  # looks at each file once
+    evidence = gather(tree, look)
+    accepted = {key: found for key, found in evidence.items() if _is_accepted(key, found, look)}
     _refuse_scattered(tree, accepted)
-    layouts = []
-    for group in _grouped(tree, accepted, evidence, glances):
-        layout, splits, used = group
-        layouts.append(unused(tree, with_splits(layout, splits), used))
-    return layouts
+    return [*_grouped(tree, accepted, evidence, look)]
 
 
 def why_none(tree: Tree) -> str:
@@ -57,20 +53,20 @@ def why_none(tree: Tree) -> str:
     return ""
 
 
-def _is_accepted(key: Key, found: Evidence, glances: Glances) -> bool:
+def _is_accepted(key: Key, found: Evidence, look: Look) -> bool:
     """Whether enough names match, and most files look like images and masks."""
     if found.matched < _MATCHING * found.expected or 8 * found.matched < found.all_masks:
         return False
     if key.mask_suffix == "" and 3 * found.matched < found.all_masks:
         return False  # most masks have an ending
-    return _is_elected(found.files, glances)
+    return _is_elected(found.files, look)
 
 
-def _is_elected(files: Sequence[tuple[Path, Path]], glances: Glances) -> bool:
+def _is_elected(files: Sequence[tuple[Path, Path]], look: Look) -> bool:
     """Whether most pairs look like an image and a mask."""
     votes = []
     for image, mask in spread(files, _NUM_LOOKED_AT):
-        seen = glances(mask).is_mask, glances(image).is_mask
+        seen = look(mask).is_mask, look(image).is_mask
         if None not in seen:
             votes.append(seen == (True, False))
     return 2 * sum(votes) > len(votes)
@@ -80,11 +76,7 @@ def _is_elected(files: Sequence[tuple[Path, Path]], glances: Glances) -> bool:
 
 
 def _refuse_scattered(tree: Tree, accepted: dict[Key, Evidence]) -> None:
-    """Refuses several folders with pairs, such as v1/images and v1/masks, v2/images, ...
-
-    Raises:
-        UserError: There are several.
-    """
+    """Refuses several folders with pairs, such as v1/images and v1/masks, v2/images, ..."""
     parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for key in accepted:
         images, masks = key.images.split("/"), key.masks.split("/")
@@ -108,29 +100,24 @@ def _refuse_scattered(tree: Tree, accepted: dict[Key, Evidence]) -> None:
 
 
 def _grouped(
-    tree: Tree,
-    accepted: dict[Key, Evidence],
-    evidence: dict[Key, Evidence],
-    glances: Glances,
-) -> Iterator[tuple[Layout, set[str], list[str]]]:
-    """Layouts with their splits and folders. Layouts of one class each become one layout."""
+    tree: Tree, accepted: dict[Key, Evidence], evidence: dict[Key, Evidence], look: Look
+) -> Iterator[Layout]:
+    """The layouts; those of one class each become one."""
     left = dict(accepted)
     for keys, pattern in _of_classes(tree, accepted, evidence):
         files = [pair for key in keys for pair in evidence[key].files]
         some = spread(files, 2 * _NUM_LOOKED_AT)
-        if not all(glances(mask).is_binary for _, mask in some) or not _is_elected(files, glances):
+        if not all(look(mask).is_binary for _, mask in some) or not _is_elected(files, look):
             continue
         classes = tuple(sorted(keys.values()))
         if len(classes) > 2:  # two may also be a mask and its edges: ask the user
             left = {key: found for key, found in left.items() if key not in keys}
         splits = set().union(*(evidence[key].splits for key in keys))
-        layout = _layout(tree, pattern, splits)
         found = f"one file per class: {', '.join(classes[:12])}"
-        folders = _folders_of([*keys], splits)
-        yield replace(layout, found=(*layout.found, found), classes=classes), splits, folders
+        yield _layout(tree, pattern, keys, splits, (found,), classes)
     for key, own in left.items():
         _check_suffixes(own.files)
-        yield _layout(tree, key, own.splits), own.splits, _folders_of([key], own.splits)
+        yield _layout(tree, key, [key], own.splits)
 
 
 def _of_classes(
@@ -173,27 +160,29 @@ def _siblings(tree: Tree, key: Key, place: int, accepted: dict[Key, Evidence]) -
     return {f.name for f in above.iterdir() if f.is_dir() and not f.name.startswith(".")}
 
 
-def _layout(tree: Tree, key: Key, splits: Iterable[str]) -> Layout:
+def _layout(
+    tree: Tree,
+    key: Key,
+    parts: Iterable[Key],
+    splits: set[str],
+    more: tuple[str, ...] = (),
+    classes: tuple[str, ...] = (),
+) -> Layout:
+    """The layout of a key, or of the keys of its classes."""
     data = {"source": "folder", "path": str(tree.root), "images": key.images, "masks": key.masks}
     suffixes = {"image_suffix": key.image_suffix, "mask_suffix": key.mask_suffix}
     data |= {name: suffix for name, suffix in suffixes.items() if suffix}
     found = (
         f"images in {key.images}/*{key.image_suffix}, their masks in {key.masks}/*{key.mask_suffix}"
     )
-    return Layout("folder", data, (found,))
-
-
-def _folders_of(keys: Iterable[Key], splits: Iterable[str]) -> list[str]:
-    patterns = {pattern for key in keys for pattern in (key.images, key.masks)}
-    return [pattern.replace("{split}", split) for pattern in patterns for split in splits]
+    layout = with_splits(Layout(data, (found, *more), classes=classes), splits)
+    patterns = {pattern for part in parts for pattern in (part.images, part.masks)}
+    folders = [pattern.replace("{split}", split) for pattern in patterns for split in splits]
+    return unused(tree, layout, folders)
 
 
 def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
-    """Refuses masks in files that change ids.
-
-    Raises:
-        UserError: Most of the masks are in such files.
-    """
+    """Refuses masks if most of them are in files that change ids."""
     bad = [mask for _, mask in files if mask.suffix.lower() not in MASK_SUFFIXES]
     if 2 * len(bad) <= len(files):
         return

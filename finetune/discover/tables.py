@@ -4,13 +4,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from finetune.data.columns import Columns, guess_columns, picture_of
 from finetune.data.masks import PictureMasks
 from finetune.data.samples import reader_of
 from finetune.data.sources.hub import first_rows, hub, hub_shards, read_index, split_names
 from finetune.discover.layout import TRAIN_NAMES, VAL_FRACTION, VAL_NAMES, Layout, TableRows
+from finetune.discover.mask_values import spread
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.references import Picture
@@ -62,29 +61,28 @@ def table(path: str, revision: str | None = None) -> Layout:
     else:
         for i, row in enumerate(rows):
             with suppress(UserError):  # an empty row: doctor and training name it
-                pictures.append(_pair(row, columns, f"{path} ({train}), row {i}"))
+                where = f"{path} ({train}), row {i}"
+                image = picture_of(row[columns.image], f"{where}, {columns.image}")
+                mask = picture_of(row[columns.mask], f"{where}, {columns.mask}")
+                pictures.append((image, mask))
         assumed.append(f"values of masks come from the first {len(rows)} rows of {train} alone")
     if not pictures:
-        raise UserError(f"{path}: none of the rows looked at holds an image and a mask.")
+        raise UserError(
+            f"{path}: none of the rows looked at holds an image and a mask. Fill in both columns."
+        )
     seen = TableRows(
         tuple(pictures), _count(path, train, revision), is_here, index.labels if index else None
     )
     data = {key: value for key, value in data.items() if value is not None}
-    return Layout("table", data, tuple(found), tuple(assumed), table=seen)
-
-
-def _pair(row: dict[str, Any], columns: Columns, where: str) -> tuple[Picture, Picture]:
-    image = picture_of(row[columns.image], f"{where}, {columns.image}")
-    return image, picture_of(row[columns.mask], f"{where}, {columns.mask}")
+    return Layout(data, tuple(found), tuple(assumed), table=seen)
 
 
 def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Picture]]:
     samples = hub(path, split, Labels.build(["0", "1"], unknown="ignore"), columns)
     reader = reader_of(samples)
     assert isinstance(reader.form, PictureMasks)
-    places = np.linspace(0, len(samples) - 1, min(NUM_ROWS, len(samples))).round().astype(int)
     found = []
-    for place in map(str, places):
+    for place in map(str, spread(range(len(samples)), NUM_ROWS)):
         with suppress(UserError):  # an empty row: doctor and training name it
             found.append((reader.pictures.open(place), reader.form.pictures.open(place)))
     return found

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -48,12 +48,9 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     if values.kind == "colors":
         guess = _of_colors(values, listed)
     else:
-        looked = f"({values.num_masks} looked at)"
-        found = f"masks hold ids: {_shown([str(v) for v in sorted(values.counts)])} {looked}"
+        found = f"masks hold ids: {_shown(sorted(values.counts))} ({values.num_masks} looked at)"
         guess = _of_ids(values, listed, found)
-    return LabelGuess(
-        guess.labels, guess.found, (*values.assumed, *guess.assumed), known=guess.known
-    )
+    return replace(guess, assumed=(*values.assumed, *guess.assumed))
 
 
 def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
@@ -186,7 +183,7 @@ def _unused(values: MaskValues, listed: ClassList | None) -> list[str]:
         return []
     if listed.colors is not None and values.kind == "ids":
         return [f"{listed.file.name} lists colours, but masks hold ids"]
-    held = _shown([str(value) for value in sorted(values.counts)])
+    held = _shown(sorted(values.counts))
     return [f"{listed.file.name} lists {len(listed.names)} names, but masks hold {held}"]
 
 
@@ -210,9 +207,13 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     if not 2 <= len(table) <= MAX_COLORS:
         raise UserError(
             f"the masks hold {len(values.counts)} colours, {len(table)} of them frequent and "
-            f"apart from each other, which cannot be classes. Are these masks?"
+            "apart from each other: these cannot be classes. Check that the files are masks."
         )
-    assumed += [reason for reason in _unused_names(listed, len(table)) if reason]
+    if listed is not None:
+        assumed.append(
+            f"{listed.file.name} lists {len(listed.names)} names without colours, so the "
+            f"{len(table)} colours of the masks remain unnamed"
+        )
     labels: dict[str, Any] = {"kind": "colors"}
     labels |= _strangers(values.counts, table, TOLERANCE, found, assumed)
     labels["names"] = [f"color_{value:06X}" for value in table]
@@ -220,21 +221,8 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     return LabelGuess(labels, tuple(found), tuple(assumed), known=False)
 
 
-def _unused_names(listed: ClassList | None, num_colors: int) -> list[str]:
-    if listed is None:
-        return []
-    return [
-        f"{listed.file.name} lists {len(listed.names)} names without colours, so the "
-        f"{num_colors} colours of the masks remain unnamed"
-    ]
-
-
 def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
-    """Ids in files with three equal channels, or transparency: id v is the colour (v, v, v).
-
-    Raises:
-        UserError: As `guess_labels`.
-    """
+    """Ids in files with three equal channels, or transparency: id v is the colour (v, v, v)."""
     levels = Counter({value & 255: count for value, count in values.counts.items()})
     if len(levels) > 16 and levels[0] + levels[255] > MOSTLY * sum(levels.values()):
         raise UserError(
@@ -242,24 +230,20 @@ def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
             "smooth resizing. Resize them again with nearest neighbour."
         )
     ids = MaskValues("ids", levels, None, values.num_masks)
-    shown = _shown([str(value) for value in sorted(levels)])
+    shown = _shown(sorted(levels))
     found = f"masks hold colours that are all grey: {shown} ({values.num_masks} looked at)"
     guess = _of_ids(ids, listed, found)
     labels = dict(guess.labels)
     raw = labels.pop("map", None) or {value: value for value in range(len(labels["names"]))}
-    labels["map"] = {f"#{value:02X}{value:02X}{value:02X}": i for value, i in raw.items()}
+    labels["map"] = {"#" + 3 * f"{value:02X}": i for value, i in raw.items()}
     ignored = [value for value in labels.get("ignore", []) if value <= 255]
-    labels["ignore"] = [f"#{value:02X}{value:02X}{value:02X}" for value in ignored]
+    labels["ignore"] = ["#" + 3 * f"{value:02X}" for value in ignored]
     assumed = (*guess.assumed, "the grey level of a pixel is its class id")
     return LabelGuess({"kind": "colors", **labels}, guess.found, assumed, guess.known)
 
 
 def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
-    """Classes and colours from a list, which must have every undamaged colour.
-
-    Raises:
-        UserError: It lacks one.
-    """
+    """Classes and colours from a list, which must have every undamaged colour."""
     assert listed.colors is not None
     table = [pack(color) for color in listed.colors]
     found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
@@ -267,32 +251,29 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
     assumed: list[str] = []
     total = sum(values.counts.values())
     many = len(values.counts) > MAX_COLORS
-    undeclared = [
-        (value, count)
+    undeclared = {
+        value: count / total
         for value, count in values.counts.most_common()
         if value not in set(table)
         and count >= (DAMAGED if many else RARE) * total
         and not (many and _distance(value, table) <= TOLERANCE // 3)
-    ]
+    }
     labels: dict[str, Any] = {"kind": "colors"}
-    black = [value for value, _ in undeclared if value == 0 and _distance(0, table) > TOLERANCE]
-    if black:
+    rest = Counter(values.counts)
+    if 0 in undeclared and _distance(0, table) > TOLERANCE:
         labels["ignore"] = ["#000000"]
-        share = values.counts[0] / total
+        del rest[0]
         assumed.append(
-            f"black, {share:.2%} of pixels, is not a class and is ignored: it is not in "
-            f"{listed.file.name}"
+            f"black, {undeclared.pop(0):.2%} of pixels, is not a class and is ignored: it is not "
+            f"in {listed.file.name}"
         )
-    for value, count in undeclared:
-        if value not in black:
-            raise UserError(
-                f"{listed.file}: has no class with the colour #{value:06X} "
-                f"({', '.join(map(str, unpack(value)))}), which {count / total:.2%} of the "
-                "masks' pixels hold. Add it to the file, or correct a colour there."
-            )
-    rest = Counter({v: count for v, count in values.counts.items() if v not in black})
-    reach = TOLERANCE if many else 0
-    labels |= _strangers(rest, table, reach, found, assumed)
+    for value, share in undeclared.items():
+        raise UserError(
+            f"{listed.file}: has no class with the colour #{value:06X} "
+            f"({', '.join(map(str, unpack(value)))}), which {share:.2%} of the masks' pixels hold. "
+            "Add it to the file, or correct a colour there."
+        )
+    labels |= _strangers(rest, table, TOLERANCE if many else 0, found, assumed)
     labels["names"] = list(listed.names)
     labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed))
@@ -336,5 +317,6 @@ def _apart(frequent: Sequence[int]) -> list[int]:
     return table
 
 
-def _shown(values: Sequence[str]) -> str:
-    return ", ".join(values) if len(values) <= 12 else f"{', '.join(values[:8])}, ... {values[-1]}"
+def _shown(values: Sequence[object]) -> str:
+    texts = [*map(str, values)]
+    return ", ".join(texts) if len(texts) <= 12 else f"{', '.join(texts[:8])}, ... {texts[-1]}"

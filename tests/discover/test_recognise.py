@@ -460,4 +460,4 @@ def test_a_bad_data_yaml_is_named(tmp_path, text, message):
 def test_recipes_beside_the_data_are_no_data_yaml(tmp_path):
     pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}.png")
     (tmp_path / "recipe.yaml").write_text("data: {source: folder}\ntrain: {steps: 5}\n")
-    assert recognise(tmp_path)[0].name == "folder"
+    assert recognise(tmp_path)[0].data["source"] == "folder"
