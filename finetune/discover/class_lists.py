@@ -45,8 +45,8 @@ def find_class_list(folders: Sequence[Path]) -> ClassList | None:
         UserError: A value, colour or name occurs twice, or a colour is invalid.
     """
     for folder in folders:
-        for pattern, read in _READERS:
-            for file in sorted(folder.glob(pattern)):
+        for read, patterns in _READERS.items():
+            for file in (file for pattern in patterns for file in sorted(folder.glob(pattern))):
                 try:
                     found = read(file, file.read_text(encoding="utf-8-sig"))
                 except UserError:
@@ -86,25 +86,22 @@ def _twice(entries: Sequence[Hashable]) -> Hashable | None:
     return next((entry for i, entry in enumerate(entries) if entry in entries[:i]), None)
 
 
-def _name_and_color_csv(file: Path, text: str) -> ClassList | None:
-    """`class_dict.csv`: name, r, g, b with a header, as in Kaggle's copy of CamVid."""
+def _csv(file: Path, text: str) -> ClassList | None:
+    """`name,r,g,b` with a header, as in Kaggle's copy of CamVid, or Roboflow's `value, class`."""
     header, *rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    if len(header) < 4 or header[0].lower() not in ("name", "class", "label"):
+    if [cell.lower() for cell in header[:2]] == ["pixel value", "class"]:
+        form = "value, class"
+    elif len(header) >= 4 and header[0].lower() in ("name", "class", "label"):
+        form = "name,r,g,b"
+    else:
         return None
-    if short := next((row for row in rows if len(row) < 4), None):
-        raise UserError(f"{file}: the line {','.join(short)!r} is not `name,r,g,b`. Correct it.")
+    if short := next((row for row in rows if len(row) <= form.count(",")), None):
+        raise UserError(f"{file}: the line {','.join(short)!r} is not `{form}`. Correct it.")
+    if form == "value, class":
+        values = tuple(int(row[0]) for row in rows)
+        return ClassList(file, tuple(row[1] for row in rows), values=values)
     colors = tuple(_rgb(row[1:4]) for row in rows)
     return ClassList(file, tuple(row[0] for row in rows), colors=colors)
-
-
-def _value_and_name_csv(file: Path, text: str) -> ClassList | None:
-    """Roboflow's `_classes.csv`: Pixel Value, Class."""
-    header, *rows = [[cell.strip() for cell in row] for row in csv.reader(text.splitlines()) if row]
-    if [cell.lower() for cell in header[:2]] != ["pixel value", "class"]:
-        return None
-    if short := next((row for row in rows if len(row) < 2), None):
-        raise UserError(f"{file}: the line {','.join(short)!r} is not `value, class`. Correct it.")
-    return ClassList(file, tuple(row[1] for row in rows), values=tuple(int(row[0]) for row in rows))
 
 
 def _label_map(file: Path, text: str) -> ClassList | None:
@@ -163,16 +160,11 @@ def _in_order(file: Path, names: Sequence[str]) -> ClassList:
     return found
 
 
-_READERS: tuple[tuple[str, Callable[[Path, str], ClassList | None]], ...] = (
-    ("class_dict.csv", _name_and_color_csv),
-    ("_classes.csv", _value_and_name_csv),
-    ("labelmap.txt", _label_map),
-    ("label_colors.txt", _color_and_name_lines),
-    ("id2label.json", _id_to_label),
-    ("*id2label.json", _id_to_label),
-    ("classes.json", _id_to_label),
-    ("classes.txt", _names),
-    ("labels.txt", _names),
-    ("class_names.txt", _names),
-    ("obj.names", _names),
-)
+_READERS: dict[Callable[[Path, str], ClassList | None], tuple[str, ...]] = {
+    _csv: ("class_dict.csv", "_classes.csv"),
+    _label_map: ("labelmap.txt",),
+    _color_and_name_lines: ("label_colors.txt",),
+    _id_to_label: ("id2label.json", "*id2label.json", "classes.json"),
+    _names: ("classes.txt", "labels.txt", "class_names.txt", "obj.names"),
+}
+"""Reader -> its files."""

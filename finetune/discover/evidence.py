@@ -62,7 +62,10 @@ class _Folder:
 def gather(tree: Tree, look: Look) -> dict[Key, Evidence]:
     """The evidence for each layout that matching names suggest."""
     folders = [_Folder(relative, stems) for relative, stems in tree.folders.items()]
-    beside = _beside(tree)
+    beside: dict[PurePosixPath, set[str]] = defaultdict(set)  # subfolders with pictures, by name
+    for relative in tree.folders:
+        for path in (relative, *relative.parents):
+            beside[path.parent].add(path.name)
     evidence: dict[Key, Evidence] = defaultdict(Evidence)
     for folder in folders:
         _add_evidence(evidence, folder, folder, beside)
@@ -134,15 +137,6 @@ def _bases(stem: str) -> Iterator[tuple[str, str]]:
 
 
 # --------------------------------------------------------------------------------- names that match
-
-
-def _beside(tree: Tree) -> dict[PurePosixPath, set[str]]:
-    """Folder -> the names of its subfolders that hold pictures at any depth."""
-    names: dict[PurePosixPath, set[str]] = defaultdict(set)
-    for folder in tree.folders:
-        for path in (folder, *folder.parents):
-            names[path.parent].add(path.name)
-    return names
 
 
 def _add_evidence(

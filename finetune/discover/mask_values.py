@@ -89,8 +89,9 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
         counts.update(mask.values)
     of_bytes = {value for mask in masks if not mask.bits for value in mask.values}
     bits = any(mask.bits for mask in masks) and 255 in of_bytes and of_bytes <= {0, 255}
-    palette = next((mask.palette for mask in masks if _is_colorful(mask.palette)), None)
-    return MaskValues(kind, counts, palette, len(chosen), bits, assumed)
+    palettes = [mask.palette for mask in masks if mask.palette is not None]
+    colorful = (p for p in palettes if any(len(set(color)) > 1 for color in p))
+    return MaskValues(kind, counts, next(colorful, None), len(chosen), bits, assumed)
 
 
 def spread(items: Sequence[Any], number: int) -> list[Any]:
@@ -160,14 +161,9 @@ def _differing(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
     """Two masks whose palettes differ in the colour of a number that both hold."""
     first: dict[int, tuple[RGB, Picture]] = {}
     for mask in masks:
-        for value in mask.values if mask.palette is not None else ():
-            assert mask.palette is not None
-            if value < len(mask.palette):
-                color, file = first.setdefault(value, (mask.palette[value], mask.file))
-                if color != mask.palette[value]:
-                    return file, mask.file
+        colors = dict(enumerate(mask.palette or ()))
+        for value in mask.values.keys() & colors.keys():
+            color, file = first.setdefault(value, (colors[value], mask.file))
+            if color != colors[value]:
+                return file, mask.file
     return None
-
-
-def _is_colorful(palette: tuple[RGB, ...] | None) -> bool:
-    return palette is not None and any(len(set(color)) > 1 for color in palette)

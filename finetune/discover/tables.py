@@ -70,9 +70,10 @@ def table(path: str, revision: str | None = None) -> Layout:
         raise UserError(
             f"{path}: none of the rows looked at holds an image and a mask. Fill in both columns."
         )
-    seen = TableRows(
-        tuple(pictures), _count(path, train, revision), is_here, index.labels if index else None
-    )
+    count: int | None = None
+    with suppress(UserError):  # only footers of Parquet tell it
+        count = sum(shard.num_rows for shard in hub_shards(path, train, revision=revision))
+    seen = TableRows(tuple(pictures), count, is_here, index.labels if index else None)
     data = {key: value for key, value in data.items() if value is not None}
     return Layout(data, tuple(found), tuple(assumed), table=seen)
 
@@ -86,11 +87,3 @@ def _spread(path: str, split: str, columns: Columns) -> list[tuple[Picture, Pict
         with suppress(UserError):  # an empty row: doctor and training name it
             found.append((reader.pictures.open(place), reader.form.pictures.open(place)))
     return found
-
-
-def _count(path: str, split: str, revision: str | None) -> int | None:
-    """Rows of a split, from the footers of its files; None if they are not Parquet."""
-    try:
-        return sum(shard.num_rows for shard in hub_shards(path, split, revision=revision))
-    except UserError:
-        return None

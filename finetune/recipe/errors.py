@@ -17,10 +17,7 @@ def error_lines(
 ) -> list[str]:
     """One line for each mistake.
 
-    Args:
-        error: The error of a section or of a whole recipe.
-        key_of: Turns pydantic's location into the dotted key.
-        unknown: Gives the message for an unknown key.
+    `key_of` turns pydantic's location into the dotted key, `unknown` a key into its message.
     """
     lines: list[str] = []
     for problem in error.errors():

@@ -67,7 +67,10 @@ def _of_section(section: type[Section], prefix: str) -> Iterator[Row]:
 
 def _row(section: type[Section], key: str, prefix: str) -> Row:
     field, schema = section.model_fields[key], section.model_json_schema()["properties"][key]
-    default = "required" if field.is_required() else _value(field.default)
+    default = "required"
+    if not field.is_required():
+        value = list(field.default) if isinstance(field.default, tuple) else field.default
+        default = yaml.dump(value, default_flow_style=True).split("\n")[0]
     return f"{prefix}{key}", _type_name(schema), default, field.description or ""
 
 
@@ -79,11 +82,6 @@ def _type_name(schema: Mapping[str, Any]) -> str:
     if "anyOf" in schema:
         return " | ".join(_type_name(option) for option in schema["anyOf"])
     return str(schema.get("type", "any"))
-
-
-def _value(value: Any) -> str:
-    plain = list(value) if isinstance(value, tuple) else value
-    return yaml.dump(plain, default_flow_style=True).split("\n")[0]
 
 
 def _nearest_key(dotted: str) -> str | None:

@@ -1,9 +1,4 @@
-"""Loads recipes: a name and overrides become a resolved recipe, which holds every value.
-
-    recipe = load_recipe("camvid", ["data.path=CamVid", "train.steps=2000"])
-
-`base:` names a recipe to start from; `key=value` overrides by dotted path.
-"""
+"""Loads recipes: a name and overrides become a resolved recipe, which holds every value."""
 
 import os
 import warnings
@@ -33,9 +28,6 @@ def load_recipe(
             or else a shipped recipe.
         overrides: "dotted.key=value" strings (values are YAML), or a mapping of such keys.
 
-    Returns:
-        The resolved recipe.
-
     Raises:
         UserError: the message names the file, the dotted key and the remedy.
     """
@@ -48,16 +40,7 @@ def recipe_from_values(
     name: str | os.PathLike[str],
     overrides: Iterable[str] | Mapping[str, Any] = (),
 ) -> Recipe:
-    """Overrides and checks the values of a recipe's file, which need not exist.
-
-    Args:
-        values: Its sections.
-        name: Its file, for messages and for the recipe's own name.
-        overrides: As for `load_recipe`.
-
-    Raises:
-        UserError: As `load_recipe`.
-    """
+    """As `load_recipe`, for the values of a file `name`, which need not exist."""
     path, values = Path(name), dict(values)
     if not isinstance(overrides, Mapping):
         overrides = dict(_parse_override(text) for text in overrides)

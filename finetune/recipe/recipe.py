@@ -29,20 +29,9 @@ USED_BY: dict[str, frozenset[str]] = {"segmentation": frozenset(SECTIONS)}
 
 # Keys that may change between a run and its resumption: places and speed.
 VOLATILE = (
-    "name",
-    "output",
-    "resume",
-    "data.path",
-    "data.workers",
-    "data.cache",
-    "train.max_minutes",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.threads",
-    "train.compile",
-    "hub.repo",
-    "hub.private",
+    *("name", "output", "resume", "data.path", "data.workers", "data.cache"),
+    *("train.max_minutes", "train.checkpoint_every", "train.keep_checkpoints", "train.log_every"),
+    *("train.threads", "train.compile", "hub.repo", "hub.private"),
 )
 
 
