@@ -148,7 +148,7 @@ def predict(
             show_progress=not as_json,
         )
     except KeyboardInterrupt:
-        print("\nstopped; what is done is whole, and the same command goes on", file=sys.stderr)
+        print("\nstopped; finished files are whole, and the same command resumes", file=sys.stderr)
         raise typer.Exit(130) from None
     seconds = max(time.monotonic() - begun, 1e-9)
     if rank == 0 and as_json:

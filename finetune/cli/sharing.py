@@ -91,7 +91,7 @@ def push(
             overrides=overrides or [],
         )
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on", file=sys.stderr, flush=True)
+        print("\nstopped; the same command resumes", file=sys.stderr, flush=True)
         # sys.exit would wait for the client's threads, and they wait for a silent connection.
         os._exit(130)
     if as_json:

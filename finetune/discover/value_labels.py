@@ -93,7 +93,7 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
         labels["map"] = {value: i for i, value in enumerate(raw)}
     if ignored := sorted(seen & set(NO_LABEL) - set(raw)):
         labels["ignore"] = ignored
-        assumed.append(f"{ignored[0]} is no class and does not count")
+        assumed.append(f"{ignored[0]} is not a class and is ignored")
     elif 255 in raw:
         labels["ignore"] = []
     return LabelGuess(labels, tuple(lines), tuple(assumed))
@@ -157,7 +157,7 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
             "labels.names and labels.map."
         )
     if ignored:
-        assumed.append(f"{ignored[0]} is no class and does not count")
+        assumed.append(f"{ignored[0]} is not a class and is ignored")
     labels: dict[str, Any] = {"ignore": ignored if ignored or 255 in classes else [255]}
     highest = classes[-1]
     if sparse:

@@ -91,7 +91,7 @@ def _read_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
     if base is None:
         return values
     if not isinstance(base, str):
-        raise UserError(f"recipe {path}: base: must be the name of one recipe")
+        raise UserError(f"recipe {path}: base: must name one recipe, such as camvid")
     beside = [path.parent / candidate for candidate in (base, f"{base}.yaml")]
     base_path = next((p for p in beside if p.is_file()), None) or find_recipe(base)
     return _merge(_read_with_bases(base_path, (*above, path.resolve())), values)

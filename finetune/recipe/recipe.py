@@ -90,7 +90,7 @@ class Recipe(Section):
             if value and min(value) < side:
                 yield f"{key}: {list(value)} is smaller than the {side} pixels that the model needs"
         if channels != 3 and self.data.source == "shapes":
-            yield f"model.num_channels: {channels}, but the source shapes draws RGB images (3)"
+            yield f"model.num_channels: {channels}, but the source shapes draws RGB: set it to 3"
         for key, example in (("image_mean", 0.5), ("image_std", 0.25)):
             values = getattr(self.data, key)
             if len(values) != channels:

@@ -13,10 +13,15 @@ from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest
 
 def _no_bool(value: Any) -> Any:
     if isinstance(value, bool):  # pydantic would take it for 0 or 1
-        raise ValueError("must be a number or text; YAML reads yes, no, on and off as true, false")
+        raise ValueError(
+            "must be a number or text; YAML reads yes, no, on and off as true, false: quote them"
+        )
     return value
 
 
+Preset = Literal[
+    "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
+]
 MaskValue = Annotated[int | str, BeforeValidator(_no_bool)]
 
 
@@ -75,12 +80,7 @@ class ModelSection(Section):
 class LabelsSection(Section):
     """The meaning of the values in the masks; labels are translated here only."""
 
-    preset: (
-        Literal[
-            "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
-        ]
-        | None
-    ) = Field(
+    preset: Preset | None = Field(
         None, description="names, colours and rules of a known data set, as defaults for the rest"
     )
     names: list[str] = Field([], description="the classes' names, in the order of their ids")
@@ -182,7 +182,7 @@ class TrainSection(Section):
         if self.micro_batch and self.global_batch % self.micro_batch:
             yield (
                 f".global_batch: {self.global_batch} is not a multiple of "
-                f".micro_batch={self.micro_batch}"
+                f".micro_batch={self.micro_batch}; change one of them"
             )
 
 

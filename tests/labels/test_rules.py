@@ -319,7 +319,7 @@ def test_yes_and_no_are_no_mask_values(labels):
 
 
 def test_a_class_that_no_value_means():
-    with pytest.warns(UserWarning, match="no value of a mask means 'b'"):
+    with pytest.warns(UserWarning, match="no mask value means 'b'"):
         recipe(labels={"names": ["a", "b", "c"], "map": {0: 0, 1: 0, 2: 2}})
     with warnings.catch_warnings():
         warnings.simplefilter("error")
