@@ -53,8 +53,7 @@ RECIPE = Argument(
 RecipeArgument = Annotated[str, RECIPE]
 ModelArgument = Annotated[str, Argument(metavar="MODEL", help="A model folder or Hub id.")]
 Overrides = Annotated[
-    list[str] | None,
-    Argument(metavar="[key=value]...", help="Overrides, such as train.steps=100."),
+    list[str] | None, Argument(metavar="[key=value]...", help="Overrides, such as train.steps=100.")
 ]
 Choice = Annotated[int | None, Option(help="Number of the layout, if several fit the folder.")]
 Device = Annotated[str | None, Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]

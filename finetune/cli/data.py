@@ -74,9 +74,7 @@ def doctor(
     output: Annotated[
         Path | None,
         Option(
-            "--output",
-            "-o",
-            help="Folder of doctor.json and .html. Default: runs/doctor-NAME.",
+            "--output", "-o", help="Folder of doctor.json and .html. Default: runs/doctor-NAME."
         ),
     ] = None,
     as_json: AsJson = False,

@@ -10,15 +10,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from finetune.cli.app import (
-    AsJson,
-    Device,
-    ModelArgument,
-    Overrides,
-    Threads,
-    app,
-    complete_recipe,
-)
+from finetune.cli.app import AsJson, Device, ModelArgument, Overrides, Threads, app, complete_recipe
 from finetune.errors import UserError
 
 

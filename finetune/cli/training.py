@@ -25,8 +25,7 @@ def train(
     recipe: RecipeArgument,
     overrides: Overrides = None,
     processes: Annotated[
-        int | None,
-        Option(min=1, help="Processes on this machine. Default: one per GPU, else one."),
+        int | None, Option(min=1, help="Processes on this machine. Default: one per GPU, else one.")
     ] = None,
 ) -> None:
     """Train on all local devices. A stopped run of the same recipe resumes where it stopped.
@@ -104,9 +103,7 @@ def show(
 
 
 @app.command()
-def report(
-    run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")],
-) -> None:
+def report(run: Annotated[Path, Argument(metavar="RUN", help="A run folder.")]) -> None:
     """Write RUN/report.html anew: curves, scores, pictures and recipe on a page that opens offline.
 
     A run writes the page at its end. This verb writes it for a run that still trains or was

@@ -183,12 +183,8 @@ def _coco_labels(layout: Layout) -> LabelGuess:
     kept = {n: name for n, (name, _) in sorted(names_of.items()) if n not in left_out}
     names, background, assumed = _with_background(list(dict.fromkeys(kept.values())), "object")
     names = [background, *(name for name in names if name != background)]
-    labels = {
-        "names": names,
-        "background": background,
-        "map": {number: names.index(name) for number, name in kept.items()},
-        "ignore": [],
-    }
+    ids = {number: names.index(name) for number, name in kept.items()}
+    labels = {"names": names, "background": background, "map": ids, "ignore": []}
     if left_out:
         assumed.append(f"category 0, {names_of[0][0]}, is left out: no object has it")
     by_name: dict[str, list[int]] = defaultdict(list)
@@ -212,12 +208,8 @@ def _ultralytics_labels(layout: Layout, faults: list[Fault] | None) -> LabelGues
         return LabelGuess({"names": names}, tuple(found), ("255 is not a class and is ignored",))
     named, background, assumed = _with_background(names, "polygon")
     # With this map, the number after the last name is an error, and not the background.
-    labels = {
-        "names": named,
-        "background": background,
-        "map": {i: i for i in range(len(names))},
-        "ignore": [],
-    }
+    identity = {i: i for i in range(len(names))}
+    labels = {"names": named, "background": background, "map": identity, "ignore": []}
     texts = [Path(text) for text in _references(layout, faults)]
     missing = [text for text in texts if not text.is_file()]
     found.append(f"{len(missing)} of {len(texts)} images have no text file, so no polygons")

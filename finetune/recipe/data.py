@@ -256,8 +256,7 @@ def _plain(value: Any) -> Any:
 
 
 Data = Annotated[
-    Annotated[AnySource, Field(discriminator="source")],
-    BeforeValidator(_of_its_source),
+    Annotated[AnySource, Field(discriminator="source")], BeforeValidator(_of_its_source)
 ]
 _ADAPTER: TypeAdapter[DataSection] = TypeAdapter(Data)
 
