@@ -6,36 +6,9 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from finetune.publish.header import DataSet, header
-from finetune.publish.markdown import escaped, percent, table
+from finetune.publish.markdown import render
 from finetune.recipe import InferenceProtocol
 from finetune.weights.cards import licence_fields
-
-_HERE = "path/to/this/folder"
-
-_PIPELINE = """\
-```python
-from transformers import pipeline
-
-segment = pipeline("image-segmentation", model="{model}")
-segment("picture.jpg")
-```"""
-
-# Pipelines convert every picture to RGB.
-_ARRAYS = """\
-Images have {channels} channel(s): give arrays (height, width, {channels}) to the processor, not \
-files to a pipeline.
-
-```python
-import tifffile
-from transformers import AutoImageProcessor, SegformerForSemanticSegmentation
-
-image = tifffile.imread("picture.tif"){axis}  # (height, width, {channels})
-processor = AutoImageProcessor.from_pretrained("{model}")
-model = SegformerForSemanticSegmentation.from_pretrained("{model}").eval()
-inputs = processor(image, input_data_format="channels_last", return_tensors="pt")
-outputs = model(**inputs)
-masks = processor.post_process_semantic_segmentation(outputs, [image.shape[:2]])
-```"""
 
 
 def model_card(
@@ -68,35 +41,17 @@ def model_card(
     data = header(
         name=name, base_model=base_model, data_set=data_set, results=results, licence=licence
     )
-    return card_of_lines(
+    return rendered(
+        "publish/trained.md",
         data,
-        [
-            f"# {escaped(name)}",
-            "",
-            f"SegFormer for semantic segmentation, {len(names)} classes.",
-            "",
-            "## Results",
-            "",
-            *(f"- {key}: {percent(value)}" for key, value in results.items()),
-            "",
-            f"Protocol: {protocol.describe()}.",
-            "",
-            *table(
-                ["class", "IoU"],
-                [[escaped(key), percent(value)] for key, value in per_class_iou.items()],
-            ),
-            "",
-            "## Training",
-            "",
-            *(f"- {key}: {escaped(value)}" for key, value in facts.items()),
-            "- everything else: `recipe.yaml` beside this file",
-            "",
-            *_licence(licence),
-            "## Use",
-            "",
-            *usage(num_channels),
-            "",
-        ],
+        name=name,
+        names=names,
+        results=results,
+        per_class_iou=per_class_iou,
+        protocol=protocol,
+        num_channels=num_channels,
+        licence=licence,
+        facts=facts,
     )
 
 
@@ -122,45 +77,18 @@ def conversion_card(
         num_channels: number of channels of the images.
     """
     fields = {**licence_fields(licence), **metadata}
-    data = ModelCardData(library_name="transformers", **fields)
-    use = ["## Use", "", *usage(num_channels), ""] if protocol is not None else []
-    shown = [f"- images: {protocol.describe()}"] if protocol is not None else []
-    return card_of_lines(
-        data,
-        [
-            f"# {escaped(name)}",
-            "",
-            purpose,
-            "",
-            "## Origin",
-            "",
-            *(f"- {key}: {escaped(value)}" for key, value in facts.items()),
-            *shown,
-            "",
-            *_licence(licence),
-            *use,
-        ],
+    return rendered(
+        "publish/converted.md",
+        ModelCardData(library_name="transformers", **fields),
+        name=name,
+        purpose=purpose,
+        facts=facts,
+        licence=licence,
+        protocol=protocol,
+        num_channels=num_channels,
     )
 
 
-def card_of_lines(data: ModelCardData, lines: Sequence[str]) -> ModelCard:
-    """A card from its header and the lines of its text."""
-    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines))
-
-
-def usage(num_channels: int, model: str = _HERE) -> list[str]:
-    """How stock transformers uses a model.
-
-    Args:
-        num_channels: number of channels of its images.
-        model: its folder or Hub id.
-    """
-    if num_channels == 3:
-        return _PIPELINE.format(model=model).splitlines()
-    # tifffile drops the axis of a single channel, which the processor needs.
-    axis = "[..., None]" if num_channels == 1 else ""
-    return _ARRAYS.format(channels=num_channels, axis=axis, model=model).splitlines()
-
-
-def _licence(remark: str) -> list[str]:
-    return ["## Licence", "", remark, ""] if remark else []
+def rendered(template: str, data: ModelCardData, **values: Any) -> ModelCard:
+    """A card from its header, and the template of its text with the template's variables."""
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{render(template, **values)}")

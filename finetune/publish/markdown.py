@@ -1,8 +1,10 @@
-"""Markdown for foreign text, escaped so that it shows as it is."""
+"""Markdown from Jinja2 templates, and foreign text escaped so that it shows as it is."""
 
 import html
 import re
-from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 _SPECIAL = re.compile(r"([\\`*_{}\[\]#|~$^])")
 
@@ -13,19 +15,28 @@ def escaped(text: object) -> str:
     return _SPECIAL.sub(r"\\\1", line)
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a table of Markdown cells."""
-    lines = [header, ["---"] * len(header), *rows]
-    return [f"| {' | '.join(cells)} |" for cells in lines]
-
-
-def fenced(text: str, language: str = "") -> list[str]:
-    """The lines of a code block, with a fence that does not occur in the text."""
+def fenced(text: str, language: str = "") -> str:
+    """A code block, with a fence that does not occur in the text."""
     longest = max((len(run) for run in re.findall("`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
-    return [f"{fence}{language}", *text.rstrip("\n").splitlines(), fence]
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}"
 
 
 def percent(value: float | None) -> str:
     """A share as a percentage."""
     return "-" if value is None else f"{value:.2%}"
+
+
+_TEMPLATES = Environment(
+    loader=PackageLoader("finetune", ""),
+    autoescape=False,  # it is for HTML; templates apply `escaped` to foreign text
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=StrictUndefined,
+)
+_TEMPLATES.filters.update(escaped=escaped, fenced=fenced, percent=percent)
+
+
+def render(template: str, **values: Any) -> str:
+    """Markdown; `template` is a path below the package, such as "publish/trained.md"."""
+    return _TEMPLATES.get_template(template).render(values).rstrip() + "\n"

@@ -60,7 +60,7 @@ def test_the_app_is_the_demo_and_the_package_lies_beside_it(space):
     sources = {
         path.relative_to(ROOT): path.read_bytes()
         for path in (ROOT / "finetune").rglob("*")
-        if path.is_file() and path.suffix in (".py", ".js", ".css", ".html")
+        if path.is_file() and path.suffix in (".py", ".js", ".css", ".html", ".md")
     }
     assert len(sources) > 90
     copied = {p.relative_to(space): p.read_bytes() for p in (space / "finetune").rglob("*.*")}
