@@ -3,7 +3,6 @@
 A failed push only prints a line: no method here raises an exception.
 """
 
-import contextlib
 import os
 import shlex
 import shutil
@@ -41,8 +40,7 @@ class BackgroundPush:
         self.output = output
         self.repo = repo
         self.say = say
-        self._visibility = "--private" if private else "--no-private"
-        self._flag = "" if private else " --public"  # option of `finetune push`
+        self._options = [repo] if private else [repo, "--public"]
         self._process: subprocess.Popen[bytes] | None = None
         self._waiting: Path | None = None
         self._current: Path | None = None
@@ -51,8 +49,8 @@ class BackgroundPush:
         self._token = _token()
         if not self._token:
             say(
-                f"warning: hub.repo={repo}, but there is no token of the Hub here: `hf auth "
-                "login`, or set HF_TOKEN. Training goes on"
+                f"warning: nothing is pushed to hub.repo={repo}, because there is no token of the "
+                "Hub here. Run `hf auth login`, or set HF_TOKEN. Training goes on"
             )
 
     def newest(self, best: Path, step: int) -> None:
@@ -79,7 +77,7 @@ class BackgroundPush:
             self._current, self._waiting = self._waiting, None
             # Spare the training: no pictures of predictions, one thread, no GPU.
             quiet = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-            self._start([str(self._current), self.repo, self._visibility, "--quick"], quiet)
+            self._start([str(self._current), *self._options, "--quick"], quiet)
 
     def finish(self, stop: Callable[[], bool]) -> None:
         """Pushes the best model with its complete card, and waits up to `PATIENCE` seconds.
@@ -89,10 +87,9 @@ class BackgroundPush:
         """
         self.close()
         best = self.output / "best"
-        again = f"finetune push {shlex.quote(str(self.output))} {self.repo}{self._flag}"
-        if not best.is_dir() or not self._start(
-            [str(self.output), self.repo, self._visibility], {}
-        ):
+        arguments = [str(self.output), *self._options]
+        again = shlex.join(["finetune", "push", *arguments])
+        if not best.is_dir() or not self._start(arguments, {}):
             return
         assert self._process is not None, "it was just started"
         self.say(f"pushing {best} to {self.repo} ({PATIENCE / 60:.0f} minutes at most) ...")
@@ -103,8 +100,7 @@ class BackgroundPush:
                 shutil.rmtree(self.output / ".best.push", ignore_errors=True)  # its staging folder
                 self.say(f"warning: the last push was given up; `{again}` makes it")
                 return
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(0.1)
+            time.sleep(0.1)
         if self._ended(f"`{again}` makes it"):
             self.say(f"pushed to {self.repo}")
         self.close()
@@ -152,10 +148,7 @@ class BackgroundPush:
 
     def _forget(self) -> None:
         assert self._process is not None, "asked for after a push"
-        self._process.wait()
-        if self._process.stdin is not None:
-            with contextlib.suppress(OSError):
-                self._process.stdin.close()
+        self._process.communicate()  # closes its input, and waits for its end
         self._process = None
         if self._current is not None:
             shutil.rmtree(self._current, ignore_errors=True)
@@ -174,9 +167,8 @@ class BackgroundPush:
 
     def _clean(self) -> None:
         """Removes the rests of killed pushes: copies of `best` and staging folders."""
-        for pattern in (".pushing-*", "..pushing-*"):
-            for folder in self.output.glob(pattern):
-                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.output.glob(".*pushing-*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _token() -> str | None:

@@ -183,7 +183,7 @@ def test_a_push_ends_with_the_training_that_started_it(hub, alone):
     """However that ended: the system closes what the push reads from."""
     hub.faults = [Fault("GET", "/api/", "stall", times=99)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*background.COMMAND, str(alone / "best"), REPO, "--private", "--quick"]
+    command = [*background.COMMAND, str(alone / "best"), REPO, "--quick"]
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
     child.communicate(timeout=200)
     assert child.returncode == 1

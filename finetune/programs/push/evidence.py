@@ -4,7 +4,6 @@ import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,13 @@ import torch
 
 from finetune.errors import UserError
 from finetune.inference import Segmenter
+from finetune.labels.translation import Labels
 from finetune.metrics import MeanIoU
 from finetune.pictures.drawing import PanelRow
 from finetune.publish import DataSet, hub_id
 from finetune.publish.facts import data_set_of
 from finetune.recipe import Recipe, recipe_from_yaml
-from finetune.run.log import read
+from finetune.run import log
 from finetune.run.screen import progress_bar
 from finetune.trainers.tasks import task_of
 from finetune.weights.cards import Card, card_of, licence_in
@@ -114,25 +114,15 @@ def gather(run: Path) -> Evidence:
     if recipe is None:
         return Evidence(folder, identity, None, folder.resolve().name, segmenter, card)
     data_set = _data_set(recipe, card)
-    colors = recipe.labels.build().colors
-    if not hasattr(segmenter.model.config, "finetune_colors") and len(colors) == len(
-        segmenter.names
-    ):
-        segmenter.colors = tuple(colors)  # older folders do not hold them
+    colors = tuple(recipe.labels.build().colors)
+    is_older = not hasattr(segmenter.model.config, "finetune_colors")
+    if is_older and len(colors) == len(segmenter.names):
+        segmenter.colors = colors
+    evidence = Evidence(folder, identity, home, recipe.name, segmenter, card, recipe, data_set)
     if home is None:
-        return Evidence(folder, identity, None, recipe.name, segmenter, card, recipe, data_set)
-    return Evidence(
-        folder,
-        identity,
-        home,
-        recipe.name,
-        segmenter,
-        card,
-        recipe,
-        data_set,
-        _results(home / "metrics.jsonl", card, is_last=folder.resolve().name == "last"),
-        _environment(home / "environment.json"),
-    )
+        return evidence
+    results = _results(home / "metrics.jsonl", card, is_last=folder.resolve().name == "last")
+    return replace(evidence, results=results, environment=_environment(home / "environment.json"))
 
 
 def identity_of(folder: Path) -> tuple[int, int]:
@@ -173,38 +163,32 @@ def _data_set(recipe: Recipe, card: Card) -> DataSet:
 
 def _results(path: Path, card: Card, *, is_last: bool) -> Results | None:
     """The evaluation of the weights: the one that their card states, if it states one."""
-    rows = read(path) if path.is_file() else []
+    rows = log.rows(path)
     scored = [row for row in rows if row.get("eval/mean_iou") is not None]
     if told := scores_of(card):
-        scored = [row for row in scored if _scores(row) == told]
+        scored = [r for r in scored if all(r.get(f"eval/{m}") == told.get(m) for m in METRICS)]
     if not scored:
         return None
     # Older cards state no scores: `best` is the first evaluation with the highest score.
     row = scored[-1] if is_last else max(scored, key=lambda found: found["eval/mean_iou"])
     times = [r["seconds"] for r in rows if r["step"] <= row["step"] and r.get("seconds")]
-    made = sum("eval/mean_iou" in other for other in rows)
-    classes = row.get("eval/per_class_iou") or {}
     return Results(
-        row["step"],
-        {metric: row.get(f"eval/{metric}") for metric in METRICS},
-        classes,
-        made,
-        times[-1] if times else None,
+        step=row["step"],
+        scores={metric: row.get(f"eval/{metric}") for metric in METRICS},
+        per_class_iou=row.get("eval/per_class_iou") or {},
+        evaluations=sum("eval/mean_iou" in other for other in rows),
+        seconds=times[-1] if times else None,
     )
-
-
-def _scores(row: Mapping[str, Any]) -> dict[str, float]:
-    found = {metric: row.get(f"eval/{metric}") for metric in METRICS}
-    return {metric: value for metric, value in found.items() if value is not None}
 
 
 def scores_of(card: Card) -> dict[str, float]:
     """The metrics of `METRICS` in the header of a card that this package wrote."""
-    found = {}
-    for model in card.header.get("model-index") or []:
-        for result in model["results"]:
-            for metric in result["metrics"]:
-                found[metric["type"]] = metric["value"]
+    found = {
+        metric["type"]: metric["value"]
+        for model in card.header.get("model-index") or []
+        for result in model["results"]
+        for metric in result["metrics"]
+    }
     return {metric: found[metric] for metric in METRICS if metric in found}
 
 
@@ -214,7 +198,7 @@ def _environment(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error}); remove it, or mend it") from error
+        raise UserError(f"{path}: cannot be read ({error}); correct or delete it") from error
     return values if isinstance(values, dict) else {}
 
 
@@ -242,20 +226,15 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
         # Neighbours are alike where a set is made of videos.
         count = min(LOOKED_AT, len(samples))
         chosen = np.linspace(0, len(samples) - 1, count).astype(int).tolist()
-        bar = progress_bar(
-            total=count, desc="looking at predictions", unit="image", show=True, leave=False
-        )
         ious = []
-        with closing(bar):
+        with progress_bar(
+            total=count, desc="looking at predictions", unit="image", show=True, leave=False
+        ) as bar:
             for index in chosen:
-                row = _predicted(samples[index], segmenter, labels.num_labels, labels.ignore_index)
-                ious.append(row.mean_iou)
+                ious.append(_predicted(samples[index], segmenter, labels).mean_iou)
                 bar.update()
         # These are read again: 64 photographs of a camera would take gigabytes.
-        rows = [
-            _predicted(samples[chosen[n]], segmenter, labels.num_labels, labels.ignore_index)
-            for n in best_and_worst(ious)
-        ]
+        rows = [_predicted(samples[chosen[n]], segmenter, labels) for n in best_and_worst(ious)]
     except UserError as error:
         warnings.warn(
             f"the card shows no predictions: {error} (data.path=FOLDER names the images' folder)",
@@ -265,12 +244,10 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
     return Examples(rows, count, len(samples), labels.ignore_index) if rows else None
 
 
-def _predicted(
-    sample: Mapping[str, Any], segmenter: Segmenter, num_labels: int, ignore_index: int
-) -> PanelRow:
+def _predicted(sample: Mapping[str, Any], segmenter: Segmenter, labels: Labels) -> PanelRow:
     truth = sample["mask"]
     masks, _ = segmenter.masks(segmenter.views([sample["image"]]), truth.shape)
-    metric = MeanIoU(num_labels, ignore_index)
+    metric = MeanIoU(labels.num_labels, labels.ignore_index)
     metric.add_batch(predictions=masks[0], references=truth)
     # The last part of a name: the first parts may be a path of this machine.
     name = re.split(r"[\\/]", sample["id"])[-1]
@@ -283,10 +260,8 @@ def best_and_worst(ious: Sequence[float]) -> list[int]:
     Args:
         ious: one mean IoU an image, NaN if no pixel counts.
     """
-    order = sorted(
-        (index for index, iou in enumerate(ious) if not np.isnan(iou)),
-        key=lambda index: (-ious[index], index),
-    )
+    counted = [index for index, iou in enumerate(ious) if not np.isnan(iou)]
+    order = sorted(counted, key=lambda index: -ious[index])  # of equals, the first comes first
     return order if len(order) <= BEST + WORST else [*order[:BEST], *order[-WORST:]]
 
 

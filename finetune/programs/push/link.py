@@ -30,6 +30,7 @@ TRANSIENT = (408, 429, 500, 502, 503, 504)
 WAITS = (1, 2, 4, 8, 8)  # seconds before each further try, where the Hub names none
 GRACE = 2.0
 """Seconds that Ctrl-C leaves to the transfer in progress."""
+NO_HUB = "{} does not answer like a Hub; check HF_ENDPOINT"
 OFFLINE = "HF_HUB_OFFLINE is set, so nothing can be uploaded; unset it"
 # Requests that the client does not retry by itself.
 SENT_ONCE = re.compile(
@@ -237,7 +238,7 @@ def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
     if isinstance(error, httpx.HTTPError):
         return f"{repo_id}: {_explain_network(error, hub, link.timeout)}"
     if isinstance(error, json.JSONDecodeError):
-        return f"{repo_id}: {hub} does not answer like a Hub; check HF_ENDPOINT"
+        return f"{repo_id}: {NO_HUB.format(hub)}"
     if isinstance(error, ValueError) and "README.md" in str(error):
         return f"{repo_id}: the Hub rejects the card. {_one_line(str(error))}"
     if isinstance(error, ValueError) and "LFS batch" in str(error):

@@ -5,6 +5,7 @@ sends it.
 """
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from finetune.programs.push.evidence import Evidence, gather, look
 from finetune.programs.push.staging import (
     check_dry_run,
     check_nothing_secret,
+    files_of,
     put_in_place,
     scratch_beside,
     stage,
@@ -94,8 +96,8 @@ def push(
     Raises:
         UserError: an argument or a file is wrong; nothing was sent, unless the message says so.
     """
-    demo = f"{repo}-demo" if space else None
-    for name in filter(None, (repo, demo)):
+    names = {"model": repo} | ({"space": f"{repo}-demo"} if space else {})
+    for name in names.values():
         _check_repo(name)
     if dry_run is None:
         from finetune.programs.push.upload import check_ready
@@ -105,47 +107,43 @@ def push(
     recipe = _recipe(evidence, overrides)
     targets = {}
     if dry_run is not None:
-        targets["model"] = dry_run
-        if demo:
-            targets["space"] = dry_run.with_name(f"{dry_run.name}-space")
-        for kind, folder in targets.items():
-            check_dry_run(folder, evidence.folder, kind)
+        targets = {"model": dry_run, "space": dry_run.with_name(f"{dry_run.name}-space")}
+        for kind in names:
+            check_dry_run(targets[kind], evidence.folder, kind)
     with scratch_beside(dry_run or evidence.folder, or_elsewhere=dry_run is None) as scratch:
-        staged = {"model": scratch / "model"}
-        staged["model"].mkdir()
-        stage(evidence, staged["model"], with_code=with_code)
+        model = scratch / "model"
+        model.mkdir()
+        stage(evidence, model, with_code=with_code)
         examples = look(evidence, recipe) if pictures else None
         write_card(
-            staged["model"],
+            model,
             evidence,
             examples,
             repo,
             with_code=with_code,
             onnx=onnx is not None,
-            space=demo,
+            space=names.get("space"),
         )
         if onnx is not None:
-            onnx(staged["model"])
-        if demo:
+            onnx(model)
+        if space:
             from finetune.programs.push.space import write_space
 
-            staged["space"] = scratch / "space"
-            staged["space"].mkdir()
-            write_space(staged["space"], repo, title=evidence.name)
+            write_space(scratch / "space", repo, title=evidence.name)
         check_nothing_secret(scratch)
         messages = {"model": message or _message(evidence), "space": f"Demo of {repo}"}
         done = {}
-        for kind, folder in staged.items():
-            name = repo if kind == "model" else f"{repo}-demo"
-            one = Pushed(name, kind, private, _files(folder))
+        for kind, name in names.items():
+            sizes = {path: file.stat().st_size for path, file in files_of(scratch / kind).items()}
+            one = Pushed(name, kind, private, sizes)
             if targets:
-                put_in_place(folder, targets[kind])
+                put_in_place(scratch / kind, targets[kind])
                 done[kind] = replace(one, folder=str(targets[kind]))
                 continue
             try:
-                done[kind] = _sent(one, folder, messages[kind])
+                done[kind] = _sent(one, scratch / kind, messages[kind])
             except UserError as error:
-                if not done:
+                if kind == "model":
                     raise
                 raise UserError(f"{error} The model is pushed: {done['model'].url}") from error
     images = len(examples.rows) if examples else 0
@@ -154,13 +152,13 @@ def push(
 
 def _check_repo(repo: str) -> None:
     owner, slash, _ = repo.partition("/")
+    if not slash:
+        raise UserError(f"REPO {repo!r}: name it OWNER/NAME, such as your-name/{owner}")
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
         reason = str(error).split(":")[0]
         raise UserError(f"REPO {repo!r}: not a valid name on the Hub ({reason})") from error
-    if not slash:
-        raise UserError(f"REPO {repo!r}: name it OWNER/NAME, such as your-name/{owner}")
 
 
 def _recipe(evidence: Evidence, overrides: Sequence[str]) -> Recipe | None:
@@ -180,19 +178,11 @@ def _message(evidence: Evidence) -> str:
     return f"{evidence.name}: step {results.step}, mean IoU {score}"
 
 
-def _files(folder: Path) -> dict[str, int]:
-    return {
-        path.relative_to(folder).as_posix(): path.stat().st_size
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 def _sent(one: Pushed, folder: Path, message: str) -> Pushed:
     from finetune.programs.push.upload import upload_folder  # the Hub's client: not for a dry run
 
     sent = upload_folder(folder, one.repo, private=one.private, message=message, repo_type=one.kind)
-    return replace(one, url=sent.url, commit=sent.commit, private=sent.private)
+    return replace(one, **asdict(sent))
 
 
 def show(done: Pushed) -> None:
@@ -219,8 +209,7 @@ def show(done: Pushed) -> None:
 
 def _folded(files: dict[str, int]) -> dict[str, int]:
     """Files and their bytes; the package in a Space counts as one."""
-    found: dict[str, int] = {}
+    found = Counter[str]()
     for name, count in files.items():
-        key = "finetune/..." if name.startswith("finetune/") else name
-        found[key] = found.get(key, 0) + count
+        found["finetune/..." if name.startswith("finetune/") else name] += count
     return found

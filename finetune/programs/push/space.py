@@ -13,7 +13,6 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from huggingface_hub import SpaceCard, SpaceCardData
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from finetune.disk import whole_folder
 from finetune.errors import UserError
@@ -47,21 +46,15 @@ def write_space(folder: Path, model_repo: str, *, title: str) -> None:
     They are README.md with the Space's header, app.py, requirements.txt and the package.
 
     Args:
-        folder: new, or empty.
-        model_repo: the model's id on the Hub.
+        folder: a new one.
+        model_repo: the model's id on the Hub, OWNER/NAME.
         title: the Space's.
 
     Raises:
-        UserError: the id or the title is not valid, or the folder cannot be written.
+        UserError: the title is blank, or the folder cannot be written.
     """
-    try:
-        validate_repo_id(model_repo)
-    except HFValidationError as error:
-        raise UserError(f"{model_repo}: not the id of a model on the Hub ({error})") from error
     if not title.strip():
-        raise UserError("title: a Space needs one")
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise UserError(f"{folder}: holds something already; name a new folder")
+        raise UserError("title: a Space needs one; set `name` in the recipe")
     with whole_folder(folder, "the Space") as new:
         (new / "README.md").write_text(_readme(model_repo, title), encoding="utf-8")
         (new / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")

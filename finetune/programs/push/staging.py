@@ -9,19 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from finetune import segformer
-from finetune.disk import alone_in, recover, swap_folder, write_whole
+from finetune.disk import alone_in, swap_folder, write_whole
 from finetune.errors import UserError
 from finetune.programs.push.card import PICTURES
 from finetune.programs.push.evidence import Evidence, identity_of, public
 from finetune.run.environment import SECRET_VALUE
 
 AUTO_MAP = {
-    f"AutoModel{task}": f"modeling.Segformer{cls}"
-    for task, cls in (
-        ("", "Model"),
-        ("ForSemanticSegmentation", "ForSemanticSegmentation"),
-        ("ForImageClassification", "ForImageClassification"),
-    )
+    f"AutoModel{task}": f"modeling.Segformer{task or 'Model'}"
+    for task in ("", "ForSemanticSegmentation", "ForImageClassification")
 }
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -110,6 +106,16 @@ def check_nothing_secret(folder: Path) -> None:
 # ---------------------------------------------------------------------------------------- folders
 
 
+def files_of(folder: Path) -> dict[str, Path]:
+    """The files of a folder by their names in the repository, without hidden ones."""
+    names = {path.relative_to(folder): path for path in sorted(folder.rglob("*"))}
+    return {
+        name.as_posix(): path
+        for name, path in names.items()
+        if path.is_file() and not any(part.startswith(".") for part in name.parts)
+    }
+
+
 def check_dry_run(output: Path, model: Path, kind: str) -> None:
     """Raises a UserError unless a folder is new, empty, or the output of an earlier dry run.
 
@@ -171,7 +177,6 @@ def scratch_beside(target: Path, *, or_elsewhere: bool) -> Iterator[Path]:
 def put_in_place(staged: Path, output: Path) -> None:
     """Renames a staged folder, on the same file system, to `output`, whole or not at all."""
     try:
-        recover(output.resolve())
         swap_folder(staged, output.resolve())
     except OSError as error:
         raise UserError(f"-o {output}: cannot be written ({error.strerror or error})") from error

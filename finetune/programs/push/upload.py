@@ -7,10 +7,10 @@ requests that it sends once (creating the repository, checking the card, the com
 here. A commit whose answer was lost may exist: the repository is read before the commit is retried.
 """
 
-import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ from huggingface_hub import (
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_backoff
+from huggingface_hub.utils.sha import git_hash
 
 from finetune.errors import UserError
-from finetune.programs.push.link import OFFLINE, Link, explain, without_xet
-from finetune.programs.push.staging import code_files
+from finetune.programs.push.link import NO_HUB, OFFLINE, Link, explain, without_xet
+from finetune.programs.push.staging import code_files, files_of
 
 # A new repository holds some of these. They are not somebody's work, or a push keeps them.
 NOT_WORK = re.compile(r"\.git(attributes|ignore)|README\.md|LICEN[SC]E(\.\w+)?", re.IGNORECASE)
@@ -69,9 +70,10 @@ def upload_folder(
     repo_type: str = "model",
     timeout: float = 60.0,
     limit: float = 4 * 3600.0,
-    token: str | None = None,
 ) -> Uploaded:
     """Creates the repository if it does not exist, and uploads the folder in one commit.
+
+    The token is HF_TOKEN, or the one that `hf auth login` saved.
 
     An unchanged folder makes no commit. After a failure only missing files are sent (whole files:
     the Hub's protocol cannot continue inside one). Hidden files are left out. Files of an earlier
@@ -86,15 +88,12 @@ def upload_folder(
         repo_type: "model" or "space" (of Gradio).
         timeout: seconds of silence after which a connection is closed and retried.
         limit: seconds for the whole upload.
-        token: the Hub's; None: HF_TOKEN, or the one that `hf auth login` saved.
 
     Raises:
         UserError: the upload failed; the message says why, and what to do. Nothing was committed.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id, re.ASCII):
-        raise UserError(f"{repo_id}: a repository is named owner/name, such as me/parrots")
-    files = _files_of(folder)
-    token = _checked(token or _own_token())
+    files = files_of(folder)
+    token = _own_token()
     for path in files.values():
         if path.stat().st_size < 1_000_000 and token.encode() in path.read_bytes():
             raise UserError(f"{path}: holds your token of the Hub; take it out")
@@ -112,7 +111,7 @@ def upload_folder(
 
 def check_ready(repo_id: str) -> None:
     """Raises a UserError if there is no token, or the Hub is switched off; sends nothing."""
-    _checked(_own_token())
+    _own_token()
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{repo_id}: {OFFLINE}")
 
@@ -140,14 +139,18 @@ class _Push:
         operations += [CommitOperationDelete(path) for path in stale]
         tried = False
 
-        def landed(head: str | None) -> str | None:
+        def is_in(tree: Mapping[str, RepoFile]) -> bool:
+            is_stored = all(_is_stored(one, tree.get(one.path_in_repo)) for one in self.additions)
+            return is_stored and not any(path in tree for path in stale)
+
+        def landed() -> str | None:
             """The head of the repository, if it holds the folder."""
-            tree = self._tree(head)
-            return head if self._holds(tree) and not any(path in tree for path in stale) else None
+            head = self._info().sha
+            return head if is_in(self._tree(head)) else None
 
         def commit() -> str:
             nonlocal tried
-            if tried and (found := landed(self._info().sha)):
+            if tried and (found := landed()):
                 return found
             tried = True
             try:
@@ -160,14 +163,11 @@ class _Push:
                 ).oid
             except HfHubHTTPError as error:
                 # Another commit came first. It may be ours, and its answer was lost.
-                if error.response.status_code not in (409, 412):
-                    raise
-                if found := landed(self._info().sha):
+                if error.response.status_code in (409, 412) and (found := landed()):
                     return found
                 raise
 
-        is_there = self._holds(present) and not stale
-        oid = info.sha if is_there else self.link.retry(commit)
+        oid = info.sha if is_in(present) else self.link.retry(commit)
         prefix = {"space": "spaces/"}.get(self.repo_type, "")
         return Uploaded(f"{self.link.endpoint}/{prefix}{self.repo_id}", oid, bool(info.private))
 
@@ -178,18 +178,14 @@ class _Push:
         except RepositoryNotFoundError as error:
             if error.response.status_code != 404:
                 raise
-        sdk = "gradio" if self.repo_type == "space" else None
-
-        def create() -> None:
-            # It may exist: the answer to an earlier try may have been lost.
-            self.api.create_repo(
-                self.repo_id,
-                private=private,
-                repo_type=self.repo_type,
-                space_sdk=sdk,
-                exist_ok=True,
-            )
-
+        create = partial(
+            self.api.create_repo,
+            self.repo_id,
+            private=private,
+            repo_type=self.repo_type,
+            space_sdk="gradio" if self.repo_type == "space" else None,
+            exist_ok=True,  # the answer to an earlier try may have been lost
+        )
         self.link.retry(create)
         return self.link.retry(self._info)
 
@@ -197,10 +193,7 @@ class _Push:
         try:
             return self.api.repo_info(self.repo_id, repo_type=self.repo_type)
         except (AttributeError, KeyError, TypeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{self.repo_id}: {self.link.endpoint} does not answer like a Hub; check "
-                "HF_ENDPOINT"
-            ) from error
+            raise UserError(NO_HUB.format(self.link.endpoint)) from error
 
     def _tree(self, revision: str | None) -> dict[str, RepoFile]:
         """The files of a commit by path; empty before the first commit."""
@@ -211,22 +204,6 @@ class _Push:
         )
         return {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
 
-    def _holds(self, tree: Mapping[str, RepoFile]) -> bool:
-        """Whether a commit has every file of the folder, with these bytes."""
-        for addition in self.additions:
-            found = tree.get(addition.path_in_repo)
-            if found is None or found.size != addition.upload_info.size:
-                return False
-            if found.lfs is not None:
-                if found.lfs.sha256 != addition.upload_info.sha256.hex():
-                    return False
-            else:
-                content = self.files[addition.path_in_repo].read_bytes()
-                blob = b"blob %d\0" % len(content) + content
-                if found.blob_id != hashlib.sha1(blob).hexdigest():
-                    return False
-        return True
-
     def _refuse_others_work(self, present: Mapping[str, RepoFile], head: str | None) -> None:
         """Raises a UserError unless the repository is empty or holds a SegFormer (or its demo)."""
         work = [path for path in present if not NOT_WORK.fullmatch(path)]
@@ -235,8 +212,8 @@ class _Push:
             return
         shown = ", ".join(work[:3]) + (", ..." if work[3:] else "")
         raise UserError(
-            f"{self.repo_id}: the repository exists and holds something else than {kind} "
-            f"({shown}). Choose another name, or empty it first."
+            f"the repository exists and holds something else than {kind} ({shown}). Choose "
+            "another name, or empty it first."
         )
 
     def _download(self, path: str, revision: str | None) -> bytes:
@@ -252,31 +229,30 @@ class _Push:
         return response.content
 
 
-def _files_of(folder: Path) -> dict[str, Path]:
-    files = {}
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder)
-        if path.is_file() and not any(part.startswith(".") for part in name.parts):
-            files[name.as_posix()] = path
-    if not files:
-        raise UserError(f"{folder}: no such folder, or nothing in it to upload")
-    return files
+def _is_stored(addition: CommitOperationAdd, found: RepoFile | None) -> bool:
+    """Whether a file of the repository has the bytes of one to send."""
+    if found is None or found.size != addition.upload_info.size:
+        return False
+    if found.lfs is not None:
+        return found.lfs.sha256 == addition.upload_info.sha256.hex()
+    with addition.as_file() as file:
+        return found.blob_id == git_hash(file.read())
 
 
-def _own_token() -> str | None:
+def _own_token() -> str:
+    """A token that can be sent. No message shows it, even a wrong one."""
     try:
-        return get_token()
+        token = get_token()
     except Exception as error:  # it may ask services, which fail in their own ways
         raise UserError(f"the token of the Hub cannot be read: {error}") from error
-
-
-def _checked(token: str | None) -> str:
-    """A token that can be sent. No message shows it, even a wrong one."""
     if not token:
         raise UserError(
-            "there is no token of the Hub here: `hf auth login`, or set HF_TOKEN to one that may "
-            "write"
+            "there is no token of the Hub here; run `hf auth login`, or set HF_TOKEN to a token "
+            "with write access"
         )
     if not re.fullmatch(r"[\x21-\x7e]+", token):
-        raise UserError("the token of the Hub holds spaces, or characters that no token has")
+        raise UserError(
+            "the token of the Hub holds spaces or characters that no token has; correct HF_TOKEN, "
+            "or run `hf auth login`"
+        )
     return token

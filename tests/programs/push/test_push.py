@@ -165,12 +165,16 @@ def test_the_code_runs_without_the_package_and_beside_it(pushed, tmp_path):
     [
         ("shapes", "name it OWNER/NAME"),
         ("me/a b", "not a valid name on the Hub"),
+        ("me/", "not a valid name on the Hub"),
         ("a/b/c", "not a valid name"),
+        ("https://x/y", "not a valid name"),
+        ("me/formação", "not a valid name"),
     ],
 )
-def test_a_repository_must_have_a_name(repo, said, run, tmp_path):
+def test_a_repository_must_have_a_name(repo, said, hub, run):
     with pytest.raises(UserError, match=said):
-        program.push(run, repo, dry_run=tmp_path / "out")
+        program.push(run, repo)
+    assert hub.log == []
 
 
 def test_a_dry_run_replaces_nothing_of_others(run, own_run, tmp_path):
