@@ -6,8 +6,8 @@ are assumed if neither the file nor its shapes state them. Each assumption is li
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from finetune.labels.colors import default_colors
 from finetune.labels.presets import PRESETS, official_names
 from finetune.pictures.drawing import Color
 from finetune.publish import conversion_card, save_model_folder
+from finetune.publish.header import TAGS
 from finetune.recipe import InferenceProtocol
 from finetune.segformer import SegformerConfig
 from finetune.weights.cards import Card, card_of, licence_in, licence_of
@@ -44,6 +45,11 @@ _PURPOSES: dict[Kind, str] = {
     "classification": "SegFormer's encoder (MiT) with the classifier of its pretraining, {count} "
     "classes.",
     "encoder": "SegFormer's encoder (MiT), without a head.",
+}
+_TASKS: dict[Kind, str] = {
+    "segmentation": "image-segmentation",
+    "classification": "image-classification",
+    "encoder": "image-feature-extraction",
 }
 
 
@@ -93,18 +99,18 @@ class Conversion:
 
 @dataclass(frozen=True)
 class _Source:
-    """A model, with the facts and assumptions about it."""
+    """A model, with the facts about it; no colours and no preprocessing if they are unknown."""
 
     model: PreTrainedModel
     kind: Kind
     loaded: str
-    colors: tuple[Color, ...]
-    preprocessing: Preprocessing
-    assumed: tuple[str, ...]
-    left_out: tuple[str, ...]
     licence: str
-    metadata: dict[str, Any]
-    facts: dict[str, str]
+    fields: dict[str, Any]
+    colors: Sequence[Color]
+    preprocessing: Preprocessing | None = None
+    assumed: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
+    facts: Mapping[str, str] = field(default_factory=dict)
 
 
 def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None) -> Conversion:
@@ -132,7 +138,14 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
     config: Any = source.model.config
     labels = config.id2label or {}
     names = tuple(labels[i] for i in range(len(labels))) if source.kind != "encoder" else ()
-    is_shown = source.kind == "segmentation"
+    is_segmentor = source.kind == "segmentation"
+    preset = _PRESET_OF.get(len(names)) if is_segmentor else None
+    colors, preprocessing, assumed = source.colors, source.preprocessing, source.assumed
+    if is_segmentor and not colors:
+        colors = PRESETS[preset]["colors"] if preset else default_colors(len(names))
+    if preprocessing is None:
+        preprocessing, said = _assumed_preprocessing(source.kind, preset, config)
+        assumed = (*assumed, said)
     card = conversion_card(
         name=output.resolve().name,
         purpose=_PURPOSES[source.kind].format(count=len(names)),
@@ -142,20 +155,18 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
             if is_checkpoint_file(checkpoint)
             else checkpoint,
             **source.facts,
-            **{f"assumed ({n})": text for n, text in enumerate(source.assumed, 1)},
+            **{f"assumed ({n})": text for n, text in enumerate(assumed, 1)},
         },
-        metadata=source.metadata,
+        metadata={
+            "pipeline_tag": _TASKS[source.kind],
+            "tags": list(TAGS if is_segmentor else ("segformer", "vision")),
+            **source.fields,
+        },
         licence=source.licence,
-        protocol=source.preprocessing.protocol if is_shown else None,
+        protocol=preprocessing.protocol if is_segmentor else None,
         num_channels=config.num_channels,
     )
-    save_model_folder(
-        output,
-        source.model,
-        preprocessing=source.preprocessing,
-        colors=source.colors,
-        card=card,
-    )
+    save_model_folder(output, source.model, preprocessing=preprocessing, colors=colors, card=card)
     return Conversion(
         source=checkpoint,
         output=str(output),
@@ -163,7 +174,7 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
         loaded=source.loaded,
         parameters=sum(parameter.numel() for parameter in source.model.parameters()),
         classes=names,
-        assumed=source.assumed,
+        assumed=assumed,
         left_out=source.left_out,
         licence=source.licence,
         next=_next(output, source.kind, names, config),
@@ -196,22 +207,18 @@ def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
     model: Any = ARCHITECTURES[weights.kind](config)
     prefix = "segformer." if weights.kind == "encoder" else ""
     model.load_state_dict({k.removeprefix(prefix): v for k, v in weights.state.items()})
-    preprocessing, said = _assumed_preprocessing(weights.kind, preset, config)
     is_stock = weights.layout == "transformers"
-    # The card of a model folder also describes a file from that folder.
-    fields = _fields(card_of(str(Path(checkpoint).parent))) if is_stock else {"license": "other"}
-    facts = {} if is_stock else {"epsilon": _EPSILON}
     return _Source(
         model.eval(),
         weights.kind,
         weights.describe(),
-        weights.colors or _colors(names, preset, weights.kind),
-        preprocessing,
-        (*assumed, said),
-        weights.left_out,
         weights.licence,
-        _metadata(weights.kind, fields),
-        facts,
+        # The card of a model folder also describes a file from that folder.
+        _fields(card_of(str(Path(checkpoint).parent))) if is_stock else {"license": "other"},
+        weights.colors or (),
+        assumed=tuple(assumed),
+        left_out=weights.left_out,
+        facts={} if is_stock else {"epsilon": _EPSILON},
     )
 
 
@@ -229,20 +236,14 @@ def _open_folder(checkpoint: str) -> _Source:
         )
     if kind != "encoder":
         class_names(config, checkpoint)  # refuses a config without every name
-    folder = Path(checkpoint)
-    assumed: tuple[str, ...] = ()
-    preset = _PRESET_OF.get(len(config.id2label or {})) if kind == "segmentation" else None
-    if folder.is_dir() and not (folder / "preprocessor_config.json").is_file():
-        preprocessing, said = _assumed_preprocessing(kind, preset, config)
-        assumed = (said,)
-    else:
+    preprocessing = None
+    is_local = Path(checkpoint).is_dir()
+    if not is_local or Path(checkpoint, "preprocessor_config.json").is_file():
         preprocessing = load_preprocessing(checkpoint, checkpoint, config)
-    names = tuple((config.id2label or {}).values())
-    colors = class_colors(config, len(names), checkpoint)
     variant = variant_of(config.depths, config.hidden_sizes)
     size = f"MiT-{variant.upper()}" if variant else "a MiT of another size"
     fields = _fields(card_of(checkpoint))
-    if not folder.is_dir():
+    if not is_local:
         fields["base_model"] = checkpoint
     if licence := licence_of(checkpoint):
         fields["license"] = "other"
@@ -250,13 +251,10 @@ def _open_folder(checkpoint: str) -> _Source:
         model,
         kind,
         f"transformers folder of {size}, {type(model).__name__}",
-        tuple(colors or _colors(names, preset, kind)),
-        preprocessing,
-        assumed,
-        (),
         licence,
-        _metadata(kind, fields),
-        {},
+        fields,
+        class_colors(config, len(config.id2label or {}), checkpoint) or (),
+        preprocessing,
     )
 
 
@@ -279,23 +277,6 @@ def _assumed_preprocessing(
     mean, std = (0.0,) * config.num_channels, (1.0,) * config.num_channels
     remedy = "values in 0..1 as they are; mend image_mean and image_std in preprocessor_config.json"
     return Preprocessing(protocol, mean, std), f"{of}; {remedy}"
-
-
-def _colors(names: Sequence[str], preset: str | None, kind: Kind) -> tuple[Color, ...]:
-    if kind != "segmentation":
-        return ()
-    if preset:
-        return tuple(PRESETS[preset]["colors"])
-    return tuple(default_colors(len(names)))
-
-
-def _metadata(kind: Kind, more: dict[str, Any]) -> dict[str, Any]:
-    tags = {
-        "segmentation": ("image-segmentation", ["segformer", "semantic-segmentation", "vision"]),
-        "classification": ("image-classification", ["segformer", "vision"]),
-        "encoder": ("image-feature-extraction", ["segformer", "vision"]),
-    }
-    return {"pipeline_tag": tags[kind][0], "tags": tags[kind][1], **more}
 
 
 def _fields(card: Card) -> dict[str, Any]:

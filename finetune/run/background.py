@@ -98,10 +98,10 @@ class BackgroundPush:
             if stop() or time.monotonic() > end:
                 self.close()
                 shutil.rmtree(self.output / ".best.push", ignore_errors=True)  # its staging folder
-                self.say(f"warning: the last push was given up; `{again}` makes it")
+                self.say(f"warning: the last push was given up; push later with `{again}`")
                 return
             time.sleep(0.1)
-        if self._ended(f"`{again}` makes it"):
+        if self._ended(f"push later with `{again}`"):
             self.say(f"pushed to {self.repo}")
         self.close()
 
@@ -132,7 +132,7 @@ class BackgroundPush:
                     start_new_session=True,  # Ctrl-C at the terminal stops the training only
                 )
         except OSError as error:
-            self.say(f"warning: no push can be started ({error})")
+            self.say(f"warning: the push cannot be started ({error})")
             return False
         return True
 
@@ -143,7 +143,7 @@ class BackgroundPush:
         self._forget()
         if status:
             log = self.output / LOG
-            self.say(f"warning: not pushed ({self._reason(status)}); {otherwise}. See {log}")
+            self.say(f"warning: the push failed ({self._reason(status)}); {otherwise}. See {log}")
         return not status
 
     def _forget(self) -> None:

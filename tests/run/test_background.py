@@ -151,7 +151,7 @@ def test_a_training_does_not_care_about_the_hub(hub, alone, tmp_path, monkeypatc
     said = [line for line in capfd.readouterr().err.splitlines() if line.startswith("warning: ")]
     assert len(said) == 1
     assert "127.0.0.1:9 cannot be reached" in said[0]
-    assert f"`finetune push {output} {REPO}` makes it" in said[0]
+    assert f"push later with `finetune push {output} {REPO}`" in said[0]
     assert processes_of(output) == []
 
 
@@ -242,7 +242,7 @@ def test_a_failure_is_one_line_with_its_reason(best, monkeypatch):
     while not is_idle(push):
         time.sleep(0.01)
     log = best.parent / "hub.log"
-    assert said == [f"warning: not pushed (the Hub is full); training goes on. See {log}"]
+    assert said == [f"warning: the push failed (the Hub is full); training goes on. See {log}"]
 
 
 def test_what_cannot_be_started_or_copied_is_one_line(best, monkeypatch):
@@ -267,7 +267,7 @@ def test_a_signal_ends_the_wait_for_the_last_push(best, monkeypatch):
         push.finish(stop=lambda: True)
         assert "15 minutes at most" in said[0]
         assert "was given up" in said[1]
-        assert f"`finetune push {best.parent} {REPO}{flag}` makes it" in said[1]
+        assert f"push later with `finetune push {best.parent} {REPO}{flag}`" in said[1]
         assert push._process is None
 
 

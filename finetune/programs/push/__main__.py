@@ -16,7 +16,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="finetune.programs.push")
     parser.add_argument("run", type=Path)
     parser.add_argument("repo")
-    parser.add_argument("--public", action="store_true")
+    parser.add_argument("--public", dest="private", action="store_false")
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
     threading.Thread(target=_end_with_input, daemon=True).start()
@@ -29,7 +29,7 @@ def main() -> int:
 
     quiet_libraries(main_process=True)
     try:
-        show(push(options.run, options.repo, private=not options.public, pictures=not options.quick))
+        show(push(options.run, options.repo, private=options.private, pictures=not options.quick))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
