@@ -1,7 +1,7 @@
 """`finetune demo`: a page on which people drop pictures and see a model's classes in them.
 
-`demo` is the page and its server, and a Space's app.py too. `answers` turns a picture into files
-and words; viewer.html, viewer.css and viewer.js draw them in the browser. The server keeps only a
-picture's files, and deletes them after a while. The browser handles opacity, single classes and
-confidence.
+`demo` loads the models and serves the page; it is a Space's app.py too. `blocks` builds the page,
+`answers` turns a picture into files and words; viewer.html, viewer.css and viewer.js draw them in
+the browser. The server keeps only a picture's files, and deletes them after a while. The browser
+handles opacity, single classes and confidence.
 """

@@ -1,4 +1,4 @@
-"""The demo's page and its server.
+"""The demo: its models, and the server of its page.
 
     finetune demo runs/camvid/best
 
@@ -10,165 +10,33 @@ import contextlib
 import errno
 import logging
 import os
-import re
 import signal
 import socket
 import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import gradio as gr
-from gradio.components.image_editor import WebcamOptions
-from gradio.data_classes import FileData, ImageData
 from huggingface_hub import SpaceCard
 
 from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.machine import set_threads
 from finetune.pictures.reading import image_size
-from finetune.pictures.references import Encoded
-from finetune.programs.demo.answers import MAX_PIXELS, Model, answer
+from finetune.programs.demo.answers import MAX_PIXELS, Model
+from finetune.programs.demo.blocks import build
+from finetune.publish.markdown import escaped
 from finetune.weights.cards import licence_of
 
 MAX_MEGABYTES = 32
 """Largest upload."""
-MAX_WAITING = 100
-"""Longest queue of pictures; one is segmented at a time."""
 KEPT_SECONDS = 900
 """Time for which a picture's files stay on the server."""
 _SWEEP_SECONDS = 60
 _NUM_SESSIONS = 100  # sessions whose last values Gradio keeps: small, since files are apart
-
-_CSS = """
-footer { display: none !important; }
-#viewer, #viewer .html-container { padding: 0 !important; }
-:focus-visible { outline: 3px solid var(--color-accent) !important; outline-offset: 2px; }
-"""
-
-
-def build(
-    models: Sequence[Model], *, examples: Sequence[Path] = (), title: str = "", remark: str = ""
-) -> gr.Blocks:
-    """Builds the page.
-
-    Args:
-        models: one, or two to compare; if there are none, `remark` says why.
-        examples: pictures to try.
-        title: the heading. Default: the models' names.
-        remark: a line below the heading, in Markdown.
-    """
-    heading = title or " and ".join(model.name for model in models)
-    with gr.Blocks(title=heading, analytics_enabled=False) as page:
-        gr.Markdown(f"# {_plain(heading)}\n\n{remark}")
-        if not models:
-            return page
-        with gr.Row():
-            with gr.Column(scale=1, min_width=280):
-                picture = gr.Image(
-                    label="Picture",
-                    sources=["upload", "webcam", "clipboard"],
-                    type="filepath",
-                    height=260,
-                    buttons=[],
-                    # A phone's back camera, and a picture that is not mirrored.
-                    webcam_options=WebcamOptions(
-                        mirror=False,
-                        constraints={"video": {"facingMode": {"ideal": "environment"}}},
-                    ),
-                    alt_text="the picture that is segmented",
-                    elem_id="picture",
-                )
-                # Gradio's own method opens the file, and answers a text file with a traceback. A
-                # class derived from Image is no way out: Gradio writes a .pyi beside the module of
-                # such classes.
-                picture.preprocess = _upload  # type: ignore[assignment, method-assign]
-                # Gradio's own method fetches any address that a client sends in place of a file.
-                moved = picture.async_move_resource_to_block_cache
-                picture.async_move_resource_to_block_cache = (  # type: ignore[method-assign]
-                    lambda url_or_file_path: moved(_no_address(url_or_file_path))
-                )
-                if examples:
-                    offered = gr.Dataset(
-                        components=[picture],
-                        samples=[[str(path)] for path in examples],
-                        samples_per_page=len(examples),
-                        type="index",
-                        label="Examples",
-                        elem_id="examples",
-                    )
-                    # gr.Examples would make the input anew, without the two methods above.
-                    offered.click(
-                        lambda index: offered.samples[index][0]["path"],
-                        offered,
-                        picture,
-                        queue=False,
-                        show_progress="hidden",
-                        api_visibility="private",
-                    )
-            with gr.Column(scale=3, min_width=300):
-                source = files("finetune.programs.demo")
-                viewer = gr.HTML(
-                    html_template=(source / "viewer.html").read_text("utf-8"),
-                    css_template=(source / "viewer.css").read_text("utf-8"),
-                    js_on_load=(source / "viewer.js").read_text("utf-8"),
-                    apply_default_css=False,
-                    elem_id="viewer",
-                    examples=[path.stem for path in examples],
-                )
-
-        # Gradio's threads come and go, and each would keep memory and helper threads of torch.
-        worker = ThreadPoolExecutor(1)
-
-        def segment(chosen: Encoded | None) -> dict[str, Any] | None:
-            """The classes of a picture's pixels, their areas, and files with the mask."""
-            if chosen is None:
-                return None
-            folder = Path(tempfile.mkdtemp(dir=viewer.GRADIO_CACHE))
-            return _with_files(worker.submit(answer, models, chosen, folder).result())
-
-        picture.change(segment, picture, viewer, api_name="segment", show_progress="minimal")
-    # Calls that bypass the queue would run at the same time.
-    return page.queue(api_open=False, max_size=MAX_WAITING, default_concurrency_limit=1)
-
-
-def _upload(payload: ImageData | None) -> Encoded | None:
-    """The uploaded file, not yet decoded."""
-    if payload is None:
-        return None
-    name = Path(payload.orig_name or "").name[-80:] or "the picture"
-    if payload.path is None:
-        raise gr.Error("The picture must be uploaded as a file.", print_exception=False)
-    try:
-        return Encoded(name, Path(payload.path).read_bytes())
-    except OSError:
-        raise gr.Error(
-            f"{name} is not here any more. Choose it again.", print_exception=False
-        ) from None
-
-
-def _no_address(path: Any) -> Any:
-    if re.match(r"\w+://", str(path)):
-        raise gr.Error("Upload the picture; addresses are not fetched.", print_exception=False)
-    return path
-
-
-def _with_files(value: Any) -> Any:
-    """The value with each path in the form in which Gradio writes files to JSON."""
-    if isinstance(value, dict):
-        return {key: _with_files(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_with_files(one) for one in value]
-    return FileData(path=str(value)).model_dump() if isinstance(value, Path) else value
-
-
-def _plain(text: str) -> str:
-    """The text, escaped so that Markdown leaves it as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>#|~$&])", r"\\\1", " ".join(text.split()))
 
 
 def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
@@ -191,16 +59,13 @@ def load(names: Sequence[str], *, device: str | None = None) -> list[Model]:
 
 def describe(models: Sequence[Model], names: Sequence[str]) -> str:
     """The line below the heading: the models' classes, where pictures go, and whose weights."""
-    counts = [f"{len(model.segmenter.names)} classes" for model in models]
-    what = (
-        f"SegFormer, {counts[0]}" if len(set(counts)) == 1 else f"SegFormer, {' and '.join(counts)}"
+    counts = dict.fromkeys(f"{len(model.segmenter.names)} classes" for model in models)
+    facts = (
+        f"SegFormer, {' and '.join(counts)}. Pictures (up to {MAX_MEGABYTES} MB, "
+        f"{MAX_PIXELS // 1_000_000} million pixels) go to the machine that serves this page and "
+        f"nowhere else, and are deleted there after {KEPT_SECONDS // 60} minutes."
     )
-    lines = [
-        f"{what}. Pictures (up to {MAX_MEGABYTES} MB, {MAX_PIXELS // 1_000_000} million pixels) go "
-        "to the machine that serves this page and nowhere else, and are deleted there after "
-        f"{KEPT_SECONDS // 60} minutes."
-    ]
-    return "\n\n".join([*lines, *dict.fromkeys(filter(None, map(licence_of, names)))])
+    return "\n\n".join([facts, *dict.fromkeys(filter(None, map(licence_of, names)))])
 
 
 def serve(
@@ -245,7 +110,7 @@ def serve(
                 font=["system-ui", "sans-serif"],
                 font_mono=["ui-monospace", "monospace"],
             ).set(body_text_color_subdued="*neutral_500"),  # Gradio's is too faint on white
-            css=_CSS,
+            css=(files("finetune.programs.demo") / "page.css").read_text("utf-8"),
         )
     except OSError as error:
         where = "7860 to 7959" if port is None else str(port)
@@ -385,7 +250,7 @@ def of_space(folder: Path) -> gr.Blocks:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         remark = (
-            f"The model is not here: {_plain(str(error))}\n\nIf it is private, give this Space a "
+            f"The model is not here: {escaped(error)}\n\nIf it is private, give this Space a "
             "secret HF\\_TOKEN that may read it."
         )
     examples = sorted(path for path in (folder / "examples").glob("*") if path.is_file())

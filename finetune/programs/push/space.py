@@ -16,28 +16,16 @@ from huggingface_hub import SpaceCard, SpaceCardData
 
 from finetune.disk import whole_folder
 from finetune.errors import UserError
-from finetune.publish.markdown import escaped
+from finetune.publish.markdown import render
 
 GRADIO = "6.31.0"
 """The version that the Space's page is tested with; constraints.txt has the same."""
 PYTHON = "3.11"
 REQUIREMENTS = (
-    *("huggingface-hub", "numpy", "opencv-python-headless", "pillow", "pydantic", "pyyaml"),
-    *("safetensors", "tifffile", "torch", "transformers"),
+    *("huggingface-hub", "jinja2", "numpy", "opencv-python-headless", "pillow", "pydantic"),
+    *("pyyaml", "safetensors", "tifffile", "torch", "transformers"),
 )
 """The demo's imports besides Gradio, which a Space installs by its header."""
-
-_TEXT = """\
-# {title}
-
-Segments pictures with [{model}](https://huggingface.co/{model}): classes, areas, confidence, and
-masks to download.
-
-`app.py` is `finetune/programs/demo/demo.py`, and `finetune/` the source that it needs. The model is
-the one under `models:` above; `FINETUNE_MODELS` in the Space's variables names another, or two with
-a comma to see them side by side. A private model needs a secret `HF_TOKEN` that may read it.
-Pictures in `examples/` are offered to try.
-"""
 
 
 def write_space(folder: Path, model_repo: str, *, title: str) -> None:
@@ -95,5 +83,5 @@ def _readme(model_repo: str, title: str) -> str:
         models=[model_repo],
         tags=["image-segmentation", "segformer"],
     )
-    text = _TEXT.format(title=escaped(title), model=model_repo)
+    text = render("programs/push/space.md", title=title, model=model_repo)
     return str(SpaceCard(f"---\n{header.to_yaml()}\n---\n\n{text}"))

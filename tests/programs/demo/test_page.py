@@ -428,14 +428,14 @@ def test_ctrl_c_ends_it_and_leaves_nothing(server):
 
 ENDLESS = """
 import sys, threading
-from finetune.programs.demo import demo as app
+from finetune.programs.demo import blocks, demo as app
 
 def answer(*_):
     app.KEPT_SECONDS = 0
     print("segmenting", flush=True)
     threading.Event().wait()
 
-app.answer, app._SWEEP_SECONDS = answer, 0.1
+blocks.answer, app._SWEEP_SECONDS = answer, 0.1
 app.run(sys.argv[1:2], host=None, port=int(sys.argv[2]))
 """
 
