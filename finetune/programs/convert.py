@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import ModelCardData
 from transformers import PreTrainedModel
 
 from finetune.errors import UserError
@@ -19,11 +20,12 @@ from finetune.inference.preprocessing import Preprocessing
 from finetune.labels.colors import default_colors
 from finetune.labels.presets import PRESETS, official_names
 from finetune.pictures.drawing import Color
-from finetune.publish import conversion_card, save_model_folder
+from finetune.publish import save_model_folder
+from finetune.publish.cards import rendered
 from finetune.publish.header import TAGS
 from finetune.recipe import InferenceProtocol
 from finetune.segformer import SegformerConfig
-from finetune.weights.cards import Card, card_of, licence_in, licence_of
+from finetune.weights.cards import Card, card_of, licence_fields, licence_in, licence_of
 from finetune.weights.folders import load_config, read_model
 from finetune.weights.reading import is_checkpoint_file, read_weights
 from finetune.weights.shapes import ARCHITECTURES, Kind, variant_of
@@ -129,10 +131,11 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
     beside = Path(checkpoint)
     if beside.name in _WHOLE_FOLDER and (beside.parent / "config.json").is_file():
         checkpoint = str(beside.parent)
-    if is_checkpoint_file(checkpoint):
+    is_file = is_checkpoint_file(checkpoint)
+    if is_file:
         source = _open_file(checkpoint, heads)
     elif heads is not None:
-        raise UserError(f"--heads: {checkpoint} has a config.json, which says how many")
+        raise UserError(f"--heads: leave it out; the config.json of {checkpoint} has these numbers")
     else:
         source = _open_folder(checkpoint)
     config: Any = source.model.config
@@ -146,21 +149,22 @@ def convert(checkpoint: str, output: Path, *, heads: Sequence[int] | None = None
     if preprocessing is None:
         preprocessing, said = _assumed_preprocessing(source.kind, preset, config)
         assumed = (*assumed, said)
-    card = conversion_card(
+    fields = {
+        **licence_fields(source.licence),
+        "pipeline_tag": _TASKS[source.kind],
+        "tags": list(TAGS if is_segmentor else ("segformer", "vision")),
+        **source.fields,
+    }
+    card = rendered(
+        "publish/converted.md",
+        ModelCardData(library_name="transformers", **fields),
         name=output.resolve().name,
         purpose=_PURPOSES[source.kind].format(count=len(names)),
         facts={
             "weights": source.loaded,
-            "converted from": Path(checkpoint).name
-            if is_checkpoint_file(checkpoint)
-            else checkpoint,
+            "converted from": Path(checkpoint).name if is_file else checkpoint,
             **source.facts,
             **{f"assumed ({n})": text for n, text in enumerate(assumed, 1)},
-        },
-        metadata={
-            "pipeline_tag": _TASKS[source.kind],
-            "tags": list(TAGS if is_segmentor else ("segformer", "vision")),
-            **source.fields,
         },
         licence=source.licence,
         protocol=preprocessing.protocol if is_segmentor else None,
@@ -224,15 +228,15 @@ def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
 
 def _open_folder(checkpoint: str) -> _Source:
     if "/" in checkpoint and checkpoint.count("/") != 1 and not Path(checkpoint).is_dir():
-        raise UserError(f"{checkpoint}: no such file or folder")
+        raise UserError(f"{checkpoint}: there is no such file or folder")
     config = load_config(checkpoint, checkpoint)
     kinds = {architecture.__name__: kind for kind, architecture in ARCHITECTURES.items()}
     kind = kinds.get((config.architectures or [""])[0], "segmentation")
     model, missing = read_model(checkpoint, checkpoint, config, ARCHITECTURES[kind])
     if missing:
         raise UserError(
-            f"{checkpoint}: {len(missing)} weights are missing or of another shape than "
-            f"config.json says, {missing[0]} among them"
+            f"{checkpoint}: {len(missing)} weights of config.json are missing or have another "
+            f"shape, {missing[0]} among them; take a complete folder"
         )
     if kind != "encoder":
         class_names(config, checkpoint)  # refuses a config without every name
@@ -305,6 +309,6 @@ def _check_output(output: Path) -> None:
     try:
         in_use = output.exists() and (not output.is_dir() or any(output.iterdir()))
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"{output}: not a usable folder ({error})") from error
+        raise UserError(f"{output}: not a usable folder ({error}); name another") from error
     if in_use:
         raise UserError(f"{output}: is there already; name a folder that is new or empty")

@@ -38,12 +38,10 @@ def model_card(
         data_set: the data set of the results; if given, the header holds the results too.
         facts: further lines of the training section.
     """
-    data = header(
-        name=name, base_model=base_model, data_set=data_set, results=results, licence=licence
-    )
+    more = licence_fields(licence)
     return rendered(
         "publish/trained.md",
-        data,
+        header(name=name, base_model=base_model, data_set=data_set, results=results, more=more),
         name=name,
         names=names,
         results=results,
@@ -52,40 +50,6 @@ def model_card(
         num_channels=num_channels,
         licence=licence,
         facts=facts,
-    )
-
-
-def conversion_card(
-    *,
-    name: str,
-    purpose: str,
-    facts: Mapping[str, Any],
-    metadata: Mapping[str, Any],
-    licence: str = "",
-    protocol: InferenceProtocol | None = None,
-    num_channels: int = 3,
-) -> ModelCard:
-    """A model card for weights that were converted without training.
-
-    Args:
-        name: name of the folder.
-        purpose: the model's purpose, in a sentence.
-        facts: lines about its origin and the assumptions made.
-        metadata: fields of the card's header besides the library; None values are left out.
-        licence: the known restriction on its use, or empty.
-        protocol: the protocol of a segmentor; None for other models.
-        num_channels: number of channels of the images.
-    """
-    fields = {**licence_fields(licence), **metadata}
-    return rendered(
-        "publish/converted.md",
-        ModelCardData(library_name="transformers", **fields),
-        name=name,
-        purpose=purpose,
-        facts=facts,
-        licence=licence,
-        protocol=protocol,
-        num_channels=num_channels,
     )
 
 

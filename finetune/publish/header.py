@@ -9,8 +9,6 @@ from huggingface_hub import EvalResult, ModelCardData
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from finetune.weights.cards import licence_fields
-
 TASK = "image-segmentation"
 TAGS = ("segformer", "semantic-segmentation", "vision")
 
@@ -44,7 +42,6 @@ def header(
     base_model: str | None = None,
     data_set: DataSet | None = None,
     results: Mapping[str, float | None] | None = None,
-    licence: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> ModelCardData:
     """The metadata by which the Hub shows, finds and compares a segmentor.
@@ -54,7 +51,6 @@ def header(
         base_model: the Hub id that training started from.
         data_set: the data set of the results.
         results: metric ("mean IoU") -> share of 1; None values are left out.
-        licence: the restriction on the use of the weights, see `finetune.weights.cards`.
         more: further fields, which override the others.
     """
     evaluated = [
@@ -74,7 +70,6 @@ def header(
         if data_set is not None and value is not None
     ]
     fields: dict[str, Any] = {
-        **licence_fields(licence),
         "library_name": "transformers",
         "pipeline_tag": TASK,
         "tags": list(TAGS),

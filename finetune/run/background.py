@@ -46,7 +46,10 @@ class BackgroundPush:
         self._current: Path | None = None
         self._log_start = 0
         self._clean()  # after a run that was killed
-        self._token = _token()
+        try:
+            self._token = get_token()
+        except Exception:  # it may ask services, which raise anything; the training goes on
+            self._token = None
         if not self._token:
             say(
                 f"warning: nothing is pushed to hub.repo={repo}, because there is no token of the "
@@ -169,13 +172,6 @@ class BackgroundPush:
         """Removes the rests of killed pushes: copies of `best` and staging folders."""
         for folder in self.output.glob(".*pushing-*"):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def _token() -> str | None:
-    try:
-        return get_token()
-    except Exception:  # it may ask services, which raise anything; the training goes on
-        return None
 
 
 def _link_or_copy(source: str, target: str) -> str:

@@ -58,7 +58,7 @@ def answer(models: Sequence[Model], picture: Encoded, folder: Path) -> dict[str,
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return {"problem": f"{picture.name}: the memory does not suffice. Try a smaller picture."}
+        return {"problem": f"{picture.name} needs too much memory. Try a smaller picture."}
     height, width = found[0].mask.shape
     scale = min(1.0, SHOWN / max(height, width))
     drawn = max(1, round(width * scale)), max(1, round(height * scale))

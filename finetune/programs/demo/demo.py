@@ -117,9 +117,9 @@ def serve(
         raise UserError(f"--port {where}: in use; name another") from error
     logging.getLogger("uvicorn.error").addFilter(_is_news)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the `finally` blocks run
-    print(f"Open {address} in a browser; Ctrl-C ends it.", flush=True)
+    print(f"Open {address} in a browser; Ctrl-C ends the demo.", flush=True)
     if host not in (None, "127.0.0.1", "::1", "localhost"):
-        print("Whoever reaches this machine can use it.", flush=True)
+        print("Everybody who reaches this machine can use the demo.", flush=True)
     try:
         while True:
             time.sleep(_SWEEP_SECONDS)
@@ -168,13 +168,12 @@ def check_address(host: str, port: int) -> None:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE:
-            message = f"--port {port}: in use; name another, or none for the first free one"
-        elif error.errno == errno.EACCES:
-            message = f"--port {port}: only the system may listen there; name one from 1024 on"
-        else:
-            message = f"--host {host}: not an address of this machine ({error.strerror or error})"
-        raise UserError(message) from error
+        causes = {
+            errno.EADDRINUSE: f"--port {port}: in use; name another, or leave it out",
+            errno.EACCES: f"--port {port}: only the system may listen there; name one from 1024 on",
+        }
+        other = f"--host {host}: not an address of this machine ({error.strerror or error})"
+        raise UserError(causes.get(error.errno or 0, other)) from error
 
 
 def check_examples(examples: Sequence[Path]) -> None:
@@ -250,7 +249,7 @@ def of_space(folder: Path) -> gr.Blocks:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         remark = (
-            f"The model is not here: {escaped(error)}\n\nIf it is private, give this Space a "
+            f"The model cannot be read: {escaped(error)}\n\nIf it is private, give this Space a "
             "secret HF\\_TOKEN that may read it."
         )
     examples = sorted(path for path in (folder / "examples").glob("*") if path.is_file())

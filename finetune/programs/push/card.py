@@ -78,11 +78,7 @@ def write_card(
     card = rendered(
         "programs/push/card.md",
         metadata(evidence),
-        evidence=evidence,
-        recipe=public(evidence),
-        data_set=evidence.data_set,
-        environment=evidence.environment,
-        results=results,
+        **{**vars(evidence), "recipe": public(evidence)},  # without paths of this machine
         examples=examples,
         own=evidence.card.header,
         own_words=_own_words(evidence),

@@ -145,7 +145,7 @@ def folders(run: Path) -> tuple[Path, Path | None]:
             f"{run}: has no best/ yet; the first evaluation writes it (train.eval_every)"
         )
     raise UserError(
-        f"{run}: neither a run folder with a best/ in it, nor a model folder with a config.json"
+        f"{run}: neither a run folder with best/ nor a model folder with config.json; name another"
     )
 
 
@@ -206,7 +206,7 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
+def look(evidence: Evidence, recipe: Recipe) -> Examples | None:
     """The best and the worst predictions on some validation images.
 
     Args:
@@ -216,8 +216,6 @@ def look(evidence: Evidence, recipe: Recipe | None) -> Examples | None:
     Returns:
         None, with a warning, if the images cannot be read here.
     """
-    if recipe is None:
-        return None
     segmenter = evidence.segmenter
     try:
         task = task_of(recipe, segmenter.preprocessing)

@@ -38,13 +38,8 @@ SENT_ONCE = re.compile(
 )
 
 
-class TryAgainError(Exception):
+class TryAgainError(HfHubHTTPError):
     """A transient answer to a request that the client does not retry."""
-
-    def __init__(self, status: int, wait: int | None, words: str):
-        super().__init__(words)
-        self.status = status
-        self.wait = wait  # seconds that the Hub asks for
 
 
 class Link:
@@ -61,7 +56,10 @@ class Link:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[None]:
-        """Limits all requests of the client until the end of the block."""
+        """Limits all requests of the client until the end of the block.
+
+        Files go by LFS, not Xet: in one commit, over connections with these limits.
+        """
         previous = _client_factory()  # its connections have no time limit
 
         def factory() -> Any:
@@ -72,6 +70,8 @@ class Link:
 
         handlers = list(logging.getLogger("huggingface_hub").handlers)
         set_client_factory(factory)
+        # Each upload reads the constant; its variable was read when huggingface_hub was imported.
+        without_xet, constants.HF_HUB_DISABLE_XET = constants.HF_HUB_DISABLE_XET, True
         for handler in handlers:
             handler.addFilter(_without_signatures)
         try:
@@ -81,6 +81,7 @@ class Link:
             for handler in handlers:
                 handler.removeFilter(_without_signatures)
             set_client_factory(previous)
+            constants.HF_HUB_DISABLE_XET = without_xet
 
     @contextlib.contextmanager
     def _interruptible(self) -> Iterator[None]:
@@ -111,14 +112,15 @@ class Link:
             try:
                 return call()
             except TryAgainError as error:
-                problem, seconds = str(error), wait if error.wait is None else error.wait
+                asked = _wait_of(error.response.headers)
+                problem, seconds = str(error), wait if asked is None else asked
             except (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError) as error:
                 # The client has retried already, or there is no network at all.
                 if not SENT_ONCE.search(error.request.url.path) or not self.reached:
                     raise
                 problem, seconds = str(error) or type(error).__name__, wait
             self.check(seconds)
-            print(f"the Hub: {problem}; again in {seconds} s", file=sys.stderr)
+            print(f"the Hub: {problem}; trying again in {seconds} s", file=sys.stderr)
             sleep(seconds)
         return call()
 
@@ -130,8 +132,8 @@ class Link:
             if seconds:
                 raise UserError(f"the Hub asks to wait {seconds:.0f} seconds; push again later")
             raise UserError(
-                f"the upload did not end within {self.limit:.0f} seconds; the same command again "
-                "sends what is missing"
+                f"the upload did not end within {self.limit:.0f} seconds; run the same command "
+                "again to send the missing files"
             )
 
     def _limited(self, request: Any) -> None:
@@ -148,10 +150,9 @@ class Link:
         status, path = response.status_code, response.request.url.path
         if status not in TRANSIENT:
             return
-        wait = _wait_of(response.headers)
-        self.check(wait or 0)
+        self.check(_wait_of(response.headers) or 0)
         if SENT_ONCE.search(path):
-            raise TryAgainError(status, wait, f"{status} at {path}")
+            raise TryAgainError(f"{status} at {path}", response=response)
 
 
 def _client_factory() -> Callable[[], Any]:
@@ -198,80 +199,60 @@ def _wait_of(headers: Mapping[str, str]) -> int | None:
     return int(seconds) if seconds.isdecimal() else None
 
 
-@contextlib.contextmanager
-def without_xet() -> Iterator[None]:
-    """Files go by LFS: in one commit, over connections with the limits of `Link`.
-
-    The variable HF_HUB_DISABLE_XET is read when huggingface_hub is imported, which has happened by
-    now; the constant that holds it is read by each upload.
-    """
-    before = constants.HF_HUB_DISABLE_XET
-    constants.HF_HUB_DISABLE_XET = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_DISABLE_XET = before
-
-
 def _without_signatures(record: logging.LogRecord) -> bool:
     """The client logs addresses when it retries, and the storage's contain signatures."""
     record.msg, record.args = re.sub(r"\?\S+", "", record.getMessage()), ()
     return True
 
 
-def explain(error: BaseException, repo_id: str, link: Link) -> str | None:
+def explain(error: BaseException, link: Link) -> str | None:
     """The message for the user; None if the error is a defect of ours."""
     while isinstance(error, RuntimeError) and error.__cause__ is not None:
         error = error.__cause__  # the client wraps errors of a transfer
-    hub = link.endpoint
     if isinstance(error, UserError):
-        return f"{repo_id}: {error}" if repo_id not in str(error) else str(error)
+        return str(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return f"{repo_id}: {OFFLINE}"
-    if isinstance(error, TryAgainError):
-        return _explain_status(error.status, "", repo_id, hub)
+        return OFFLINE
     if isinstance(error, HfHubHTTPError):
-        said = error.server_message or ""
-        if error.response.request.method == "PUT" and error.response.status_code < 429:
-            return f"{repo_id}: the storage rejects a file ({_one_line(said)}). Push again."
-        return _explain_status(error.response.status_code, said, repo_id, hub)
+        return _explain_answer(error, link.endpoint)
     if isinstance(error, httpx.HTTPError):
-        return f"{repo_id}: {_explain_network(error, hub, link.timeout)}"
+        return _explain_network(error, link.endpoint, link.timeout)
     if isinstance(error, json.JSONDecodeError):
-        return f"{repo_id}: {NO_HUB.format(hub)}"
+        return NO_HUB.format(link.endpoint)
     if isinstance(error, ValueError) and "README.md" in str(error):
-        return f"{repo_id}: the Hub rejects the card. {_one_line(str(error))}"
+        return f"the Hub rejects the card. {_one_line(str(error))}"
     if isinstance(error, ValueError) and "LFS batch" in str(error):
-        return f"{repo_id}: the Hub rejects the files. {_one_line(str(error))}"
+        return f"the Hub rejects the files. {_one_line(str(error))}"
     if isinstance(error, OSError):
-        return f"{repo_id}: a file cannot be read ({error.strerror}: {error.filename})"
+        return f"cannot read {error.filename}: {error.strerror}"
     return None
 
 
-def _explain_status(status: int, said: str, repo_id: str, hub: str) -> str:
-    full = status in (402, 413, 507) or re.search(r"quota|storage limit", said, re.IGNORECASE)
+def _explain_answer(error: HfHubHTTPError, hub: str) -> str:
+    status, said = error.response.status_code, error.server_message or ""
+    if error.response.request.method == "PUT" and status < 429:
+        return f"the storage rejects a file ({_one_line(said)}). Push again."
+    changed = "somebody else changed the repository in the meantime. Push again"
     words = {
-        401: f"the Hub does not know this token. Make one that may write at {hub}/settings/tokens, "
-        "then `hf auth login`, or set HF_TOKEN",
+        401: f"the Hub does not know this token. Create a token with write access at "
+        f"{hub}/settings/tokens, then run `hf auth login`, or set HF_TOKEN",
         403: "the token may not write there. Check the owner's name, and the token's rights "
         f"at {hub}/settings/tokens",
         404: "there is no such repository for this token, or it was deleted. Check its name, "
         "and HF_ENDPOINT if it is set",
-        409: "somebody else changed the repository in the meantime. Push again",
-        412: "somebody else changed the repository in the meantime. Push again",
-        429: "too many requests; wait some minutes, then push again",
+        409: changed,
+        412: changed,
+        429: "the Hub refuses more requests for now. Wait some minutes, then push again",
     }
-    if full:
+    if status in (402, 413, 507) or re.search(r"quota|storage limit", said, re.IGNORECASE):
         text = "the Hub accepts no more: the account's storage is full, or a file is too large"
-    elif status in words:
-        text = words[status]
     elif status >= 500 or status == 408:
         text = "the Hub fails. Push again later: uploaded files are not sent again"
     else:
-        text = "the Hub rejects the request"
+        text = words.get(status, "the Hub rejects the request")
     # The Hub's words for a 401 do not help: they are the same for a missing repository.
     reason = f" ({_one_line(said)})" if said and status != 401 else ""
-    return f"{repo_id}: {text} [{status}]{reason}."
+    return f"{text} [{status}]{reason}."
 
 
 def _explain_network(error: BaseException, hub: str, timeout: float) -> str:
@@ -287,7 +268,7 @@ def _explain_network(error: BaseException, hub: str, timeout: float) -> str:
             "uploaded files are not sent again"
         )
     if isinstance(error, httpx.UnsupportedProtocol | httpx.InvalidURL):
-        return f"HF_ENDPOINT={hub}: not an address, such as https://host"
+        return f"HF_ENDPOINT={hub} is not an address; set one such as https://host"
     reason = _one_line(str(error)) or type(error).__name__
     return (
         f"{host} cannot be reached, or breaks off ({reason}). Check the network, then push "

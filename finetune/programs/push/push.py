@@ -25,7 +25,7 @@ from finetune.programs.push.staging import (
     stage,
 )
 from finetune.publish.markdown import percent
-from finetune.recipe import Recipe, load_recipe
+from finetune.recipe import load_recipe
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,13 @@ def push(
     for name in names.values():
         _check_repo(name)
     if dry_run is None:
-        from finetune.programs.push.upload import check_ready
+        from finetune.programs.push.upload import check_ready, upload_folder  # the Hub's client
 
         check_ready(repo)  # before minutes of looking at images
     evidence = gather(run)
-    recipe = _recipe(evidence, overrides)
+    if overrides and evidence.recipe is None:
+        raise UserError(f"{overrides[0]}: {evidence.folder} has no recipe.yaml to override")
+    recipe = load_recipe(evidence.folder / "recipe.yaml", overrides) if evidence.recipe else None
     targets = {}
     if dry_run is not None:
         targets = {"model": dry_run, "space": dry_run.with_name(f"{dry_run.name}-space")}
@@ -114,7 +116,7 @@ def push(
         model = scratch / "model"
         model.mkdir()
         stage(evidence, model, with_code=with_code)
-        examples = look(evidence, recipe) if pictures else None
+        examples = look(evidence, recipe) if pictures and recipe else None
         write_card(
             model,
             evidence,
@@ -141,11 +143,14 @@ def push(
                 done[kind] = replace(one, folder=str(targets[kind]))
                 continue
             try:
-                done[kind] = _sent(one, scratch / kind, messages[kind])
+                sent = upload_folder(
+                    scratch / kind, name, private=private, message=messages[kind], repo_type=kind
+                )
             except UserError as error:
                 if kind == "model":
                     raise
                 raise UserError(f"{error} The model is pushed: {done['model'].url}") from error
+            done[kind] = replace(one, **asdict(sent))
     images = len(examples.rows) if examples else 0
     return replace(done["model"], images=images, space=done.get("space"))
 
@@ -158,16 +163,7 @@ def _check_repo(repo: str) -> None:
         validate_repo_id(repo)
     except HFValidationError as error:
         reason = str(error).split(":")[0]
-        raise UserError(f"REPO {repo!r}: not a valid name on the Hub ({reason})") from error
-
-
-def _recipe(evidence: Evidence, overrides: Sequence[str]) -> Recipe | None:
-    """The recipe that names the validation images."""
-    if evidence.recipe is None:
-        if overrides:
-            raise UserError(f"{overrides[0]}: there is no recipe to override in {evidence.folder}")
-        return None
-    return load_recipe(evidence.folder / "recipe.yaml", overrides)
+        raise UserError(f"REPO {repo!r} is not a valid name on the Hub ({reason})") from error
 
 
 def _message(evidence: Evidence) -> str:
@@ -176,13 +172,6 @@ def _message(evidence: Evidence) -> str:
         return f"Weights and card of {evidence.name}"
     score = percent(results.scores["mean_iou"])
     return f"{evidence.name}: step {results.step}, mean IoU {score}"
-
-
-def _sent(one: Pushed, folder: Path, message: str) -> Pushed:
-    from finetune.programs.push.upload import upload_folder  # the Hub's client: not for a dry run
-
-    sent = upload_folder(folder, one.repo, private=one.private, message=message, repo_type=one.kind)
-    return replace(one, **asdict(sent))
 
 
 def show(done: Pushed) -> None:
@@ -195,7 +184,10 @@ def show(done: Pushed) -> None:
         if one.url:
             print(f"  {one.url}  (commit {one.commit})")
             continue
-        for name, count in _folded(one.files).items():
+        sizes = Counter[str]()
+        for name, count in one.files.items():  # the package in a Space counts as one
+            sizes["finetune/..." if name.startswith("finetune/") else name] += count
+        for name, count in sizes.items():
             print(f"  {count:>12,}  {name}")
     shown = "no predictions"
     if "card/examples.png" in done.files:
@@ -205,11 +197,3 @@ def show(done: Pushed) -> None:
     print(f"The card shows {shown}")
     if done.space and done.private:
         print("To read a private model, the Space needs a secret HF_TOKEN: add it in its settings")
-
-
-def _folded(files: dict[str, int]) -> dict[str, int]:
-    """Files and their bytes; the package in a Space counts as one."""
-    found = Counter[str]()
-    for name, count in files.items():
-        found["finetune/..." if name.startswith("finetune/") else name] += count
-    return found

@@ -42,7 +42,7 @@ def write_space(folder: Path, model_repo: str, *, title: str) -> None:
         UserError: the title is blank, or the folder cannot be written.
     """
     if not title.strip():
-        raise UserError("title: a Space needs one; set `name` in the recipe")
+        raise UserError("the Space has no title; set `name` in the recipe")
     with whole_folder(folder, "the Space") as new:
         (new / "README.md").write_text(_readme(model_repo, title), encoding="utf-8")
         (new / "requirements.txt").write_text("\n".join(requirements()) + "\n", encoding="utf-8")
@@ -64,8 +64,8 @@ def requirements() -> list[str]:
         return [known[name] for name in REQUIREMENTS]
     except (metadata.PackageNotFoundError, KeyError) as error:
         raise UserError(
-            "a Space needs to know this package's dependencies: install it (`pip install -e .` "
-            "in its checkout)"
+            "the Space's requirements are unknown, because this package is not installed; run "
+            "`pip install -e .` in its checkout"
         ) from error
 
 

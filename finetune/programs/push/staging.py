@@ -53,7 +53,7 @@ def stage(evidence: Evidence, folder: Path, *, with_code: bool) -> None:
     else:
         raise UserError(
             f"{source}: has no {WEIGHTS}. Weights are shared as safetensors, which run no code: "
-            f"`finetune convert {source} OUT`, then push OUT"
+            f"run `finetune convert {source} OUT`, then push OUT"
         )
     try:
         for name in [*names, "preprocessor_config.json"]:
@@ -87,7 +87,7 @@ def code_files() -> list[Path]:
 def _shards(index: Path) -> set[str]:
     names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
     if any(Path(name).name != name for name in names):
-        raise UserError(f"{index}: names files outside of its folder")
+        raise UserError(f"{index}: names files in other folders; only files beside it are pushed")
     return names
 
 
@@ -132,7 +132,7 @@ def check_dry_run(output: Path, model: Path, kind: str) -> None:
             return
         names = {path.name for path in output.iterdir()}
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise UserError(f"-o {output}: not a usable folder ({error})") from error
+        raise UserError(f"-o {output}: not a usable folder ({error}); name another") from error
     others = names - (SPACE if kind == "space" else KNOWN | {path.name for path in code_files()})
     others = {name for name in others if not _SHARD.fullmatch(name)}
     # Model folders hold no pictures of a card.
@@ -165,7 +165,7 @@ def scratch_beside(target: Path, *, or_elsewhere: bool) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="finetune-push-") as other:
             yield Path(other)
         return
-    with alone_in(folder, f"{target}: is being pushed already"):
+    with alone_in(folder, f"{target}: another push is sending it; wait until that push ends"):
         for left in folder.iterdir():  # by a push that was killed
             shutil.rmtree(left) if left.is_dir() else left.unlink()
         try:
@@ -179,4 +179,7 @@ def put_in_place(staged: Path, output: Path) -> None:
     try:
         swap_folder(staged, output.resolve())
     except OSError as error:
-        raise UserError(f"-o {output}: cannot be written ({error.strerror or error})") from error
+        raise UserError(
+            f"-o {output}: cannot be written ({error.strerror or error}); free some space, or name "
+            "another folder"
+        ) from error

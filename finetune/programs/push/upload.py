@@ -28,7 +28,7 @@ from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, http_ba
 from huggingface_hub.utils.sha import git_hash
 
 from finetune.errors import UserError
-from finetune.programs.push.link import NO_HUB, OFFLINE, Link, explain, without_xet
+from finetune.programs.push.link import NO_HUB, OFFLINE, Link, explain
 from finetune.programs.push.staging import code_files, files_of
 
 # A new repository holds some of these. They are not somebody's work, or a push keeps them.
@@ -96,17 +96,17 @@ def upload_folder(
     token = _own_token()
     for path in files.values():
         if path.stat().st_size < 1_000_000 and token.encode() in path.read_bytes():
-            raise UserError(f"{path}: holds your token of the Hub; take it out")
+            raise UserError(f"{path}: holds your token of the Hub; remove it")
     link = Link(timeout, limit)
-    with without_xet(), link.open():
+    with link.open():
         try:
             return _Push(link, files, repo_id, repo_type, token).run(message, private)
         except Exception as error:
-            words = explain(error, repo_id, link)
+            words = explain(error, link)
             if words is None:
                 raise
             # The token stands in headers, which some errors of the HTTP library quote.
-            raise UserError(words.replace(token, "***")) from None
+            raise UserError(f"{repo_id}: {words}".replace(token, "***")) from None
 
 
 def check_ready(repo_id: str) -> None:
@@ -116,18 +116,18 @@ def check_ready(repo_id: str) -> None:
         raise UserError(f"{repo_id}: {OFFLINE}")
 
 
+@dataclass
 class _Push:
-    def __init__(
-        self, link: Link, files: Mapping[str, Path], repo_id: str, repo_type: str, token: str
-    ):
-        self.link = link
-        self.files = files
-        self.repo_id = repo_id
-        self.repo_type = repo_type
-        self.token = token
-        self.api = HfApi(endpoint=link.endpoint, token=token, library_name="finetune")
+    link: Link
+    files: Mapping[str, Path]
+    repo_id: str
+    repo_type: str
+    token: str
+
+    def __post_init__(self) -> None:
+        self.api = HfApi(self.link.endpoint, token=self.token, library_name="finetune")
         # They keep their hashes, and whether they were sent, over all retries.
-        self.additions = [CommitOperationAdd(name, path) for name, path in files.items()]
+        self.additions = [CommitOperationAdd(name, path) for name, path in self.files.items()]
 
     def run(self, message: str, private: bool) -> Uploaded:
         info = self._open(private)

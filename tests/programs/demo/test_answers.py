@@ -156,4 +156,4 @@ def test_memory_that_does_not_suffice_is_said(models, tmp_path, monkeypatch, all
 
     monkeypatch.setattr(models[0].segmenter.preprocessing.protocol.__class__, "resize", fails)
     told = answer(models, encoded(picture(50, 50)), tmp_path)
-    assert "memory does not suffice" in told["problem"]
+    assert "needs too much memory" in told["problem"]

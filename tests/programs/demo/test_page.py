@@ -60,7 +60,7 @@ class Server:
             text=True,
         )
         said = self.process.stdout.readline()
-        assert said == f"Open {self.address}/ in a browser; Ctrl-C ends it.\n", self.said()
+        assert said == f"Open {self.address}/ in a browser; Ctrl-C ends the demo.\n", self.said()
 
     def said(self):
         self.errors.seek(0)

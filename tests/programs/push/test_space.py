@@ -103,7 +103,7 @@ def test_requirements_are_the_package_s_own(space):
 
 
 def test_a_space_that_cannot_be_written_is_a_message(tmp_path):
-    with pytest.raises(UserError, match="needs one"):
+    with pytest.raises(UserError, match="has no title"):
         write_space(tmp_path / "new", "somebody/streets", title=" ")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="cannot write the Space"):
@@ -172,7 +172,7 @@ def test_a_model_that_cannot_be_read_is_said_on_the_page(space, monkeypatch, cap
         page = program.of_space(space)  # offline, and the model is nobody's
     (shown,) = (block.value for block in page.blocks.values() if hasattr(block, "value"))
     assert "# Streets: what is where?" in shown
-    assert re.search(r"The model is not here: .*somebody/streets", shown)
+    assert re.search(r"The model cannot be read: .*somebody/streets", shown)
     assert "HF\\_TOKEN" in shown
     said = capsys.readouterr().err
     assert "error: model somebody/streets: not a model folder or Hub id" in said

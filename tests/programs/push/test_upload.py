@@ -409,7 +409,7 @@ MISTAKES = {
     "no Hub": (fault("GET", "/api/", 200), "does not answer like a Hub; check HF_ENDPOINT"),
     "no network": (variable("HF_ENDPOINT", "http://127.0.0.1:9"), "cannot be reached"),
     "no such host": (variable("HF_ENDPOINT", "http://no.invalid"), "no network, or HF_ENDPOINT"),
-    "no address": (variable("HF_ENDPOINT", "nowhere"), "HF_ENDPOINT=nowhere: not an address"),
+    "no address": (variable("HF_ENDPOINT", "nowhere"), "HF_ENDPOINT=nowhere is not an address"),
 }
 
 
