@@ -168,7 +168,10 @@ def test_tables_fit_into_80_columns(capsys, monkeypatch):
         (["loader", "--data", "/nowhere"], "--data /nowhere: no such folder"),
         (["loader", "--data", "tests/segformer"], "--data tests/segformer: holds no images"),
         (["training"], "needs --recipe"),
-        (["forward", "train.steps=1"], "key=value go with"),
+        (
+            ["forward", "train.steps=1"],
+            "needs --recipe; the others take no recipe and no key=value",
+        ),
         (["training", "--recipe", "shapes", "train.steps=1"], "train.steps=1: .*leave it out"),
         (["training", "--recipe", "shapes", "--output", "tests"], "--output tests: not an empty"),
         (["training", "--recipe", "shapes", "train.stepz=1"], "train.stepz: unknown key"),

@@ -183,7 +183,8 @@ def test_heads_can_be_said(tmp_path):
     path = saved(tmp_path, original)
     assert convert(path, tmp_path / "out", "--heads", "2,4,8,8").exit_code == 0
     assert_same_logits(tmp_path / "out", original)
-    assert "a number a stage" in str(convert(path, tmp_path / "x", "--heads", "a").exception)
+    said = str(convert(path, tmp_path / "x", "--heads", "a").exception)
+    assert "one number for each stage" in said
 
 
 # ------------------------------------------------------------------------------------- folders

@@ -621,7 +621,7 @@ def test_ctrl_c_leaves_whole_files(model, tmp_path):
     wait_for(lambda: (out / "ids").is_dir() and len(os.listdir(out / "ids")) >= 50, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
-    assert "the same command goes on" in process.stderr.read()
+    assert "the same command resumes" in process.stderr.read()
     lines = (out / ".predict/rank-0.jsonl").read_text().splitlines()
     lines = [line for line in lines if "pixels" in line]
     ids = {path.stem for path in (out / "ids").glob("*.png")}
