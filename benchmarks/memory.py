@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from finetune.programs.benchmark.cases import BENCHMARKS, Case
+from finetune.programs.benchmark.benchmark import benchmark_of
+from finetune.programs.benchmark.cases import Case
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
@@ -52,7 +53,7 @@ def measure_memory(task: dict[str, Any]) -> int:
     torch.set_num_threads(task["threads"])
     values, side = task["case"], task["side"]
     case = Case(**{**values, "size": tuple(values["size"])})
-    benchmark = BENCHMARKS[case.what]
+    benchmark = benchmark_of(case.what)
     work = benchmark.load(case, side)
     tiny = case if side.endswith("_compiled") else replace(case, size=(64, 64), batch=1)
     work.run(*benchmark.inputs(tiny))

@@ -23,7 +23,7 @@ from torch import Tensor
 from finetune.errors import UserError
 from finetune.inference import Segmenter
 from finetune.machine import keep_freed_memory, set_threads, take_turns
-from finetune.pictures.reading import read_mask
+from finetune.pictures.reading import image_size, read_mask
 from finetune.pictures.references import IMAGE_SUFFIXES
 from finetune.programs.benchmark.benchmark import Options, Result, ratios, worst_differences
 from finetune.programs.benchmark.cases import Case, Work
@@ -48,6 +48,18 @@ def picture_files(options: Options) -> list[Path]:
     if not (files := sorted(found)[:PICTURES]):
         raise UserError(f"--data {options.data}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
     return files
+
+
+def case_of(options: Options, device: str) -> Case:
+    """The one case of `predict`; its pictures have their own size.
+
+    Raises:
+        UserError: There are none, or an option is missing.
+    """
+    size = image_size(picture_files(options)[0])
+    return Case(
+        "predict", None, size, options.batch or 1, options.num_labels, options.dtype, device
+    )
 
 
 def measure(case: Case, options: Options) -> Result:

@@ -9,6 +9,7 @@ import typer
 from typer import Argument, Option
 
 import finetune
+from finetune.errors import UserError
 
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
@@ -59,6 +60,20 @@ Choice = Annotated[int | None, Option(help="Number of the layout, if several fit
 Device = Annotated[str | None, Option(help="cpu, cuda or cuda:N. Default: a GPU if there is one.")]
 Threads = Annotated[int | None, Option(min=1, help="CPU threads. Default: all usable cores.")]
 AsJson = Annotated[bool, Option("--json", help="Print JSON and nothing else.")]
+
+
+def sides_of(option: str, text: str, limits: tuple[int, int] = (1, 65535)) -> tuple[int, int]:
+    """Height and width, from "512" or "512x1024".
+
+    Raises:
+        UserError: The text is neither, or a side is beyond the limits.
+    """
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise UserError(f"{option} {text!r}: give a number, or height x width, such as 512x1024")
+    if not all(limits[0] <= int(part) <= limits[1] for part in parts):
+        raise UserError(f"{option} {text!r}: sides must be {limits[0]} to {limits[1]} pixels")
+    return int(parts[0]), int(parts[-1])
 
 
 def version(wanted: bool) -> None:

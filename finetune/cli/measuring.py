@@ -7,7 +7,7 @@ from typing import Annotated
 from rich.console import Console
 from typer import Argument, Option
 
-from finetune.cli.app import Device, Threads, app
+from finetune.cli.app import Device, Threads, app, sides_of
 from finetune.errors import UserError
 
 
@@ -73,19 +73,22 @@ def benchmark(
     medians, and the largest difference of the results over the largest value. "of peak" is the
     model's arithmetic per second, as a share of the rate of the largest matrix products here (on a
     GPU, or as a share of its bandwidth). training runs the whole loop for equal minutes with our
-    model and with stock's. Memory, the peak, predict and training need a checkout of the source; a
-    wheel measures time alone.
+    model and with stock's. Memory, the peak, metric, loader, predict and training need a checkout
+    of the source; a wheel measures only the time of the model and its loss.
     """
     from finetune.programs.benchmark import benchmark as program
     from finetune.programs.benchmark import printing as table
+    from finetune.segformer import SegformerConfig
+    from finetune.segformer.configuration import smallest_side
     from finetune.train import quiet_libraries
 
     quiet_libraries(main_process=True)
     overrides = [text for text in what or () if "=" in text]
-    names = [text for text in what or () if "=" not in text] or list(program.TABLE)
+    names = [text for text in what or () if "=" not in text] or program.table()
+    limits = smallest_side(SegformerConfig()), 16384
     options = program.Options(
         variants=variant or (),
-        size=size,
+        size=None if size is None else sides_of("--size", size, limits),
         batch=batch,
         num_labels=num_labels,
         dtype=dtype,

@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from benchmarks import limits
+from benchmarks import limits, loader, metric
 from benchmarks.training import StockTask
 from finetune import cli
 from finetune.errors import UserError
 from finetune.inference import Preprocessing
 from finetune.metrics import MeanIoU
-from finetune.programs.benchmark import benchmark, cases, meters, pictures
+from finetune.programs.benchmark import benchmark, cases, meters
 from finetune.programs.benchmark import printing as tables
 from finetune.recipe import load_recipe
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
@@ -71,7 +71,7 @@ def assert_consistent(row: dict, what: str) -> None:
 @pytest.mark.slow
 def test_every_benchmark_of_the_table_is_consistent():
     rows = run("--variant", "b0", "--no-memory")
-    assert [row["what"] for row in rows] == [*cases.BENCHMARKS, "loader"]
+    assert [row["what"] for row in rows] == [*cases.BENCHMARKS, "metric", "loader"]
     for row in rows:
         assert_consistent(row, row["what"])
         assert row["peak_bytes"] == {}
@@ -115,10 +115,10 @@ def test_a_wheel_measures_time_alone_and_says_where_the_rest_is(monkeypatch):
     (row,) = run("forward", "--variant", "b0")
     assert row["ratio"]["ours"] > 0
     assert row["limit"] == row["peak_bytes"] == {}
-    for arguments in (["predict"], ["training", "--recipe", "shapes"]):
+    for arguments in (["metric"], ["loader"], ["predict"], ["training", "--recipe", "shapes"]):
         done = CliRunner().invoke(cli.app, ["benchmark", *arguments])
         assert isinstance(done.exception, UserError)
-        assert f"benchmark {arguments[0]}: only in a checkout" in str(done.exception)
+        assert f"benchmark {arguments[0]}: needs a checkout" in str(done.exception)
 
 
 def test_half_precision_runs_on_both_sides():
@@ -221,10 +221,10 @@ def test_stock_mean_iou_is_the_published_one():
     truth[:, :3] = cases.IGNORE
     truth[truth == 4] = 3
     predicted[predicted == 4] = 3  # an absent class
-    metric = MeanIoU(9)
-    metric.add_batch(predictions=predicted, references=truth)
-    expected = metric.compute()["mean_iou"]
-    assert cases._stock_mean_iou(predicted, truth, 9) == pytest.approx(expected, abs=1e-12)
+    ours = MeanIoU(9)
+    ours.add_batch(predictions=predicted, references=truth)
+    expected = ours.compute()["mean_iou"]
+    assert metric._stock_mean_iou(predicted, truth, 9) == pytest.approx(expected, abs=1e-12)
 
 
 def test_loader_takes_a_folder_of_images(tmp_path):
@@ -268,11 +268,11 @@ def test_what_has_been_measured_is_shown_whatever_comes_after(monkeypatch):
 
 
 def test_drawn_pictures_are_as_heavy_as_photographs(tmp_path):
-    image = Image.fromarray(pictures.draw_picture(0))
+    image = Image.fromarray(loader.draw_picture(0))
     image.save(tmp_path / "0.jpg", quality=90)
-    bits = 8 * (tmp_path / "0.jpg").stat().st_size / math.prod(pictures.SIZE)
+    bits = 8 * (tmp_path / "0.jpg").stat().st_size / math.prod(loader.SIZE)
     assert 1.5 < bits < 2.5
-    mask = pictures.draw_mask(0, (50, 60), 7)
+    mask = loader.draw_mask(0, (50, 60), 7)
     assert mask.shape == (50, 60)
     assert mask.max() < 7
 

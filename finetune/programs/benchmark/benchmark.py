@@ -2,8 +2,8 @@
 
 One process runs both sides in turns (A B A B) and takes medians. On a shared machine only their
 ratios mean anything. `plan` turns options into cases, `measure` measures one. Peak memory, the
-machine's limits, `predict` and `training` are in `benchmarks/` beside the package of a checkout,
-see `beside`.
+machine's limits, `metric`, `loader`, `predict` and `training` are in `benchmarks/` beside the
+package of a checkout, see `beside`.
 
 Both sides share the process's settings: its threads, and the C library's handling of freed memory.
 By default glibc decides about it, as in any script. With `--keep-freed-memory` it is kept, as in
@@ -24,17 +24,13 @@ import torch
 import finetune
 from finetune.errors import UserError, first_line
 from finetune.machine import device, is_out_of_memory, keep_freed_memory, set_threads, take_turns
-from finetune.pictures.reading import image_size
-from finetune.programs.benchmark.cases import BENCHMARKS, DTYPES, Case, Work
+from finetune.programs.benchmark.cases import BENCHMARKS, DTYPES, Benchmark, Case, Work
 from finetune.programs.benchmark.meters import differences, machine
-from finetune.segformer import VARIANTS, SegformerConfig
-from finetune.segformer.configuration import smallest_side
+from finetune.segformer import VARIANTS
 from finetune.segformer.costs import count_flop
 
-TABLE = (*BENCHMARKS, "loader")
-"""The default benchmarks; `training` is not among them, since it takes its minutes twice."""
-LOADER_ROUNDS = 9
 PER_PICTURE = ("loader", "predict")
+"""The cases of a checkout whose seconds are those of a picture."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ class Options:
     """The options of the command line; None and () leave the choice to each benchmark."""
 
     variants: Sequence[str] = ()
-    size: str | None = None
+    size: tuple[int, int] | None = None
     batch: int | None = None
     num_labels: int = 150
     dtype: str = "float32"
@@ -83,13 +79,24 @@ class Result:
         return {key: value for key, value in values.items() if key not in ("case", "machine")}
 
 
+def table() -> list[str]:
+    """The default benchmarks; `predict` needs a model, and `training` takes its minutes twice."""
+    return [*BENCHMARKS, *(name for name in ("metric", "loader") if beside(name))]
+
+
+def benchmark_of(name: str) -> Benchmark:
+    """The kind of a case.
+
+    Raises:
+        UserError: Only a checkout has it.
+    """
+    return BENCHMARKS[name] if name in BENCHMARKS else from_checkout(name).BENCHMARK
+
+
 def beside(name: str) -> ModuleType | None:
     """A module of `benchmarks/`, which lies beside the package in a checkout; None in a wheel."""
     root = Path(finetune.__file__).parents[1]
-    if (
-        not (root / "benchmarks" / f"{name}.py").is_file()
-        or not (root / "pyproject.toml").is_file()
-    ):
+    if not all((root / file).is_file() for file in (f"benchmarks/{name}.py", "pyproject.toml")):
         return None
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
@@ -104,8 +111,8 @@ def from_checkout(what: str) -> ModuleType:
     """
     if (module := beside(what)) is None:
         raise UserError(
-            f"benchmark {what}: only in a checkout of the source, with `pip install -e .`; "
-            f"here are {', '.join(TABLE)}"
+            f"benchmark {what}: needs a checkout of the source and `pip install -e .`; this "
+            f"installation has {', '.join(BENCHMARKS)}"
         )
     return module
 
@@ -117,7 +124,6 @@ def plan(what: Iterable[str], options: Options) -> list[Case]:
         UserError: An option is wrong; the message names it and its possible values.
     """
     where = _device(options.device)
-    size = None if options.size is None else _size(options.size)
     _check_choice("--dtype", options.dtype, DTYPES)
     _check_choice("--vs", options.vs, ("stock", "none"))
     for variant in options.variants:
@@ -128,28 +134,15 @@ def plan(what: Iterable[str], options: Options) -> list[Case]:
         raise UserError(f"--data {options.data}: no such folder")
     cases = []
     for name in what:
-        _check_choice("WHAT", name, (*TABLE, "predict"))
-        common = {"what": name, "num_labels": options.num_labels}
-        if name == "loader":
-            shape = {"size": size or (512, 512), "batch": 1, "dtype": "float32", "device": "cpu"}
-            cases.append(Case(variant=None, **common, **shape))  # type: ignore[arg-type]
+        _check_choice("WHAT", name, (*BENCHMARKS, "metric", *PER_PICTURE))
+        if name in PER_PICTURE:
+            cases.append(from_checkout(name).case_of(options, where))
             continue
-        if name == "predict":
-            files = from_checkout(name).picture_files(options)
-            shape = {"size": image_size(files[0]), "batch": options.batch or 1}
-            shape |= {"dtype": options.dtype, "device": where}
-            cases.append(Case(variant=None, **common, **shape))  # type: ignore[arg-type]
-            continue
-        benchmark = BENCHMARKS[name]
-        shape = {
-            "size": size or benchmark.size,
-            "batch": options.batch or benchmark.batch,
-            "dtype": options.dtype,
-            "device": where,
-        }
+        benchmark = benchmark_of(name)
+        shape = options.size or benchmark.size, options.batch or benchmark.batch, options.num_labels
         with_model = benchmark.variants != (None,)
         variants = (options.variants or benchmark.variants) if with_model else (None,)
-        cases += [Case(variant=v, **common, **shape) for v in variants]  # type: ignore[arg-type]
+        cases += [Case(name, variant, *shape, options.dtype, where) for variant in variants]
     return cases
 
 
@@ -166,9 +159,7 @@ def measure(case: Case, options: Options) -> Result:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     if options.keep_freed_memory:
         keep_freed_memory()
-    if case.what == "loader":
-        return _measure_loader(case, options)
-    if case.what == "predict":
+    if case.what in PER_PICTURE:
         return from_checkout(case.what).measure(case, options)
     try:
         return _measure(case, options)
@@ -183,7 +174,7 @@ def measure(case: Case, options: Options) -> Result:
 
 
 def _measure(case: Case, options: Options) -> Result:
-    benchmark = BENCHMARKS[case.what]
+    benchmark = benchmark_of(case.what)
     sides = ["ours", "stock"]
     if options.compile and benchmark.compiles:
         torch.compiler.reset()  # graphs of earlier cases count against a limit
@@ -216,31 +207,6 @@ def _measure(case: Case, options: Options) -> Result:
     return Result(case, rounds, facts, seconds, ratios(seconds), difference, peaks, limit)
 
 
-def _measure_loader(case: Case, options: Options) -> Result:
-    # Imported here: these libraries take seconds, and child processes never need them.
-    from finetune.programs.benchmark.pictures import (
-        BATCH,
-        BATCHES,
-        load_ours,
-        load_stock,
-        one_thread,
-        picture_files,
-    )
-
-    rounds = options.rounds or LOADER_ROUNDS
-    with one_thread(), picture_files(options.data, case.num_labels) as pairs:
-        works = {
-            "ours": load_ours(case, pairs, cached=False),
-            "ours_cached": load_ours(case, pairs, cached=True),
-        }
-        if options.vs == "stock":
-            works["stock"] = load_stock(case, pairs)
-        seconds = take_turns(works, (), rounds=rounds, device="cpu")
-        facts = machine("cpu", keeps_memory=options.keep_freed_memory)
-    seconds = {side: value / (BATCH * BATCHES) for side, value in seconds.items()}
-    return Result(case, rounds, facts, seconds, ratios(seconds), {})
-
-
 def worst_differences(works: dict[str, Work], inputs: Sequence[Any]) -> dict[str, float]:
     """The largest difference between stock and each of our sides, by name; {} without stock."""
     results = {side: work.compare(*inputs) for side, work in works.items()}
@@ -265,17 +231,6 @@ def ratios(seconds: dict[str, float]) -> dict[str, float]:
 def _check_choice(option: str, value: str, choices: Iterable[str]) -> None:
     if value not in choices:
         raise UserError(f"{option} {value!r}: choose from {', '.join(choices)}")
-
-
-def _size(text: str) -> tuple[int, int]:
-    sides = text.split("x")
-    smallest = smallest_side(SegformerConfig())
-    if len(sides) > 2 or not all(side.isascii() and side.isdigit() for side in sides):
-        raise UserError(f"--size {text!r}: say 512, or height x width as in 1024x2048")
-    height, width = int(sides[0]), int(sides[-1])
-    if not all(smallest <= side <= 16384 for side in (height, width)):
-        raise UserError(f"--size {text!r}: sides must be {smallest} to 16384 pixels")
-    return height, width
 
 
 def _device(name: str | None) -> str:

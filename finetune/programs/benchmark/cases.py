@@ -11,7 +11,6 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 import transformers
@@ -42,18 +41,11 @@ class Case:
 
     def autocast(self) -> AbstractContextManager:
         """The autocast context of both sides; off in float32."""
-        kind = torch.device(self.device).type
-        dtype = DTYPES[self.dtype]
-        if dtype == torch.float32:
-            return torch.autocast(kind, enabled=False)
-        return torch.autocast(kind, dtype)
+        dtype = None if self.dtype == "float32" else DTYPES[self.dtype]
+        return torch.autocast(torch.device(self.device).type, dtype, enabled=dtype is not None)
 
 
-def _nothing() -> None:
-    pass
-
-
-def _nothing_of(*inputs: Tensor) -> None:
+def _nothing(*inputs: Tensor) -> None:
     pass
 
 
@@ -72,7 +64,7 @@ class Work:
 
     The upsampling of both losses counts as memory traffic, however it is written.
     """
-    prepare: Callable[..., object] = _nothing_of
+    prepare: Callable[..., object] = _nothing
     """Lays the inputs out as the side's model gives them; neither timed nor counted."""
 
 
@@ -102,9 +94,7 @@ def load_model(case: Case, side: str) -> nn.Module:
     name, _, compiled = side.partition("_")
     torch.manual_seed(0)
     config = SegformerConfig(
-        **VARIANTS[case.variant],
-        id2label={i: str(i) for i in range(case.num_labels)},
-        label2id={str(i): i for i in range(case.num_labels)},
+        **VARIANTS[case.variant] | {"num_labels": case.num_labels},
         semantic_loss_ignore_index=IGNORE,
     )
     model: nn.Module = SegformerForSemanticSegmentation(config)
@@ -113,12 +103,12 @@ def load_model(case: Case, side: str) -> nn.Module:
             model.save_pretrained(folder)  # type: ignore[operator]
             model = transformers.SegformerForSemanticSegmentation.from_pretrained(folder)
     model = model.to(case.device).eval()
-    if not compiled:
-        return model
-    if name == "stock":
+    if compiled and name == "stock":
         with torch.no_grad():
             model(torch.zeros(1, 3, 64, 64, device=case.device))  # its first call cannot compile
-    return torch.compile(model, fullgraph=name == "ours", dynamic=False)  # type: ignore[return-value]
+    if compiled:
+        model.compile(fullgraph=name == "ours", dynamic=False)
+    return model
 
 
 def images(case: Case) -> tuple[Tensor, ...]:
@@ -134,6 +124,11 @@ def labels(case: Case) -> Tensor:
     cells = torch.randint(case.num_labels, (case.batch, 1, 16, 16), generator=generator)
     cells[torch.rand(cells.shape, generator=generator) < 0.1] = IGNORE
     return F.interpolate(cells.float(), size=case.size)[:, 0].long().to(case.device)
+
+
+def images_and_labels(case: Case) -> tuple[Tensor, ...]:
+    """The inputs of a training step."""
+    return *images(case), labels(case)
 
 
 def forward(case: Case, side: str) -> Work:
@@ -159,9 +154,6 @@ def train_step(case: Case, side: str) -> Work:
         with case.autocast():
             return model(pixel_values=pixels, labels=target).loss
 
-    def run(pixels: Tensor, target: Tensor) -> None:
-        loss(pixels, target).backward()
-
     def compare(pixels: Tensor, target: Tensor) -> dict[str, Tensor]:
         model.eval()
         value = loss(pixels, target).detach()
@@ -172,22 +164,19 @@ def train_step(case: Case, side: str) -> Work:
         with case.autocast():
             model(pixels)
 
-    return Work(run, compare, lambda: model.zero_grad(set_to_none=True), products)
+    def run(pixels: Tensor, target: Tensor) -> None:
+        loss(pixels, target).backward()
+
+    return Work(run, compare, model.zero_grad, products)
 
 
 def eval_image(case: Case, side: str) -> Work:
     """Images to class maps of their own size."""
-    model = load_model(case, side)
-    classes = _classes(side)
-
-    @torch.no_grad()
-    def logits(pixels: Tensor) -> Tensor:
-        with case.autocast():
-            return model(pixels).logits
+    classes, logits = argmax_of(side), forward(case, side).run
 
     @torch.no_grad()
     def run(pixels: Tensor) -> Tensor:
-        return classes(logits(pixels), _size(pixels))
+        return classes(logits(pixels), size_of(pixels))
 
     return Work(run, lambda pixels: {"classes": run(pixels)}, products=logits)
 
@@ -203,17 +192,6 @@ def logits_and_labels(case: Case) -> tuple[Tensor, ...]:
     return logits.to(case.device, DTYPES[case.dtype]), labels(case)
 
 
-def regions_and_labels(case: Case) -> tuple[Tensor, ...]:
-    """As `logits_and_labels`, but with regions, as in the logits of a trained model.
-
-    Seeds of 16 logits; our argmax skips the inside of a region, 77 % here.
-    """
-    logits, target = logits_and_labels(case)
-    seeds = F.avg_pool2d(logits, 16, ceil_mode=True) * 16
-    smooth = F.interpolate(seeds, size=logits.shape[2:], mode="bilinear", align_corners=False)
-    return smooth, target
-
-
 def loss(case: Case, side: str) -> Work:
     """The loss and its gradient from small logits and full-size labels."""
     name, _, compiled = side.partition("_")
@@ -222,7 +200,7 @@ def loss(case: Case, side: str) -> Work:
         return upsampled_cross_entropy(logits, target, ignore_index=IGNORE)
 
     def stock(logits: Tensor, target: Tensor) -> Tensor:
-        large = F.interpolate(logits, size=_size(target), mode="bilinear", align_corners=False)
+        large = F.interpolate(logits, size=size_of(target), mode="bilinear", align_corners=False)
         return F.cross_entropy(large, target, ignore_index=IGNORE)
 
     value = ours if name == "ours" else stock
@@ -230,7 +208,7 @@ def loss(case: Case, side: str) -> Work:
         value = torch.compile(value, fullgraph=name == "ours", dynamic=False)
 
     def run(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        logits = _laid_out(logits, name).detach().requires_grad_()
+        logits = laid_out(logits, name).detach().requires_grad_()
         with case.autocast():
             total = value(logits, target)
         return total.detach(), torch.autograd.grad(total, logits)[0]
@@ -238,39 +216,24 @@ def loss(case: Case, side: str) -> Work:
     return Work(
         run,
         lambda *inputs: dict(zip(("loss", "gradient"), run(*inputs), strict=True)),
-        prepare=lambda logits, target: _laid_out(logits, name),
-    )
-
-
-def metric(case: Case, side: str) -> Work:
-    """The batch's mean IoU from small logits and full-size labels."""
-    classes = _classes(side)
-    score = _mean_iou if side == "ours" else _stock_mean_iou
-
-    @torch.no_grad()
-    def run(logits: Tensor, target: Tensor) -> float:
-        return score(classes(_laid_out(logits, side), _size(target)), target, case.num_labels)
-
-    return Work(
-        run,
-        lambda *inputs: {"mean_iou": run(*inputs)},
-        prepare=lambda logits, target: _laid_out(logits, side),
+        prepare=lambda logits, target: laid_out(logits, name),
     )
 
 
 @functools.lru_cache(maxsize=2)
-def _laid_out(logits: Tensor, side: str) -> Tensor:
+def laid_out(logits: Tensor, side: str) -> Tensor:
     """The logits in each side's memory format, made once: ours channels last, stock's NCHW."""
-    return logits.contiguous(
-        memory_format=torch.channels_last if side == "ours" else torch.contiguous_format
-    )
+    order = torch.channels_last if side == "ours" else torch.contiguous_format
+    return logits.contiguous(memory_format=order)
 
 
-def _size(images: Tensor) -> tuple[int, int]:
+def size_of(images: Tensor) -> tuple[int, int]:
+    """Height and width."""
     return images.shape[-2], images.shape[-1]
 
 
-def _classes(side: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
+def argmax_of(side: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
+    """A side's function from small logits and a size to class maps of that size."""
     if side.startswith("ours"):
         return upsampled_argmax
 
@@ -280,76 +243,9 @@ def _classes(side: str) -> Callable[[Tensor, tuple[int, int]], Tensor]:
     return stock
 
 
-def _mean_iou(predicted: Tensor, truth: Tensor, num_labels: int) -> float:
-    from finetune.metrics import MeanIoU  # imports `evaluate`, which takes seconds
-
-    counts = MeanIoU(num_labels, IGNORE)
-    counts.add_batch(predictions=predicted, references=truth)
-    return float(counts.compute()["mean_iou"])
-
-
-def _stock_mean_iou(predicted: Tensor, truth: Tensor, num_labels: int) -> float:
-    """`evaluate`'s mean_iou as the stock example calls it: with NumPy's maps, on the CPU."""
-    result = _evaluate_mean_iou().compute(
-        predictions=predicted.cpu().numpy(),
-        references=truth.cpu().numpy(),
-        num_labels=num_labels,
-        ignore_index=IGNORE,
-    )
-    return float(result["mean_iou"])
-
-
-@functools.cache
-def _evaluate_mean_iou() -> Any:
-    """A metric of `evaluate` with the features and the algorithm of its mean_iou script.
-
-    `evaluate` fetches the script itself from the Hub, and a benchmark must not depend on the Hub.
-    The code around it is `evaluate`'s own: it stores the maps in Arrow and reads them again.
-    """
-    import datasets  # imported here: these two take seconds
-    import evaluate
-
-    maps = datasets.Sequence(datasets.Sequence(datasets.Value("uint16")))
-
-    class Script(evaluate.Metric):
-        """Mean IoU from three histograms per image."""
-
-        def _info(self) -> evaluate.MetricInfo:
-            return evaluate.MetricInfo(
-                description="mean IoU",
-                citation="",
-                inputs_description="class ids",
-                features=datasets.Features({"predictions": maps, "references": maps}),
-            )
-
-        def _compute(
-            self, predictions: Any, references: Any, num_labels: int, ignore_index: int
-        ) -> dict[str, float]:
-            totals = np.zeros((3, num_labels))
-            for guess, true in zip(predictions, references, strict=True):
-                guess, true = np.array(guess), np.array(true)
-                counted = true != ignore_index
-                guess, true = guess[counted], true[counted]
-                for row, ids in zip(totals, (guess[guess == true], guess, true), strict=True):
-                    row += np.histogram(ids, bins=num_labels, range=(0, num_labels - 1))[0]
-            hits, guessed, seen = totals
-            with np.errstate(invalid="ignore"):
-                return {"mean_iou": float(np.nanmean(hits / (guessed + seen - hits)))}
-
-    return Script()
-
-
 BENCHMARKS = {
     "forward": Benchmark(forward, images, ("b0", "b2", "b5"), rounds=15),
-    "train-step": Benchmark(
-        train_step,
-        lambda case: (*images(case), labels(case)),
-        ("b0", "b2"),
-        rounds=9,
-        batch=2,
-        passes=3,
-    ),
+    "train-step": Benchmark(train_step, images_and_labels, ("b0", "b2"), 9, batch=2, passes=3),
     "eval-image": Benchmark(eval_image, images, ("b2",), rounds=5, size=(1024, 2048)),
     "loss": Benchmark(loss, logits_and_labels, (None,), rounds=15),
-    "metric": Benchmark(metric, regions_and_labels, (None,), rounds=15, compiles=False),
 }

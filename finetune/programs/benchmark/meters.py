@@ -11,10 +11,10 @@ from finetune.machine import processor
 
 def machine(device: str, *, keeps_memory: bool) -> dict[str, Any]:
     """The facts about machine and process that a figure depends on."""
-    kind = torch.device(device).type
+    on_gpu = torch.device(device).type == "cuda"
     return {
         "device": device,
-        "device_name": torch.cuda.get_device_name(device) if kind == "cuda" else processor(),
+        "device_name": torch.cuda.get_device_name(device) if on_gpu else processor(),
         "threads": torch.get_num_threads(),
         "keeps_freed_memory": keeps_memory,
         "torch": torch.__version__,

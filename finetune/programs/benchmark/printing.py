@@ -1,6 +1,7 @@
 """Prints results as tables that fit into 80 columns."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -23,7 +24,8 @@ def print_tables(results: Sequence[Result]) -> None:
     facts = results[0].machine
     console.print(
         f"{facts['device_name']} ({facts['device']}), {facts['threads']} threads, "
-        f"torch {facts['torch']}, transformers {facts['transformers']}, {_dtypes(results)}, "
+        f"torch {facts['torch']}, transformers {facts['transformers']}, "
+        f"{' / '.join(sorted({result.case.dtype for result in results}))}, "
         f"freed memory {'kept' if facts['keeps_freed_memory'] else 'given back'} by both sides",
         highlight=False,
     )
@@ -34,26 +36,22 @@ def print_tables(results: Sequence[Result]) -> None:
     console.print(f"\n{LEGEND}", highlight=False)
 
 
-def _dtypes(results: Sequence[Result]) -> str:
-    return " / ".join(sorted({result.case.dtype for result in results}))
-
-
 def _times(results: Sequence[Result]) -> Table:
     table = columns_of("time", "images", "this", "stock", "ratio", "differs", "peak")
     for result in results:
-        stock = [value for side, value in result.seconds.items() if side.startswith("stock")]
+        mine, stock = _sides(result.seconds)
         worst = max(result.difference.values(), default=None)
         shares = [value for key, value in result.limit.items() if key.startswith("share")]
-        fastest = min((v, side) for side, v in result.seconds.items() if side.startswith("ours"))[1]
-        for side in (side for side in result.seconds if side.startswith("ours")):
+        for side, seconds in mine.items():
+            is_fastest = seconds == min(mine.values())
             table.add_row(
                 _name(result, side),
                 _shape(result),
-                _seconds(result.seconds[side]),
+                _seconds(seconds),
                 _seconds(stock[0]) if stock else "",
                 f"{result.ratio[side]:.2f}" if stock else "",
                 "" if worst is None else f"{worst:.0e}",
-                f"{max(shares):.0%}" if shares and side == fastest else "",
+                f"{max(shares):.0%}" if shares and is_fastest else "",
             )
     return table
 
@@ -61,17 +59,23 @@ def _times(results: Sequence[Result]) -> Table:
 def _memory(results: Sequence[Result]) -> Table:
     table = columns_of("memory", "images", "this", "stock", "ratio")
     for result in results:
-        stock = [value for side, value in result.peak_bytes.items() if side.startswith("stock")]
-        for side in (side for side in result.peak_bytes if side.startswith("ours")):
-            mine, theirs = result.peak_bytes[side], stock[0] if stock else None
+        mine, stock = _sides(result.peak_bytes)
+        for side, size in mine.items():
+            theirs = stock[0] if stock else None
             table.add_row(
                 _name(result, side),
                 _shape(result),
-                _megabytes(mine),
+                _megabytes(size),
                 _megabytes(theirs) if stock else "",
-                f"{theirs / mine:.1f}" if mine and theirs else "",
+                f"{theirs / size:.1f}" if size and theirs else "",
             )
     return table
+
+
+def _sides(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    """The values of our sides by name, and that of stock's side if there is one."""
+    mine = {side: value for side, value in values.items() if side.startswith("ours")}
+    return mine, [value for side, value in values.items() if side.startswith("stock")]
 
 
 def columns_of(*columns: str) -> Table:

@@ -28,10 +28,14 @@ from finetune.data.samples import as_samples
 from finetune.errors import UserError
 from finetune.inference.preprocessing import normalise
 from finetune.labels.translation import Labels
+from finetune.machine import take_turns
 from finetune.pictures.reading import read_image
 from finetune.pictures.references import IMAGE_SUFFIXES
+from finetune.programs.benchmark.benchmark import Options, Result, ratios
 from finetune.programs.benchmark.cases import IGNORE, Case, Work
+from finetune.programs.benchmark.meters import machine
 
+ROUNDS = 9
 PICTURES = 16
 """Number of images, drawn or taken from a folder."""
 BATCH = 4
@@ -43,6 +47,27 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALE = (0.5, 2.0)
 
 _CACHE = "FINETUNE_CACHE"
+
+
+def case_of(options: Options, device: str) -> Case:
+    """The one case of `loader`; a loader works on the CPU, in float32, whatever the device."""
+    return Case("loader", None, options.size or (512, 512), 1, options.num_labels, "float32", "cpu")
+
+
+def measure(case: Case, options: Options) -> Result:
+    """Both sides in turns; ours with and without cached samples."""
+    rounds = options.rounds or ROUNDS
+    with one_thread(), picture_files(options.data, case.num_labels) as pairs:
+        works = {
+            "ours": load_ours(case, pairs, cached=False),
+            "ours_cached": load_ours(case, pairs, cached=True),
+        }
+        if options.vs == "stock":
+            works["stock"] = load_stock(case, pairs)
+        seconds = take_turns(works, (), rounds=rounds, device="cpu")
+        facts = machine("cpu", keeps_memory=options.keep_freed_memory)
+    seconds = {side: value / (BATCH * BATCHES) for side, value in seconds.items()}
+    return Result(case, rounds, facts, seconds, ratios(seconds), {})
 
 
 @contextmanager
