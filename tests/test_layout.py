@@ -49,6 +49,7 @@ TESTS_OF = {
     "labels": "labels/test_translation.py",
     "machine": "run/test_processes.py",
     "pictures.arrays": "inference/test_segment.py",
+    "pictures.encoding": "programs/predict/test_predict.py",
     "pictures.opening": "inference/test_segment.py",
     "pictures.resizing": "inference/test_scores.py",
     "pictures.references": "pictures/test_reading.py",

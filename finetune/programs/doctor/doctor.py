@@ -25,7 +25,7 @@ from finetune.discover.layout_labels import guess
 from finetune.discover.mask_values import MaskValues
 from finetune.discover.recognise import Layout, recognise
 from finetune.discover.value_labels import LabelGuess, guess_labels
-from finetune.disk import write_whole
+from finetune.disk import make_folder, write_whole
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.machine import usable_cores
@@ -35,7 +35,6 @@ from finetune.programs.doctor.scan import read_facts
 from finetune.programs.doctor.verdict import (
     Expectations,
     Finding,
-    count,
     judge,
     rare_values,
     smeared_values,
@@ -71,7 +70,72 @@ class Examination:
 
     def to_json(self) -> dict[str, Any]:
         """The content of doctor.json."""
-        return _to_json(self)
+        labels, splits = self.expected.labels, self.splits
+        counts = [figures.class_counts(split, labels) for split in splits]
+        weights = figures.class_weights(counts[0].pixels)
+        statistics = figures.mean_and_std(splits[0])
+        places: Counter[str] = Counter()
+        for finding in self.findings:
+            places[finding.severity] += len(finding.places)
+        return {
+            "version": VERSION,
+            "finetune": finetune.__version__,
+            "name": self.name,
+            "verdict": "clean" if self.clean else "problems",
+            "problems": places["problem"],
+            "warnings": places["warning"],
+            "understood": list(self.seen),
+            "data": self.recipe.data.model_dump(mode="json", include={"source", "path"}),
+            "splits": {
+                split.name: {
+                    "samples": len(split),
+                    "pixels": own.total,
+                    "ignored_pixels": own.ignored,
+                    "uncovered_pixels": own.uncovered,
+                }
+                for split, own in zip(splits, counts, strict=True)
+            },
+            "findings": [
+                {
+                    "kind": finding.kind,
+                    "severity": finding.severity,
+                    "message": finding.message,
+                    "remedy": finding.remedy,
+                    "files": [_text(file) for file in finding.files],
+                    "places": [
+                        {"files": [_text(file) for file in place.files], "what": _text(place.what)}
+                        for place in finding.places
+                    ],
+                }
+                for finding in self.findings
+            ],
+            "classes": [
+                {
+                    "id": i,
+                    "name": name,
+                    "weight": weights[i],
+                    **{
+                        split.name: {"pixels": int(own.pixels[i]), "images": int(own.images[i])}
+                        for split, own in zip(splits, counts, strict=True)
+                    },
+                }
+                for i, name in enumerate(labels.names)
+            ],
+            "weights": "1 / ln(1.02 + share of the labelled training pixels), as ENet has it; "
+            "loss.class_weights of a recipe takes them by name",
+            "masks": {
+                "kind": labels.kind,
+                "stored": dict(figures.stored_kinds(splits)),
+                "values": _values_json(splits, labels),
+            },
+            "sizes": _sizes_json(self),
+            "colors": {
+                "mean": statistics and [round(value, 6) for value in statistics[0]],
+                "std": statistics and [round(value, 6) for value in statistics[1]],
+                "recipe_mean": list(self.recipe.data.image_mean),
+                "recipe_std": list(self.recipe.data.image_std),
+            },
+        }
 
     def write(self, folder: Path) -> tuple[Path, Path]:
         """Writes doctor.json and doctor.html, each whole or not at all.
@@ -79,10 +143,7 @@ class Examination:
         Raises:
             UserError: The folder cannot be made or written to.
         """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"{folder}: cannot be made a folder ({error.strerror})") from error
+        make_folder(folder)
         facts = self.to_json()
         files = folder / "doctor.json", folder / "doctor.html"
         write_whole(files[0], json.dumps(facts, indent=1, allow_nan=False) + "\n")
@@ -123,25 +184,25 @@ def examine(
     else:
         recipe, guessed, seen = _recipe_of(folder, overrides, choose)
     if recipe.data.is_drawn:
-        raise UserError("data.source=shapes: its pictures are drawn, there are no files to examine")
+        raise UserError("data.source=shapes draws its pictures, so there are no files to examine")
     if recipe.data.is_streamed:
         raise UserError(
-            "data.streaming: all samples are read, which takes them here. Take "
-            "data.streaming=false, which copies the set."
+            "data.streaming: doctor reads every sample; set data.streaming=false, which first "
+            "copies the data set to this machine"
         )
     labels = recipe.labels.build()
-    names, data, pairing = _opened(recipe, labels)
-    total = sum(len(part) for part in data)
+    opened = _opened(recipe, labels)
+    total = sum(len(samples) for _, samples, _ in opened)
     workers = workers or min(MAX_WORKERS, usable_cores())
     splits = []
     with progress_bar(total=total, desc="examining", unit="image", show=show_progress) as bar:
-        for name, part, own in zip(names, data, pairing, strict=True):
-            reader, rows = reader_of(part), part.with_format(None)
+        for name, samples, faults in opened:
+            reader, rows = reader_of(samples), samples.with_format(None)
             images = [reader.pictures.name(image) for image in rows["image"]]
             masks = [reader.form.name(mask) for mask in rows["mask"]]
             masks = [mask or image for mask, image in zip(masks, images, strict=True)]
-            facts = read_facts(part, workers=workers, advance=bar.update)
-            splits.append(Split(name, list(rows["id"]), images, masks, facts, own))
+            facts = read_facts(samples, workers=workers, advance=bar.update)
+            splits.append(Split(name, list(rows["id"]), images, masks, facts, faults))
     known = guessed is None or guessed.known or any(o.startswith("labels.") for o in overrides)
     if guessed is not None and not known:
         labels, seen = _guessed_again(splits, labels, guessed, seen)
@@ -155,28 +216,24 @@ def examine(
         drawn=recipe.data.held_back is not None,
         distance=distance,
     )
-    findings = judge(splits, expected)
+    findings, data = judge(splits, expected), (samples for _, samples, _ in opened)
     name = recipe.name or Path(target).name
     return Examination(name, recipe, seen, expected, tuple(splits), tuple(findings), tuple(data))
 
 
 def _folder(target: str, overrides: Sequence[str]) -> Path | None:
-    """The folder, or None for a recipe; a target is a recipe if a path is given beside it.
-
-    Raises:
-        UserError: The target may be either, or is neither.
-    """
+    """The folder, or None for a recipe; a target is a recipe if a path is given beside it."""
     path = Path(target).expanduser()
     try:
         recipe = find_recipe(target)
     except UserError as error:
         if path.is_dir():
             return path
-        raise UserError(f"{error} Nor is {target} a folder.") from error
+        raise UserError(f"{error} {target} is not a folder either.") from error
     if not path.is_dir() or any(text.startswith("data.path=") for text in overrides):
         return None
     raise UserError(
-        f"{target} is a folder here, and the recipe {recipe.name}. Write ./{target} for the "
+        f"{target} is a folder here and also the recipe {recipe.name}. Write ./{target} for the "
         f"folder, {recipe.name} for the recipe."
     )
 
@@ -190,7 +247,7 @@ def _recipe_of(
     root = folder.absolute()
     layouts = recognise(root)
     if len(layouts) > 1 and choose is None:
-        raise UserError(f"{folder}: may be understood in {len(layouts)} ways; choose one")
+        raise UserError(f"{folder}: {len(layouts)} layouts fit this folder; choose one")
     layout = layouts[0] if choose is None else choose(layouts)
     guessed = guess(root, layout, faults=[])  # found again when all is opened
     values = {"data": layout.data, "labels": guessed.labels}
@@ -204,44 +261,35 @@ def _recipe_of(
     return recipe, guessed, (*layout.found, *guessed.found, *layout.assumed, *guessed.assumed)
 
 
-def _opened(
-    recipe: Recipe, labels: Labels
-) -> tuple[list[str], list[datasets.Dataset], list[list[Fault]]]:
-    """Names and samples of the splits, and the files that make no sample.
-
-    Raises:
-        UserError: No split can be opened.
-    """
-    names: list[str] = []
-    opened: list[datasets.Dataset] = []
-    pairing: list[list[Fault]] = []
+def _opened(recipe: Recipe, labels: Labels) -> list[tuple[str, datasets.Dataset, list[Fault]]]:
+    """Names and samples of the splits, and the files that make no sample."""
+    data, channels = recipe.data, recipe.model.num_channels
+    opened: list[tuple[str, datasets.Dataset, list[Fault]]] = []
     missing: list[Fault] = []
-    data = recipe.data
-    for split in dict.fromkeys((data.train_split, data.val_split)):
-        own: list[Fault] = []
+    known: set[Fault] = set()
+    for name in dict.fromkeys((data.train_split, data.val_split)):
+        faults: list[Fault] = []
         try:
-            channels = recipe.model.num_channels
-            opened.append(open_split(data, labels, split, num_channels=channels, faults=own))
+            samples = open_split(data, labels, name, num_channels=channels, faults=faults)
         except UserError as error:
-            missing.append(Fault("split-missing", (), f"{split}: {error}"))
+            missing.append(Fault("split-missing", (), f"{name}: {error}"))
             first = error
             continue
-        names.append(split)
-        pairing.append([fault for fault in own if not any(fault in other for other in pairing)])
+        opened.append((name, samples, [fault for fault in faults if fault not in known]))
+        known.update(faults)
     if not opened:
         raise first
     if data.train_split == data.val_split:
         missing.append(Fault("same-split", (), data.train_split))
-    pairing[0] = [*missing, *pairing[0]]
-    return names, opened, pairing
+    opened[0][2][:0] = missing
+    return opened
 
 
 def _guessed_again(
     splits: Sequence[Split], labels: Labels, guessed: LabelGuess, seen: tuple[str, ...]
 ) -> tuple[Labels, tuple[str, ...]]:
     """Labels guessed again from the values of all masks, without the slips."""
-    values = figures.value_counts(splits)
-    num_masks = sum(bool(len(facts.values)) for split in splits for facts in split.facts)
+    values, num_masks = figures.value_counts(splits), figures.num_masks(splits)
     if labels.kind == "colors" or not values:
         return labels, seen
     slips = set(smeared_values(values) or rare_values(values, num_masks, labels.kind))
@@ -258,73 +306,6 @@ def _guessed_again(
 # -------------------------------------------------------------------------------------------- JSON
 
 
-def _to_json(done: Examination) -> dict[str, Any]:
-    labels, splits = done.expected.labels, done.splits
-    counts = [figures.class_counts(split, labels) for split in splits]
-    weights = figures.class_weights(counts[0].pixels)
-    statistics = figures.mean_and_std(splits[0])
-    places = count(done.findings)
-    return {
-        "version": VERSION,
-        "finetune": finetune.__version__,
-        "name": done.name,
-        "verdict": "clean" if done.clean else "problems",
-        "problems": places["problem"],
-        "warnings": places["warning"],
-        "understood": list(done.seen),
-        "data": done.recipe.data.model_dump(mode="json", include={"source", "path"}),
-        "splits": {
-            split.name: {
-                "samples": len(split),
-                "pixels": own.total,
-                "ignored_pixels": own.ignored,
-                "uncovered_pixels": own.uncovered,
-            }
-            for split, own in zip(splits, counts, strict=True)
-        },
-        "findings": [
-            {
-                "kind": finding.kind,
-                "severity": finding.severity,
-                "message": finding.message,
-                "remedy": finding.remedy,
-                "files": [_text(file) for file in finding.files],
-                "places": [
-                    {"files": [_text(file) for file in place.files], "what": _text(place.what)}
-                    for place in finding.places
-                ],
-            }
-            for finding in done.findings
-        ],
-        "classes": [
-            {
-                "id": i,
-                "name": name,
-                "weight": weights[i],
-                **{
-                    split.name: {"pixels": int(own.pixels[i]), "images": int(own.images[i])}
-                    for split, own in zip(splits, counts, strict=True)
-                },
-            }
-            for i, name in enumerate(labels.names)
-        ],
-        "weights": "1 / ln(1.02 + share of the labelled training pixels), as ENet has it; "
-        "loss.class_weights of a recipe takes them by name",
-        "masks": {
-            "kind": labels.kind,
-            "stored": dict(figures.stored_kinds(splits)),
-            "values": _values_json(splits, labels),
-        },
-        "sizes": _sizes_json(done),
-        "colors": {
-            "mean": statistics and [round(value, 6) for value in statistics[0]],
-            "std": statistics and [round(value, 6) for value in statistics[1]],
-            "recipe_mean": list(done.recipe.data.image_mean),
-            "recipe_std": list(done.recipe.data.image_std),
-        },
-    }
-
-
 MAX_VALUES = 1000
 """Raw values that doctor.json lists; the most frequent."""
 
@@ -332,17 +313,12 @@ MAX_VALUES = 1000
 def _values_json(splits: Sequence[Split], labels: Labels) -> list[dict[str, Any]]:
     values, rules = figures.value_counts(splits), dict(labels.rules)
     frequent = sorted(values, key=lambda value: (-values[value].pixels, value))[:MAX_VALUES]
-
-    def meaning(value: int) -> str | None:
-        class_id = rules.get(value)
-        if class_id is None:
-            return None
-        return "ignored" if class_id == labels.ignore_index else labels.names[class_id]
-
+    meanings: dict[int | None, str] = dict(enumerate(labels.names))
+    meanings[labels.ignore_index] = "ignored"
     return [
         {
             "value": figures.value_name(value, labels.kind) if labels.kind == "colors" else value,
-            "meaning": meaning(value),
+            "meaning": meanings.get(rules.get(value)),
             "pixels": values[value].pixels,
             "images": values[value].images,
         }

@@ -15,6 +15,8 @@ MAX_PLACES = 256
 """Masks of a value that are remembered by name; a value in more of them is not rare."""
 MAX_VALUES = 65536
 """Values that are counted one by one; JPEG can make millions of colours."""
+MAX_SHOWN = 5
+"""Masks of a class, and values of a mask, that a finding names."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class ClassCounts:
     """Pixels that a rule ignores."""
     uncovered: int
     """Pixels whose value has no rule."""
+    places: list[list[int]]
+    """The first `MAX_SHOWN` masks of each class."""
 
     @property
     def total(self) -> int:
@@ -88,8 +92,9 @@ def class_counts(split: Split, labels: Labels) -> ClassCounts:
     rules = dict(labels.rules)
     pixels = np.zeros(labels.num_labels, np.int64)
     images = np.zeros(labels.num_labels, np.int64)
+    places: list[list[int]] = [[] for _ in labels.names]
     ignored = uncovered = 0
-    for facts in split.facts:
+    for i, facts in enumerate(split.facts):
         seen = set()
         uncovered += facts.other_pixels
         for value, count in zip(facts.values.tolist(), facts.counts.tolist(), strict=True):
@@ -102,7 +107,15 @@ def class_counts(split: Split, labels: Labels) -> ClassCounts:
                 pixels[class_id] += count
                 seen.add(class_id)
         images[list(seen)] += 1
-    return ClassCounts(pixels, images, ignored, uncovered)
+        for class_id in seen:
+            if len(places[class_id]) < MAX_SHOWN:
+                places[class_id].append(i)
+    return ClassCounts(pixels, images, ignored, uncovered, places)
+
+
+def num_masks(splits: Sequence[Split]) -> int:
+    """The number of masks that can be read."""
+    return sum(bool(len(facts.values)) for split in splits for facts in split.facts)
 
 
 def class_weights(pixels: np.ndarray) -> list[float | None]:
@@ -122,20 +135,15 @@ def mean_and_std(split: Split) -> tuple[list[float], list[float]] | None:
 
     They follow from the figures of each image: a mean of squares is variance plus squared mean.
     """
-    count = 0
-    sums, squares = np.zeros(1), np.zeros(1)  # grows to the number of channels
-    for facts in split.facts:
-        if facts.size is not None:
-            number = facts.size[0] * facts.size[1]
-            mean, deviation = np.array(facts.mean), np.array(facts.deviation)
-            count += number
-            sums = sums + number * mean
-            squares = squares + number * (deviation**2 + mean**2)
-    if not count:
+    seen = [facts for facts in split.facts if facts.size is not None]
+    if not seen:
         return None
-    mean = sums / count
-    std = np.sqrt(np.maximum(squares / count - mean**2, 0))
-    return mean.tolist(), std.tolist()
+    pixels = sizes([split]).prod(axis=1)
+    means = np.array([facts.mean for facts in seen])  # (N, C)
+    deviations = np.array([facts.deviation for facts in seen])
+    mean = np.average(means, axis=0, weights=pixels)
+    squares = np.average(deviations**2 + means**2, axis=0, weights=pixels)
+    return mean.tolist(), np.sqrt(np.maximum(squares - mean**2, 0)).tolist()
 
 
 def sizes(splits: Sequence[Split]) -> np.ndarray:

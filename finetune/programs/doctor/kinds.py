@@ -3,216 +3,151 @@
 Their names stand in doctor.json: a kind keeps its name.
 """
 
-from dataclasses import dataclass
+import re
 from typing import Literal
 
 Severity = Literal["problem", "warning"]
 
-
-@dataclass(frozen=True)
-class Kind:
-    """A kind of finding: `{n}` in its message is the number of places."""
-
-    severity: Severity
-    one: str
-    many: str
-    remedy: str
-
-
-KINDS: dict[str, Kind] = {
-    "split-missing": Kind(
-        "problem",
-        "a split cannot be opened",
-        "{n} splits cannot be opened",
+# Kind: (message, remedy). In a message {n} is the number of places; [one|many] depends on it.
+PROBLEMS = {
+    "split-missing": (
+        "{n} split[|s] cannot be opened",
         "Correct data.path, data.train_split or data.val_split.",
     ),
-    "empty-file": Kind(
-        "problem",
-        "1 file is empty (0 bytes)",
-        "{n} files are empty (0 bytes)",
-        "Fetch them again, or remove each together with its image or mask.",
+    "empty-file": (
+        "{n} file[ is|s are] empty (0 bytes)",
+        "Fetch the file again, or remove it together with its image or mask.",
     ),
-    "unreadable-file": Kind(
-        "problem",
-        "1 file cannot be read: damaged, cut off, or of no known format",
-        "{n} files cannot be read: damaged, cut off, or of no known format",
-        "Fetch them again, or remove each together with its image or mask.",
+    "unreadable-file": (
+        "{n} file[|s] cannot be read: damaged, cut off, or of an unknown format",
+        "Fetch the file again, or remove it together with its image or mask.",
     ),
-    "missing-file": Kind(
-        "problem",
-        "1 file is not there any more",
-        "{n} files are not there any more",
-        "Put them back, or remove each one's image or mask too.",
+    "missing-file": (
+        "{n} file[ is|s are] missing",
+        "Put the file back, or remove its image or mask too.",
     ),
-    "size-mismatch": Kind(
-        "problem",
-        "1 mask has another size than its image",
-        "{n} masks have another size than their images",
-        "Export these masks again at the size of the image; where height and width are swapped, "
-        "an EXIF orientation was applied to one of the two only.",
+    "size-mismatch": (
+        "{n} mask[ has another size than its image|s have another size than their images]",
+        "Export the mask again at the size of the image. If height and width are swapped, an EXIF "
+        "orientation was applied to only one of the two.",
     ),
-    "image-without-mask": Kind(
-        "problem",
-        "1 image has no mask",
-        "{n} images have no mask",
+    "image-without-mask": (
+        "{n} image[ has|s have] no mask",
         "Add the mask under the same name (lossless: png, bmp or tif), or remove the image.",
     ),
-    "mask-without-image": Kind(
-        "problem",
-        "1 mask has no image",
-        "{n} masks have no image",
+    "mask-without-image": (
+        "{n} mask[ has|s have] no image",
         "Add the image under the same name, or remove the mask.",
     ),
-    "same-name": Kind(
-        "problem",
-        "2 files differ in their file type only, so that pairing by name is undecided",
-        "{n} times files differ in their file type only, so that pairing by name is undecided",
-        "Keep one of each.",
+    "same-name": (
+        "{n} name[ belongs|s belong] to several files that differ only in their type",
+        "Keep one file of each name: pairs are found by name.",
     ),
-    "listed-but-missing": Kind(
-        "problem",
-        "1 sample is in a list but not on disk",
-        "{n} samples are in a list but not on disk",
+    "listed-but-missing": (
+        "{n} listed sample[ has|s have] no file",
         "Add the files, or take the names out of the list.",
     ),
-    "mask-of-no-class": Kind(
-        "problem",
-        "1 mask file or folder belongs to no class of labels.names",
-        "{n} mask files or folders belong to no class of labels.names",
+    "mask-of-no-class": (
+        "{n} mask [file or folder belongs|files or folders belong] to no class of labels.names",
         "Correct the names, or add the classes to labels.names.",
     ),
-    "mask-not-ids": Kind(
-        "problem",
-        "1 mask holds colours where the others hold ids",
-        "{n} masks hold colours where there must be ids",
-        "Convert them to one channel of ids; if all masks are colours, set labels.kind=colors.",
+    "mask-not-ids": (
+        "{n} mask[ holds|s hold] colours instead of ids",
+        "Convert them to one channel of ids. If all masks hold colours, set labels.kind=colors.",
     ),
-    "mask-not-colors": Kind(
-        "problem",
-        "1 mask does not hold 8 bit colours",
-        "{n} masks do not hold 8 bit colours",
-        "Convert them; if all masks hold ids, set labels.kind=ids.",
+    "mask-not-colors": (
+        "{n} mask[ does|s do] not hold 8 bit colours",
+        "Convert them. If all masks hold ids, set labels.kind=ids.",
     ),
-    "bad-annotation": Kind(
-        "problem",
-        "1 annotation cannot be used",
-        "{n} annotations cannot be used",
-        "Correct the lines or objects that are named.",
+    "bad-annotation": (
+        "{n} annotation[|s] cannot be used",
+        "Correct the lines or objects named here.",
     ),
-    "uncovered-value": Kind(
-        "problem",
-        "1 mask holds values that no rule of `labels` covers",
-        "{n} masks hold values that no rule of `labels` covers",
-        "Mend the masks, or say what the values mean: labels.map, labels.ignore, "
+    "uncovered-value": (
+        "{n} mask[ holds|s hold] values without a rule in `labels`",
+        "Mend the masks, or give the values a meaning: labels.map, labels.ignore, "
         "labels.reduce_zero, or labels.tolerance for damaged colours.",
     ),
-    "rare-value": Kind(
-        "problem",
-        "1 mask holds a value that is in hardly any mask and few pixels",
-        "{n} masks hold values that are in hardly any mask and few pixels",
-        "Probably slips: mend these masks. If a value is a class, write a recipe that names it.",
+    "rare-value": (
+        "{n} mask[ holds|s hold] a value that occurs in hardly any mask and few pixels",
+        "These are probably slips: mend the masks. If a value is a class, name it in a recipe.",
     ),
-    "smeared-values": Kind(
-        "problem",
-        "masks hold many values in few pixels, as if they had been resized or compressed smoothly",
-        "masks hold many values in few pixels, as if they had been resized or compressed smoothly",
+    "smeared-values": (
+        "masks hold many values in few pixels, as after smooth resizing or lossy compression",
         "Export the masks again, with nearest-neighbour resizing and lossless compression.",
     ),
-    "no-labelled-pixel": Kind(
-        "problem",
-        "1 mask has no pixel that counts",
-        "{n} masks have no pixel that counts",
-        "Label them, or remove them with their images: they teach nothing.",
+    "no-labelled-pixel": (
+        "{n} mask[ has|s have] no labelled pixel",
+        "Label the mask, or remove it with its image: it teaches nothing.",
     ),
-    "tiny-image": Kind(
-        "problem",
-        "1 image is smaller than the model takes",
-        "{n} images are smaller than the model takes",
-        "Replace them by larger ones, or remove them.",
+    "tiny-image": (
+        "{n} image[ is|s are] smaller than the model's smallest input",
+        "Replace the image by a larger one, or remove it.",
     ),
-    "duplicate-across-splits": Kind(
-        "problem",
-        "1 image is in more than one split, pixel for pixel",
-        "{n} images are in more than one split, pixel for pixel",
-        "Keep each in one split: what is trained on says nothing about new images.",
+    "duplicate-across-splits": (
+        "{n} image[ is|s are] in more than one split, pixel for pixel",
+        "Keep each image in one split: scores on training images say nothing about new ones.",
     ),
-    "conflicting-masks": Kind(
-        "problem",
-        "1 image is there several times with different masks",
-        "{n} images are there several times with different masks",
-        "Keep the right mask of each.",
+    "conflicting-masks": (
+        "{n} image[ occurs|s occur] several times with different masks",
+        "Keep the right mask of each image.",
     ),
-    "class-only-in-val": Kind(
-        "problem",
-        "1 class is evaluated but never trained on",
-        "{n} classes are evaluated but never trained on",
-        "Put images that show it into the training split (with data.val_fraction: another "
-        "data.split_seed), or ignore the class in labels.map.",
-    ),
-    "near-duplicate": Kind(
-        "warning",
-        "1 image looks nearly the same as one of the training split",
-        "{n} images look nearly the same as one of the training split",
-        "Look at the pairs; frames of one scene belong into one split (data.split_group).",
-    ),
-    "duplicate-in-split": Kind(
-        "warning",
-        "1 image is in its split several times, with the same mask",
-        "{n} images are in their split several times, with the same mask",
-        "Keep one of each, unless they shall count more.",
-    ),
-    "same-split": Kind(
-        "warning",
-        "training and evaluation read the same split",
-        "training and evaluation read the same split",
-        "Fine to see whether a model can learn at all; scores say nothing about new images.",
-    ),
-    "class-never-seen": Kind(
-        "warning",
-        "1 class is in no mask",
-        "{n} classes are in no mask",
-        "Correct labels.names or labels.map, or expect no score for it.",
-    ),
-    "rare-class": Kind(
-        "warning",
-        "1 class is in hardly any mask and few pixels",
-        "{n} classes are in hardly any mask and few pixels",
-        "Look whether these pixels are slips; otherwise label more, or weigh the class.",
-    ),
-    "ignored-value": Kind(
-        "warning",
-        "1 mask holds values without a rule, which do not count",
-        "{n} masks hold values without a rule, which do not count",
-        "As labels.unknown=ignore says. Give them a class in labels.map if they mean one.",
-    ),
-    "mended-colors": Kind(
-        "warning",
-        "1 mask holds damaged colours, taken for the nearest class within labels.tolerance",
-        "{n} masks hold damaged colours, taken for the nearest class within labels.tolerance",
-        "Lossless masks (png) would say exactly what is meant.",
-    ),
-    "mixed-mask-kinds": Kind(
-        "warning",
-        "masks store their pixels in several ways",
-        "masks store their pixels in several ways",
-        "Look whether the same number means the same class in each kind.",
-    ),
-    "blank-image": Kind(
-        "warning",
-        "1 image is of one colour all over",
-        "{n} images are of one colour all over",
-        "Look whether something went wrong when they were written.",
-    ),
-    "smaller-than-crop": Kind(
-        "warning",
-        "1 image is smaller than augment.crop and will be padded",
-        "{n} images are smaller than augment.crop and will be padded",
-        "Choose a smaller augment.crop, or enlarge images by augment.base_size.",
-    ),
-    "mostly-ignored": Kind(
-        "warning",
-        "most pixels of a split do not count",
-        "most pixels of {n} splits do not count",
-        "Look whether labels.ignore and labels.map say what you mean.",
+    "class-only-in-val": (
+        "{n} class[ is|es are] evaluated but never trained on",
+        "Put images that show the class into the training split (with data.val_fraction: choose "
+        "another data.split_seed), or ignore the class in labels.map.",
     ),
 }
+WARNINGS = {
+    "near-duplicate": (
+        "{n} image[ looks|s look] nearly like an image of the training split",
+        "Look at the pairs. Frames of one scene belong in one split (data.split_group).",
+    ),
+    "duplicate-in-split": (
+        "{n} image[ occurs|s occur] several times in a split, with the same mask",
+        "Keep one copy, unless the image is meant to count more.",
+    ),
+    "same-split": (
+        "training and evaluation read the same split",
+        "This shows whether a model can learn at all; the scores say nothing about new images.",
+    ),
+    "class-never-seen": (
+        "{n} class[ is|es are] in no mask",
+        "Correct labels.names or labels.map, or expect no score for the class.",
+    ),
+    "rare-class": (
+        "{n} class[ is|es are] in hardly any mask and few pixels",
+        "Check whether these pixels are slips. If not, label more, or weight the class.",
+    ),
+    "ignored-value": (
+        "{n} mask[ holds|s hold] values without a rule, which are ignored",
+        "labels.unknown=ignore does this. If a value is a class, enter it in labels.map.",
+    ),
+    "mended-colors": (
+        "{n} mask[ holds|s hold] damaged colours, read as the nearest class in labels.tolerance",
+        "Use lossless masks (png) to be exact.",
+    ),
+    "mixed-mask-kinds": (
+        "masks store their pixels in several ways",
+        "Check that a number means the same class in each kind.",
+    ),
+    "blank-image": (
+        "{n} image[ has|s have] a single colour",
+        "Check whether something went wrong when the image was written.",
+    ),
+    "smaller-than-crop": (
+        "{n} image[ is|s are] smaller than augment.crop and will be padded",
+        "Choose a smaller augment.crop, or enlarge images by augment.base_size.",
+    ),
+    "mostly-ignored": (
+        "[most pixels of a split are ignored|most pixels of {n} splits are ignored]",
+        "Check labels.ignore and labels.map.",
+    ),
+}
+KINDS = PROBLEMS | WARNINGS
+
+
+def message_of(kind: str, number: int) -> str:
+    """The message of a finding in a number of places."""
+    chosen = r"\1" if number == 1 else r"\2"
+    return re.sub(r"\[(.*?)\|(.*?)\]", chosen, KINDS[kind][0]).format(n=number)

@@ -110,15 +110,13 @@ def examine(reader: ReadSamples, image: str, mask: str, one_large: threading.Loc
         faults.append(_fault(error, name, "unreadable-file"))
     where = reader.form.name(mask)
     try:
-        raw, exact = _raw(reader, mask, facts.size)
-        if raw is not None:
-            facts = _with_mask(facts, raw, exact, reader.labels)
-            own = raw.shape
-            if facts.size is not None and own != facts.size:
-                what = (
-                    f"the mask is {own[1]} x {own[0]} pixels (width x height), the image "
-                    f"{facts.size[1]} x {facts.size[0]}"
-                )
+        size = facts.size or reader.form.size(mask)
+        if size is not None:  # else the mask has none of its own, and the image's is unknown
+            raw = reader.form.read(mask, size)
+            facts = _with_mask(facts, raw, reader.labels)
+            if facts.size not in (None, raw.shape):
+                what = "the mask is {1} x {0} pixels (width x height)".format(*raw.shape)
+                what += ", the image {1} x {0}".format(*size)
                 faults.append(Fault("size-mismatch", tuple(filter(None, (where, name))), what))
         if isinstance(reader.form, PictureMasks):
             facts = replace(facts, stored=stored_as(reader.form.pictures.open(mask)))
@@ -153,24 +151,9 @@ def image_facts(pixels: np.ndarray) -> Facts:
     )
 
 
-def _raw(
-    reader: ReadSamples, mask: str, size: Size | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Raw values of a mask as `Labels` takes them; and the original ones, if colours were mended.
-
-    None if the mask has no size of its own and the image's is unknown.
-    """
-    form = reader.form
-    size = size or form.size(mask)
-    if size is None:
-        return None, None
-    exact = form.read(mask, size)
-    if not reader.labels.tolerance:
-        return exact, None
-    return reader.labels.mended(exact), exact
-
-
-def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: Labels) -> Facts:
+def _with_mask(facts: Facts, exact: np.ndarray, labels: Labels) -> Facts:
+    """Adds the facts about a mask's raw values, as they are after mending of colours."""
+    raw = labels.mended(exact) if labels.tolerance else exact
     values, counts = count_values(raw)
     others, other_pixels = 0, 0
     if len(values) > MAX_VALUES:
@@ -186,5 +169,5 @@ def _with_mask(facts: Facts, raw: np.ndarray, exact: np.ndarray | None, labels: 
         counts=counts,
         other_values=others,
         other_pixels=other_pixels,
-        mended=0 if exact is None else int((raw != exact).sum()),
+        mended=int((raw != exact).sum()),
     )

@@ -1,6 +1,6 @@
 """The screen output of `finetune doctor`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from finetune.programs.doctor.page import summary
+from finetune.programs.doctor.page import stored, summary
 
 MAX_PLACES = 5
 """Places of a finding that are printed; doctor.json has them all."""
@@ -63,38 +63,33 @@ def _print_finding(console: Console, finding: Mapping[str, Any]) -> None:
         names = ", ".join(place["files"][:MAX_PLACES])
         hidden = len(place["files"]) - MAX_PLACES
         names += f" and {hidden} more" if hidden > 0 else ""
-        between = ": " if names and place["what"] else ""
-        _print(console, f"    {names}{between}{place['what']}")
+        _print(console, "    " + ": ".join(filter(None, (names, place["what"]))))
     if len(places) > MAX_PLACES:
         _print(console, f"    and {len(places) - MAX_PLACES} more")
     _print(console, f"    {finding['remedy']}", "dim")
 
 
-def _lines(facts: Mapping[str, Any]) -> list[str]:
-    lines = []
+def _lines(facts: Mapping[str, Any]) -> Iterator[str]:
     sizes, colors = facts["sizes"], facts["colors"]
     if "largest" in sizes:
-        if sizes["different"] == 1:
-            text = f"{sizes['largest'][1]} x {sizes['largest'][0]}, all of them"
-        else:
-            ends = [f"{sizes[key][1]:g} x {sizes[key][0]:g}" for key in ("smallest", "largest")]
-            median = f"{sizes['median'][1]:g} x {sizes['median'][0]:g}"
-            text = f"{ends[0]} to {ends[1]}, median {median}, {sizes['different']:,} different"
-        crop = f"; crop {sizes['crop'][1]} x {sizes['crop'][0]}" if sizes["crop"] else ""
-        lines.append(f"sizes (width x height): {text}{crop}")
-    stored = ", ".join(f"{count:,} {kind}" for kind, count in facts["masks"]["stored"].items())
+        low, middle, high = (
+            "{1:g} x {0:g}".format(*sizes[key]) for key in ("smallest", "median", "largest")
+        )
+        several = f"{low} to {high}, median {middle}, {sizes['different']:,} different"
+        text = f"{high}, all of them" if sizes["different"] == 1 else several
+        crop = "; crop {1} x {0}".format(*sizes["crop"]) if sizes["crop"] else ""
+        yield f"sizes (width x height): {text}{crop}"
     ignored = ", ".join(
         f"{name} {split['ignored_pixels'] / (split['pixels'] or 1):.2%}"
         for name, split in facts["splits"].items()
     )
-    lines.append(f"masks: {stored or 'objects'}; ignored pixels: {ignored}")
+    yield f"masks: {stored(facts) or 'objects'}; ignored pixels: {ignored}"
     if colors["mean"] is not None:
-        mean, std, recipe_mean, recipe_std = (
-            ", ".join(f"{value:.3f}" for value in colors[key])
-            for key in ("mean", "std", "recipe_mean", "recipe_std")
+        shown = {key: ", ".join(f"{value:.3f}" for value in colors[key]) for key in colors}
+        yield (
+            f"mean {shown['mean']} (recipe: {shown['recipe_mean']}); std {shown['std']} "
+            f"(recipe: {shown['recipe_std']})"
         )
-        lines.append(f"mean {mean} (recipe: {recipe_mean}); std {std} (recipe: {recipe_std})")
-    return lines
 
 
 def _class_table(facts: Mapping[str, Any]) -> Table:
@@ -104,22 +99,22 @@ def _class_table(facts: Mapping[str, Any]) -> Table:
         table.add_column(Text(_printable(name)), justify="right")
         table.add_column("images", justify="right")
     table.add_column("weight", justify="right")
-    total = {
-        name: sum(row[name]["pixels"] for row in facts["classes"]) or 1 for name in facts["splits"]
-    }
     for row in facts["classes"]:
         cells: list[str] = []
         for name in facts["splits"]:
             pixels, images = row[name]["pixels"], row[name]["images"]
-            cells += [f"{pixels / total[name]:.2%}" if pixels else "-", f"{images:,}"]
+            total = sum(each[name]["pixels"] for each in facts["classes"])
+            cells += [f"{pixels / total:.2%}" if pixels else "-", f"{images:,}"]
         weight = "-" if row["weight"] is None else f"{row['weight']:.2f}"
         table.add_row(Text(_printable(row["name"])), *cells, weight)
     return table
 
 
 def _verdict(facts: Mapping[str, Any]) -> tuple[str, str]:
-    warnings = f"{facts['warnings']} warning{'s' * (facts['warnings'] != 1)}"
+    warnings, problems = (
+        f"{facts[kind]} {kind[: -1 if facts[kind] == 1 else None]}"
+        for kind in ("warnings", "problems")
+    )
     if facts["verdict"] == "clean":
         return f"Clean: no problem, {warnings}.", "bold green"
-    problems = f"{facts['problems']} problem{'s' * (facts['problems'] != 1)}"
     return f"{problems}, {warnings}.", "bold red"

@@ -1,6 +1,6 @@
 """Judges the facts: finds the faults of a data set and their remedies. Reads no file."""
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,14 +13,16 @@ from finetune.labels.rules import NO_LABEL, NO_OBJECT, UNCOUNTED
 from finetune.labels.translation import Labels
 from finetune.programs.doctor.figures import (
     MAX_PLACES,
+    MAX_SHOWN,
     Split,
     ValueCount,
     class_counts,
+    num_masks,
     stored_kinds,
     value_counts,
     value_name,
 )
-from finetune.programs.doctor.kinds import KINDS, Severity
+from finetune.programs.doctor.kinds import KINDS, WARNINGS, Severity, message_of
 
 FEW_SAMPLES = 10
 """A value can be called rare if there are at least so many masks."""
@@ -33,7 +35,6 @@ DENSE = 0.5
 MOST_PIXELS = 0.97
 """Share of the pixels that a few values hold together; many values beside them are smears."""
 MOSTLY = 0.5
-_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,12 @@ class Finding:
     @property
     def message(self) -> str:
         """The fault and how often it occurs."""
-        kind = KINDS[self.kind]
-        return (kind.one if len(self.places) == 1 else kind.many).format(n=len(self.places))
+        return message_of(self.kind, len(self.places))
 
     @property
     def remedy(self) -> str:
         """The advice about it."""
-        return KINDS[self.kind].remedy
+        return KINDS[self.kind][1]
 
     @property
     def files(self) -> list[str]:
@@ -95,37 +95,35 @@ def judge(splits: Sequence[Split], expected: Expectations) -> list[Finding]:
     places += _twice(splits)
     if len(splits) > 1:
         places += _nearly_twice(splits, expected.distance)
-    by_kind: dict[str, dict[Fault, None]] = defaultdict(dict)  # each once, in order
+    warnings = set(WARNINGS)
+    if expected.drawn:
+        warnings.add("class-only-in-val")  # another draw may do
+    if expected.labels.kind == "colors":
+        warnings.add("smeared-values")  # labels.tolerance mends JPEG's errors
+    by_kind: dict[str, dict[Fault, None]] = {kind: {} for kind in KINDS}  # each once, in order
     for place in places:
-        by_kind[place.kind].setdefault(place)
+        by_kind[place.kind][place] = None
     findings = [
-        Finding(kind, _severity(kind, expected), tuple(by_kind[kind]))
-        for kind in KINDS
-        if kind in by_kind
+        Finding(kind, "warning" if kind in warnings else "problem", tuple(found))
+        for kind, found in by_kind.items()
+        if found
     ]
     return sorted(findings, key=lambda finding: finding.severity)  # "problem" < "warning"
-
-
-def _severity(kind: str, expected: Expectations) -> Severity:
-    if kind == "class-only-in-val" and expected.drawn:
-        return "warning"  # the split was drawn; another draw may do
-    if kind == "smeared-values" and expected.labels.kind == "colors":
-        return "warning"  # labels.tolerance mends JPEG's errors
-    return KINDS[kind].severity
 
 
 # ------------------------------------------------------------------------------------------ values
 
 
-def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> list[int]:
+def rare_values(values: Mapping[int, ValueCount], masks: int, kind: str) -> list[int]:
     """Values in few masks and few pixels; they are probably slips.
 
     An id among frequent values without great gaps is a rare class instead. 0, 255 and 65535
     commonly mean "nothing" and are never slips.
     """
-    few = few_masks(num_masks)
-    if num_masks < FEW_SAMPLES:
+    if masks < FEW_SAMPLES:
         return []
+    # Five, less in small sets, a fiftieth in large ones.
+    few = max(min(5, masks // 10), min(masks // 50, MAX_PLACES))
     frequent = [value for value, count in values.items() if count.images > few]
     dense = range(0)
     if frequent and kind == "ids":
@@ -143,11 +141,6 @@ def rare_values(values: Mapping[int, ValueCount], num_masks: int, kind: str) -> 
     ]
 
 
-def few_masks(num_masks: int) -> int:
-    """Number of masks that counts as few: five, less in small sets, a fiftieth in large ones."""
-    return max(min(5, num_masks // 10), min(num_masks // 50, MAX_PLACES))
-
-
 def smeared_values(values: Mapping[int, ValueCount]) -> list[int]:
     """Values beside those that hold nearly all pixels, if they are many times as many."""
     ordered = sorted(values, key=lambda value: (-values[value].pixels, value))
@@ -160,37 +153,38 @@ def smeared_values(values: Mapping[int, ValueCount]) -> list[int]:
 
 def _of_values(splits: Sequence[Split], expected: Expectations) -> Iterator[Fault]:
     labels, values = expected.labels, value_counts(splits)
-    num_masks = sum(bool(len(facts.values)) for split in splits for facts in split.facts)
     rules = dict(labels.rules)
-    rare: list[int] = []
+    set_aside: set[int] = set()
+
+    def named(value: int, pixels: int) -> str:
+        return f"{value_name(value, labels.kind)} ({_pixels(pixels)})"
+
     if not expected.known:
         smeared = smeared_values(values)
         if smeared:
             shown = _listed([value_name(value, labels.kind) for value in smeared])
             pixels = sum(values[value].pixels for value in smeared)
-            first = dict.fromkeys(
-                splits[s].masks[i] for value in smeared for s, i, _ in values[value].places[:1]
-            )
+            first = [splits[s].masks[i] for v in smeared for s, i, _ in values[v].places[:1]]
             what = f"{len(smeared)} values ({shown}) in {_pixels(pixels)}"
-            yield Fault("smeared-values", tuple(first)[:_MAX_SHOWN], what)
-        rare = [] if smeared else rare_values(values, num_masks, labels.kind)
-        yield from _per_mask("rare-value", rare, values, splits, labels.kind)
-        rare += smeared
-    set_aside = set(rare)
-    kind = "ignored-value" if labels.ignores_unknown else "uncovered-value"
+            yield Fault("smeared-values", tuple(dict.fromkeys(first))[:MAX_SHOWN], what)
+        rare = [] if smeared else rare_values(values, num_masks(splits), labels.kind)
+        held: dict[tuple[int, int], list[str]] = defaultdict(list)
+        for value in rare:
+            for s, i, pixels in values[value].places:
+                held[s, i].append(named(value, pixels))
+        for (s, i), names in sorted(held.items()):
+            yield Fault("rare-value", (splits[s].masks[i],), _listed(names))
+        set_aside = {*smeared, *rare}
     for split in splits:
         for mask, facts in zip(split.masks, split.facts, strict=True):
-            pairs = zip(facts.values.tolist(), facts.counts.tolist(), strict=True)
+            pairs = list(zip(facts.values.tolist(), facts.counts.tolist(), strict=True))
             strange = [(v, n) for v, n in pairs if v not in rules and v not in set_aside]
             if strange or facts.other_values:
                 strange.sort(key=lambda pair: -pair[1])
-                named = [f"{value_name(v, labels.kind)} ({_pixels(n)})" for v, n in strange]
-                more = len(named) - _MAX_SHOWN + facts.other_values
-                what = ", ".join(named[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
-                yield Fault(kind, (mask,), what)
-            elif len(facts.values) and all(
-                rules.get(v) == labels.ignore_index for v in facts.values.tolist()
-            ):
+                names = [named(value, pixels) for value, pixels in strange]
+                kind = "ignored-value" if labels.ignores_unknown else "uncovered-value"
+                yield Fault(kind, (mask,), _listed(names, facts.other_values))
+            elif pairs and all(rules.get(v) == labels.ignore_index for v, _ in pairs):
                 yield Fault("no-labelled-pixel", (mask,))
             if facts.mended:
                 share = facts.mended / max(1, int(facts.counts.sum()) + facts.other_pixels)
@@ -206,68 +200,40 @@ def _of_values(splits: Sequence[Split], expected: Expectations) -> Iterator[Faul
             if facts.stored == rarest and not facts.faults
         ]
         if files:
-            yield Fault("mixed-mask-kinds", tuple(files[:_MAX_SHOWN]), what)
-
-
-def _per_mask(
-    kind: str,
-    values: Sequence[int],
-    counts: Mapping[int, ValueCount],
-    splits: Sequence[Split],
-    label_kind: str,
-) -> Iterator[Fault]:
-    """One fault for each mask that holds some of the values."""
-    held: dict[tuple[int, int], list[str]] = defaultdict(list)
-    for value in values:
-        for s, i, pixels in counts[value].places:
-            held[s, i].append(f"{value_name(value, label_kind)} ({_pixels(pixels)})")
-    for (s, i), named in sorted(held.items()):
-        yield Fault(kind, (splits[s].masks[i],), _listed(named))
+            yield Fault("mixed-mask-kinds", tuple(files[:MAX_SHOWN]), what)
 
 
 # ----------------------------------------------------------------------------------------- classes
 
 
 def _of_classes(splits: Sequence[Split], expected: Expectations) -> Iterator[Fault]:
-    labels = expected.labels
+    labels, masks = expected.labels, num_masks(splits)
     counts = [class_counts(split, labels) for split in splits]
-    holders = _holders(splits, labels)
-    num_masks = sum(bool(len(facts.values)) for split in splits for facts in split.facts)
     for class_id, name in enumerate(labels.names):
         images = [int(count.images[class_id]) for count in counts]
         pixels = sum(int(count.pixels[class_id]) for count in counts)
-        files = [splits[s].masks[i] for s, i in holders.get(class_id, [])]
+        places = [
+            (split, i)
+            for split, count in zip(splits, counts, strict=True)
+            for i in count.places[class_id]
+        ][:MAX_SHOWN]
+        files = tuple(split.masks[i] for split, i in places)
         if not any(images):
             yield Fault("class-never-seen", (), name)
             continue
         # An unreadable train split says nothing about its classes.
         if not images[0] and counts[0].total:
-            yield Fault(
-                "class-only-in-val",
-                tuple(files),
-                f"{name}: {images[-1]} masks of {splits[-1].name}, none of {splits[0].name}",
-            )
-        few = sum(images) <= RARE_CLASS and num_masks >= FEW_SAMPLES * RARE_CLASS
-        of_images = sum(int(splits[s].facts[i].counts.sum()) for s, i in holders.get(class_id, []))
+            what = f"{name}: {images[-1]} masks of {splits[-1].name}, none of {splits[0].name}"
+            yield Fault("class-only-in-val", files, what)
+        few = sum(images) <= RARE_CLASS and masks >= FEW_SAMPLES * RARE_CLASS
+        of_images = sum(int(split.facts[i].counts.sum()) for split, i in places)
         if few and pixels < RARE_SHARE * of_images:
-            what = f"{name}: {_pixels(pixels)} in {sum(images)} of {num_masks} masks"
-            yield Fault("rare-class", tuple(files), what)
+            what = f"{name}: {_pixels(pixels)} in {sum(images)} of {masks} masks"
+            yield Fault("rare-class", files, what)
     for split, count in zip(splits, counts, strict=True):
         if count.total and count.ignored > MOSTLY * count.total:
             share = count.ignored / count.total
             yield Fault("mostly-ignored", (), f"{split.name}: {share:.1%} of its pixels")
-
-
-def _holders(splits: Sequence[Split], labels: Labels) -> dict[int, list[tuple[int, int]]]:
-    """Split and place of the first masks that show each class."""
-    rules = dict(labels.rules)
-    found: dict[int, list[tuple[int, int]]] = defaultdict(list)
-    for s, split in enumerate(splits):
-        for i, facts in enumerate(split.facts):
-            for class_id in {rules[v] for v in facts.values.tolist() if v in rules}:
-                if len(found[class_id]) < _MAX_SHOWN:
-                    found[class_id].append((s, i))
-    return found
 
 
 # ------------------------------------------------------------------------------------------ images
@@ -299,23 +265,21 @@ def _smaller(size: Size, crop: Size, base_size: Size | None) -> bool:
 def _twice(splits: Sequence[Split]) -> Iterator[Fault]:
     """Images that occur more than once, pixel for pixel; blank ones are a finding of their own."""
     places = [(s, i) for s, split in enumerate(splits) for i in range(len(split))]
-    facts = [splits[s].facts[i] for s, i in places]
-    for group in groups(None if fact.blank else fact.digest for fact in facts):
-        files = tuple(splits[s].images[i] for s, i in (places[place] for place in group))
+    digests = (None if splits[s].facts[i].blank else splits[s].facts[i].digest for s, i in places)
+    for group in groups(digests):
         of_split: dict[int, list[int]] = defaultdict(list)
-        for place in group:
-            of_split[places[place][0]].append(place)
+        for s, i in (places[place] for place in group):
+            of_split[s].append(i)
         if len(of_split) > 1:
+            files = dict.fromkeys(splits[s].images[i] for s, own in of_split.items() for i in own)
             names = " and ".join(splits[s].name for s in of_split)
-            yield Fault("duplicate-across-splits", tuple(dict.fromkeys(files)), f"in {names}")
-        for s, members in of_split.items():
-            masks = {facts[place].mask_digest for place in members} - {None}
-            own = [places[place][1] for place in members]
+            yield Fault("duplicate-across-splits", tuple(files), f"in {names}")
+        for s, own in of_split.items():
             images = tuple(splits[s].images[i] for i in own)
-            if len(masks) > 1:
-                beside = tuple(splits[s].masks[i] for i in own)
-                yield Fault("conflicting-masks", tuple(dict.fromkeys(images + beside)))
-            elif len(members) > 1:
+            if len({splits[s].facts[i].mask_digest for i in own} - {None}) > 1:
+                masks = tuple(splits[s].masks[i] for i in own)
+                yield Fault("conflicting-masks", tuple(dict.fromkeys(images + masks)))
+            elif len(own) > 1:
                 yield Fault("duplicate-in-split", images)
 
 
@@ -324,18 +288,18 @@ def _nearly_twice(splits: Sequence[Split], distance: int) -> Iterator[Fault]:
     train, val = splits[0], splits[-1]
     exact = {facts.digest for facts in train.facts}
 
-    def looks(split: Split, without: set[bytes | None]) -> tuple[list[int], list[bytes]]:
-        pairs = [
-            (i, facts.look)
+    def looks(split: Split, without: set[bytes | None]) -> dict[int, bytes]:
+        return {
+            i: facts.look
             for i, facts in enumerate(split.facts)
             if facts.look is not None and not facts.blank and facts.digest not in without
-        ]
-        return [i for i, _ in pairs], [look for _, look in pairs]
+        }
 
     known, asked = looks(train, set()), looks(val, exact)
-    for v, t, bits, count in nearest(known[1], asked[1], distance):
+    trained, held_back = list(known), list(asked)
+    for v, t, bits, count in nearest(list(known.values()), list(asked.values()), distance):
         more = f"; {count - 1} more are near" if count > 1 else ""
-        files = val.images[asked[0][v]], train.images[known[0][t]]
+        files = val.images[held_back[v]], train.images[trained[t]]
         yield Fault("near-duplicate", files, f"{bits} of 64 bits differ{more}")
 
 
@@ -343,14 +307,8 @@ def _pixels(number: int) -> str:
     return f"{number:,} pixel{'s' * (number != 1)}"
 
 
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return ", ".join(names[:_MAX_SHOWN]) + more
-
-
-def count(findings: Sequence[Finding]) -> Counter[str]:
-    """The numbers of places with problems and with warnings."""
-    found: Counter[str] = Counter()
-    for finding in findings:
-        found[finding.severity] += len(finding.places)
-    return found
+def _listed(names: Sequence[str], others: int = 0) -> str:
+    """The first names, and the number of names and others that are left out."""
+    others += max(0, len(names) - MAX_SHOWN)
+    more = f"{others} more" if others else ""
+    return " and ".join(filter(None, (", ".join(names[:MAX_SHOWN]), more)))

@@ -337,12 +337,12 @@ def test_the_page_needs_nothing_else_and_the_json_is_strict(tmp_path):
     [
         (["shapes"], "data.source=shapes"),
         (["nowhere"], "no recipe 'nowhere' here or among the shipped ones"),
-        (["nowhere"], "Nor is nowhere a folder."),
+        (["nowhere"], "nowhere is not a folder either."),
         (["camvid", "data.pth=x"], "did you mean data.path"),
         (["camvid", "data.path=gone"], "does not exist"),
         (["empty"], "no pairs of images and masks"),
-        (["data", "-o", "file"], "cannot be made a folder"),
-        (["camvid"], "is a folder here, and the recipe camvid.yaml"),
+        (["data", "-o", "file"], "this folder cannot be made"),
+        (["camvid"], "is a folder here and also the recipe camvid.yaml"),
     ],
 )
 def test_mistakes_are_one_message(tmp_path, monkeypatch, arguments, message):
@@ -366,7 +366,7 @@ def test_an_ambiguous_folder_is_a_question(tmp_path):
     done = CliRunner().invoke(cli.app, arguments)
     assert "choose one with --choice" in str(done.exception)
     assert CliRunner().invoke(cli.app, [*arguments, "--choice", "1"]).exit_code == 0
-    with pytest.raises(UserError, match="2 ways"):
+    with pytest.raises(UserError, match="2 layouts fit"):
         examine(str(root))
 
 

@@ -10,7 +10,7 @@ from finetune.labels.rules import NO_OBJECT
 from finetune.labels.translation import Labels
 from finetune.programs.doctor import figures, scan
 from finetune.programs.doctor.figures import Split
-from finetune.programs.doctor.kinds import KINDS
+from finetune.programs.doctor.kinds import KINDS, message_of
 from finetune.programs.doctor.scan import Facts
 from finetune.programs.doctor.verdict import Expectations, judge, smeared_values
 
@@ -92,7 +92,7 @@ def test_values_that_the_recipe_ignores_are_counted_but_no_problem():
 def test_more_values_than_are_kept_are_still_reported():
     found = judge(two(train=[facts(77, other_values=300, other_pixels=4000)]), EXPECTED)
     assert [finding.kind for finding in found] == ["uncovered-value"]
-    assert "295 more" in found[0].places[0].what
+    assert "300 more" in found[0].places[0].what
 
 
 @pytest.mark.parametrize(
@@ -218,11 +218,16 @@ def test_masks_of_several_kinds():
 
 
 def test_every_kind_says_what_and_how_to_mend_it():
-    for slug, kind in KINDS.items():
-        assert slug == slug.lower()
-        assert kind.remedy.endswith(".")
-        assert kind.one
-        assert kind.many.format(n=2) != kind.many or "{" not in kind.many
+    assert len(KINDS) > 30
+    for kind, (_, remedy) in KINDS.items():
+        assert kind == kind.lower()
+        assert remedy.endswith(".")
+        for number in (1, 2):
+            said = message_of(kind, number)
+            assert said
+            assert not set(said) & set("[]{}|")
+    assert message_of("empty-file", 1) == "1 file is empty (0 bytes)"
+    assert message_of("empty-file", 2) == "2 files are empty (0 bytes)"
 
 
 def test_figures_against_plain_counting():
