@@ -10,7 +10,16 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from finetune.cli.app import AsJson, Device, ModelArgument, Overrides, Threads, app, complete_recipe
+from finetune.cli.app import (
+    AsJson,
+    Device,
+    ModelArgument,
+    Overrides,
+    Threads,
+    app,
+    complete_recipe,
+    sides_of,
+)
 from finetune.errors import UserError
 
 
@@ -117,8 +126,8 @@ def predict(
     if device is None and torch.cuda.is_available():
         device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
     protocol = {
-        "window": window and _sides("--window", window),
-        "stride": stride and _sides("--stride", stride),
+        "window": window and sides_of("--window", window),
+        "stride": stride and sides_of("--stride", stride),
         "scales": scales and _factors(scales),
         "flip": flip,
     }
@@ -148,14 +157,6 @@ def predict(
     elif rank == 0:
         program.show(done, output, seconds)
     raise typer.Exit(2 if done.failed else 0)
-
-
-def _sides(option: str, text: str) -> tuple[int, int]:
-    """Height and width, from "512" or "512x1024"."""
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
-        raise UserError(f"{option} {text}: write a size as 1024, or height x width as 512x1024")
-    return int(parts[0]), int(parts[-1])
 
 
 def _factors(text: str) -> tuple[float, ...]:
@@ -278,7 +279,7 @@ def export(
         raise UserError("key=value overrides a recipe: name it with --recipe")
     set_threads(threads)
     loaded = None if recipe is None else load_recipe(recipe, overrides or [])
-    shape = tables.size_of(size)
+    shape = sides_of("--size", size, (64, 16384))
     options = program.Options(
         labels=labels,
         int8=int8,

@@ -1,10 +1,12 @@
 """Readers of a model folder's preprocessing, class names and colours."""
 
+import hashlib
 import itertools
 import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers.utils import cached_file
 
 from finetune.errors import UserError, first_line
@@ -81,3 +83,12 @@ def class_names(config: Any, what: str) -> list[str]:
         numbered = (f"{name} ({count})" for count in itertools.count(2))
         names.append(next(one for one in itertools.chain([name], numbered) if one not in names))
     return [f"not {names[0]}", *names] if len(names) == 1 else names  # stock's binary head
+
+
+def digest_of(model: Any) -> str:
+    """A digest of a model's weights: a folder such as `best` may hold others tomorrow."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()

@@ -8,7 +8,7 @@ import hashlib
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,55 +60,39 @@ class Item:
         return [stat.st_size, stat.st_mtime_ns]
 
 
-@dataclass(frozen=True)
-class _Part:
-    """Pictures with the same way of naming."""
-
-    pictures: Pictures
-    references: Sequence[str]
-    root: str = ""
-    """The folder that names of files are relative to."""
-    table: str = ""
-    """The table's name; rows are named by their number."""
-
-    def item(self, reference: str) -> Item:
-        if self.table:
-            where = self.pictures.name(reference)
-            source = f"{self.table}, row {reference}"
-            return Item(f"row-{reference}", where, source, self.pictures, reference)
-        path = os.path.abspath(reference)
-        return Item(_name(path, self.root), reference, path, self.pictures, reference)
-
-
 class Inputs:
     """All inputs, by index. It keeps only paths of files, and makes each `Item` on demand."""
 
     def __init__(self) -> None:
-        self._parts: list[_Part] = []
+        self._parts: list[tuple[Sequence[str], Callable[[str], Item]]] = []
         self._seen: set[str] = set()
         self.videos: list[Item] = []
 
-    def add_files(self, root: str, files: Iterable[str]) -> None:
-        """Adds pictures named by their path below `root`; known ones are skipped."""
-        fresh = [file for file in files if self._is_new(file)]
-        self._parts.append(_Part(PATHS, fresh, root))
+    def add_files(self, root: str, images: Iterable[str], videos: Iterable[str]) -> None:
+        """Adds files named by their path below `root`; known ones are skipped."""
 
-    def add_videos(self, root: str, files: Iterable[str]) -> None:
-        """Adds videos in the same way."""
-        for file in filter(self._is_new, files):
+        def item(file: str, pictures: Pictures | None) -> Item:
             path = os.path.abspath(file)
-            self.videos.append(Item(_name(path, root), file, path, None, file))
+            return Item(_name(path, root), file, path, pictures, file)
 
-    def add_rows(self, pictures: Pictures, rows: Sequence[str], table: str) -> None:
+        fresh = list(filter(self._is_new, images))
+        self._parts.append((fresh, lambda file: item(file, PATHS)))
+        self.videos += [item(file, None) for file in filter(self._is_new, videos)]
+
+    def add_rows(self, pictures: Pictures, count: int, table: str) -> None:
         """Adds pictures of a table, named by their row."""
-        self._parts.append(_Part(pictures, rows, table=table))
+
+        def item(row: str) -> Item:
+            return Item(f"row-{row}", pictures.name(row), f"{table}, row {row}", pictures, row)
+
+        self._parts.append(([str(row) for row in range(count)], item))
 
     def __len__(self) -> int:
-        return sum(len(part.references) for part in self._parts)
+        return sum(len(references) for references, _ in self._parts)
 
     def __iter__(self) -> Iterator[Item]:
-        for part in self._parts:
-            yield from map(part.item, part.references)
+        for references, item in self._parts:
+            yield from map(item, references)
 
     def everything(self) -> Iterator[Item]:
         """Pictures, then videos."""
@@ -125,8 +109,8 @@ class Inputs:
         if twice := next((name for name, count in counts.items() if count > 1), None):
             both = [item.where for item in self.everything() if item.name == twice]
             raise UserError(
-                f"{both[0]} and {both[1]} would both be written as {twice}: give them in two "
-                "calls, with two output folders"
+                f"{both[0]} and {both[1]} would both be written as {twice}: predict them in two "
+                "calls with two output folders"
             )
 
     def _is_new(self, file: str) -> bool:
@@ -164,7 +148,7 @@ def collect(
             _add_table(found, text.removeprefix("hub:"), split, image_column)
             continue
         if not text:
-            raise UserError("an input is empty (a variable that is not set?)")
+            raise UserError("an input is empty; check that its shell variable is set")
         path = os.path.expanduser(text)
         if os.path.isdir(path):
             _add_files(found, path, sorted(_below(path, results)), text)
@@ -180,7 +164,7 @@ def collect(
         else:
             raise UserError(f"{text}: does not exist")
     if (split or image_column) and not any(text.startswith("hub:") for text in inputs):
-        raise UserError("--split and --image-column are for data sets, hub:OWNER/NAME")
+        raise UserError("--split and --image-column need a data set as input: hub:OWNER/NAME")
     found.check_names()
     return found
 
@@ -215,31 +199,32 @@ def _add_files(
     found: Inputs, root: str, files: Sequence[str], text: str, *, named: bool = False
 ) -> None:
     """Adds files of known types; a file that the user named counts whatever its type."""
-    videos = [file for file in files if file.lower().endswith(VIDEO_SUFFIXES)]
-    images = [
-        file
-        for file in files
-        if file.lower().endswith(KNOWN) or (named and not file.lower().endswith(VIDEO_SUFFIXES))
-    ]
+    images: list[str] = []
+    videos: list[str] = []
+    others: Counter[str] = Counter()
+    for file in files:
+        suffix = os.path.splitext(file)[1].lower()
+        if suffix in VIDEO_SUFFIXES:
+            videos.append(file)
+        elif named or suffix in KNOWN:
+            images.append(file)
+        else:
+            others[suffix or "no type"] += 1
     if not images and not videos:
         raise UserError(
             f"{text}: holds no images ({', '.join(KNOWN)}) and no videos "
             f"({', '.join(VIDEO_SUFFIXES)})"
         )
-    others = Counter(
-        os.path.splitext(file)[1].lower() or "no type" for file in {*files} - {*images} - {*videos}
-    )
     if others:
         kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common(5))
-        warnings.warn(f"{text}: files of other types are passed over ({kinds})", stacklevel=3)
-    found.add_files(os.path.abspath(root), images)
-    found.add_videos(os.path.abspath(root), videos)
+        warnings.warn(f"{text}: files of other types are skipped ({kinds})", stacklevel=3)
+    found.add_files(os.path.abspath(root), images, videos)
 
 
 def _name(path: str, root: str) -> str:
     relative = os.path.splitext(os.path.relpath(path, root))[0].replace(os.sep, "/")
     if relative.startswith("../"):
-        raise UserError(f"{path}: lies outside of {root}, and so would its results")
+        raise UserError(f"{path}: lies outside of {root}, so its results would lie outside too")
     return relative
 
 
@@ -255,21 +240,20 @@ def _add_table(found: Inputs, text: str, split: str | None, image_column: str | 
     names = split_names(path, revision=revision or None)
     if split is None and len(names) > 1:
         raise UserError(f"{path}: has the splits {', '.join(names)}; choose one with --split")
-    table = open_table(path, split or names[0], revision=revision or None)
+    split = split or names[0]
+    table = open_table(path, split, revision=revision or None)
     column = image_column or _image_column(table.features, path)
     if column not in table.features or not is_picture(table.features[column]):
         raise UserError(
-            f"--image-column {column}: {path} has no such column of pictures; there are "
+            f"--image-column {column}: {path} has no such column of pictures; its columns are "
             f"{', '.join(table.features)}"
         )
     if isinstance(table.features[column], datasets.Image):
         table = table.cast_column(column, datasets.Image(decode=False))
-    chosen = split or names[0]
-    pictures = TablePictures(table, column, f"{path} ({chosen})")
+    pictures = TablePictures(table, column, f"{path} ({split})")
     which = hashlib.blake2b(repr(pictures).encode(), digest_size=8).hexdigest()
     where = os.path.abspath(path) if os.path.exists(path) else path
-    rows = [str(i) for i in range(len(table))]
-    found.add_rows(pictures, rows, f"{where}@{revision} ({chosen}, {which})")
+    found.add_rows(pictures, len(table), f"{where}@{revision} ({split}, {which})")
 
 
 def _image_column(features: datasets.Features, path: str) -> str:
@@ -277,7 +261,7 @@ def _image_column(features: datasets.Features, path: str) -> str:
     known = [name for wanted in IMAGE_NAMES for name in pictures if name.lower() == wanted]
     if not known and len(pictures) != 1:
         raise UserError(
-            f"{path}: which column holds the images is not clear; choose one with --image-column: "
+            f"{path}: choose the column of the images with --image-column; columns of pictures: "
             f"{', '.join(pictures) or 'none'} (of {', '.join(features)})"
         )
     return [*known, *pictures][0]

@@ -22,22 +22,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from finetune.disk import alone_in, make_folder, write_whole
 from finetune.errors import UserError
 from finetune.pictures.drawing import Color, overlay, with_legend
+from finetune.pictures.encoding import as_jpeg, as_png
 from finetune.pictures.reading import read_mask
 from finetune.programs.predict.inputs import Item
 from finetune.programs.predict.summaries import TABLES, not_written, write_table
 
 WRITES = ("overlay", "palette", "confidence", "coco", "areas")
 """The possible outputs besides the ids."""
-_FOLDERS = {"ids": ".png", "overlay": ".jpg", "palette": ".png", "confidence": ".png"}
-_QUALITY = 90  # of JPEG
-_MAX_JPEG = 65_500  # pixels of the longest side that the format can hold
+_SUFFIXES = {"overlay": ".jpg", "video": ".mp4"}  # of files in these folders; others hold PNG
 
 
 @dataclass(frozen=True)
@@ -82,36 +80,31 @@ class Outputs:
         rank: int,
     ):
         if "palette" in writes and len(names) > 256:
-            raise UserError(f"--write palette: {len(names)} classes, but a palette has 256 colours")
+            raise UserError(
+                f"--write palette: a palette holds 256 colours, but the model has {len(names)} "
+                "classes; leave palette out"
+            )
         self.folder, self.model, self.writes = folder, model, tuple(writes)
         self.names, self.colors = tuple(names), tuple(colors)
-        self.identity = {
-            **identity,
-            "names": list(names),
-            "colors": [list(color) for color in colors],
-            "write": sorted(writes),
-        }
+        shown = {"names": list(names), "colors": [list(color) for color in colors]}
+        self.identity = {**identity, **shown, "write": sorted(writes)}
         self._hidden = folder / ".predict"
         self._journal = self._hidden / f"rank-{rank}.jsonl"
         self._own = self._hidden / f"rank-{rank}"
-        self._cleanup = ExitStack()
         self._palette = b"".join(bytes(color) for color in self.colors[:256])
 
     def __enter__(self) -> "Outputs":
-        try:
-            self._open()
-        except BaseException:
-            self._cleanup.close()
-            raise
-        self._end_line()
-        self._begun: dict[str, dict[str, Any]] = {}
-        self._done: set[str] = set()
-        for row in self._lines():
-            if "begun" in row:
-                self._begun[row["name"]] = row
-        for row in self._rows():
-            if "pixels" in row:
-                self._done.add(row["name"])
+        with ExitStack() as stack:  # which unlocks if the folder cannot be taken
+            self._open(stack)
+            try:
+                with open(self._journal, "a") as file:
+                    if file.tell():  # a kill may have cut off the last line; this ends it
+                        file.write("\n")
+            except OSError as error:
+                raise not_written(self._journal, error) from error
+            self._cleanup = stack.pop_all()
+        self._begun = {row["name"]: row for row in self._lines() if "begun" in row}
+        self._done = {row["name"] for row in self._rows() if "pixels" in row}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -125,29 +118,27 @@ class Outputs:
         """
         for item in items:
             known = self._begun.get(item.name)
-            if known is None or known["source"] == item.source:
-                continue
-            if (path := self._result(item)).is_file():
+            path = self._result(item)
+            if known is not None and known["source"] != item.source and path.is_file():
                 raise UserError(
-                    f"{path}: is of {known['source']}, not of {item.source}. Choose another folder."
+                    f"{path}: belongs to {known['source']}, not to {item.source}. Choose another "
+                    "folder."
                 )
 
     def is_done(self, item: Item) -> bool:
         """Whether it is unchanged and its results are there; adds a missing journal line."""
         known = self._begun.get(item.name)
-        if known is None or known["source"] != item.source or known["begun"] != item.state():
+        if known is None or (known["source"], known["begun"]) != (item.source, item.state()):
             return False
         try:
             if not self._result(item).stat().st_size:  # a crash of the machine may leave it empty
                 return False
         except OSError:
             return False
-        if item.name in self._done:
-            return True
-        if item.is_video:
-            return False
+        if item.is_video or item.name in self._done:
+            return item.name in self._done
         try:  # killed between the last file of a picture and its line
-            mask = read_mask(self._path("ids", item.name))
+            mask = read_mask(self._result(item))
         except UserError:
             return False
         self.enter(self.row(item, mask))
@@ -169,40 +160,40 @@ class Outputs:
         if "confidence" in self.writes:
             assert prediction.confidence is not None
             grey = (prediction.confidence.astype(np.float32) * 255 + 0.5).astype(np.uint8)
-            self._write("confidence", name, _png(grey))
+            write_whole(self.path("confidence", name), as_png(grey))
         if "palette" in self.writes:
             image = Image.fromarray(mask, "P")
             image.putpalette(self._palette)
             buffer = io.BytesIO()
             image.save(buffer, "PNG", compress_level=1)
-            self._write("palette", name, buffer.getvalue())
+            write_whole(self.path("palette", name), buffer.getvalue())
         if "overlay" in self.writes:
             assert prediction.shown is not None
-            drawn = self.draw(prediction.shown, mask)
-            self._write("overlay", name, _jpeg(np.asarray(drawn)))
+            drawn = overlay(prediction.shown, mask, self.colors)
+            present = [
+                (self.names[i], self.colors[i]) for i in np.flatnonzero(np.bincount(mask.ravel()))
+            ]
+            drawn = np.asarray(with_legend(drawn, present))
+            write_whole(self.path("overlay", name), as_jpeg(drawn))
         row = self.row(prediction.item, mask)
-        self._write("ids", name, _png(mask))
+        write_whole(self.path("ids", name), as_png(mask))
         return row
-
-    def draw(self, shown: np.ndarray, mask: np.ndarray) -> Image.Image:
-        """An overlay with its legend."""
-        drawn = overlay(shown, mask, self.colors)
-        present = np.flatnonzero(np.bincount(mask.ravel(), minlength=len(self.names)))
-        return with_legend(drawn, [(self.names[i], self.colors[i]) for i in present])
 
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
         """The journal's line for a picture."""
-        counts = np.bincount(mask.ravel())
-        row: dict[str, Any] = {
-            "name": item.name,
-            "source": item.source,
-            "image": item.where,
-            "size": [int(side) for side in mask.shape],
-            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
-        }
+        row = self._row(item, mask.shape, np.bincount(mask.ravel()))
         if "coco" in self.writes:
             row["rle"] = {label: _rle(mask == int(label)) for label in row["pixels"]}
         return row
+
+    def _row(self, item: Item, size: Iterable[int], counts: np.ndarray) -> dict[str, Any]:
+        return {
+            "name": item.name,
+            "source": item.source,
+            "image": item.where,
+            "size": [int(side) for side in size],
+            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
+        }
 
     def enter(self, row: Mapping[str, Any]) -> None:
         """Adds a line to the journal, such as `write` returns once a picture's files are there."""
@@ -216,23 +207,15 @@ class Outputs:
         self, item: Item, counts: np.ndarray, size: tuple[int, int], frames: int
     ) -> None:
         """Enters a video whose files are there; counts are pixels of all frames by class."""
-        row = {
-            "name": item.name,
-            "source": item.source,
-            "image": item.where,
-            "size": list(size),
-            "frames": frames,
-            "pixels": {str(i): int(counts[i]) for i in np.flatnonzero(counts)},
-        }
-        self.enter(row)
+        self.enter({**self._row(item, size, counts), "frames": frames})
 
     def fail(self, item: Item, reason: str) -> None:
         """Enters a picture that cannot be predicted; the next call tries it again."""
         self.enter({"name": item.name, "source": item.source, "image": item.where, "error": reason})
 
-    def video_path(self, name: str) -> Path:
-        """The path of a video's overlay; makes its folder."""
-        path = self.folder / "video" / f"{name}.mp4"
+    def path(self, folder: str, name: str) -> Path:
+        """The path of a file of a picture or video; makes its folder."""
+        path = self.folder / folder / f"{name}{_SUFFIXES.get(folder, '.png')}"
         make_folder(path.parent)
         return path
 
@@ -267,7 +250,7 @@ class Outputs:
         Raises:
             UserError: A table cannot be written.
         """
-        done, of_these = 0, 0
+        done = of_these = 0
         failed: dict[str, str] = {}
         message = f"{self.folder}: another process has been writing its tables for ten minutes"
         with alone_in(self._hidden, message, patience=600):
@@ -291,14 +274,13 @@ class Outputs:
             write_whole(self.folder / "predict.json", json.dumps(content, indent=1) + "\n")
         return content
 
-    def _open(self) -> None:
+    def _open(self, stack: ExitStack) -> None:
         marker = self._hidden / "identity.json"
         if not marker.exists():
             self._refuse_others()
-        make_folder(self._hidden)
         make_folder(self._own)
         message = f"{self.folder}: another `finetune predict` is writing there"
-        self._cleanup.enter_context(alone_in(self._own, message))
+        stack.enter_context(alone_in(self._own, message))
         with alone_in(self._hidden, message, patience=60):
             if not marker.exists():
                 self._refuse_others()
@@ -312,8 +294,8 @@ class Outputs:
         now = json.loads(json.dumps(self.identity))
         if changed := [key for key in now if earlier.get(key) != now[key]]:
             raise UserError(
-                f"{self.folder}: holds other predictions ({', '.join(changed)} differs). Choose "
-                "another folder."
+                f"{self.folder}: holds predictions of another call ({', '.join(changed)} differs). "
+                "Choose another folder."
             )
 
     def _refuse_others(self) -> None:
@@ -323,34 +305,14 @@ class Outputs:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise UserError(f"{self.folder}: not a usable folder ({error.strerror})") from error
+            raise UserError(f"{self.folder}: cannot be used ({error.strerror})") from error
         if others:
             raise UserError(f"{self.folder}: holds other files ({others[0]}). Choose a new folder.")
 
     def _result(self, item: Item) -> Path:
         """The last of a picture's files to be written."""
-        if item.is_video:
-            return self.folder / "video" / f"{item.name}.mp4"
-        return self._path("ids", item.name)
-
-    def _end_line(self) -> None:
-        """Ends a line that a kill cut off, so that the next one is a line of its own."""
-        try:
-            with open(self._journal, "ab+") as file:
-                if file.tell():
-                    file.seek(-1, 2)
-                    if file.read() != b"\n":
-                        file.write(b"\n")
-        except OSError as error:
-            raise not_written(self._journal, error) from error
-
-    def _path(self, folder: str, name: str) -> Path:
-        return self.folder / folder / f"{name}{_FOLDERS[folder]}"
-
-    def _write(self, folder: str, name: str, content: bytes) -> None:
-        path = self._path(folder, name)
-        make_folder(path.parent)
-        write_whole(path, content)
+        folder = "video" if item.is_video else "ids"
+        return self.folder / folder / f"{item.name}{_SUFFIXES.get(folder, '.png')}"
 
 
 def _rle(binary: np.ndarray) -> dict[str, Any]:
@@ -359,21 +321,3 @@ def _rle(binary: np.ndarray) -> dict[str, Any]:
     rle = coco.encode(np.asfortranarray(binary, np.uint8))
     box = [float(value) for value in coco.toBbox(rle)]
     return {"counts": rle["counts"].decode("ascii"), "bbox": box}
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    # Level 1: masks are runs of equal bytes, which it packs as well as other levels and in a third
-    # of the time.
-    written, data = cv2.imencode(".png", pixels, [cv2.IMWRITE_PNG_COMPRESSION, 1])
-    assert written, "masks are 8 or 16 bit, which PNG holds"
-    return data.tobytes()
-
-
-def _jpeg(pixels: np.ndarray) -> bytes:
-    if (longer := max(pixels.shape[:2])) > _MAX_JPEG:
-        size = [max(1, side * _MAX_JPEG // longer) for side in pixels.shape[1::-1]]
-        pixels = cv2.resize(pixels, size, interpolation=cv2.INTER_AREA)
-    options = [cv2.IMWRITE_JPEG_QUALITY, _QUALITY]
-    written, data = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), options)
-    assert written, "overlays are RGB"
-    return data.tobytes()

@@ -8,20 +8,19 @@ crash of the machine.
 """
 
 import errno
-import hashlib
 import os
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
-import torch
 import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
@@ -29,11 +28,12 @@ from tqdm import tqdm
 from finetune.data.threads import in_order
 from finetune.errors import UserError
 from finetune.inference import Segmenter
+from finetune.inference.models import digest_of
 from finetune.machine import is_out_of_memory, usable_cores
 from finetune.pictures.drawing import as_rgb
 from finetune.pictures.opening import pixel_limit
 from finetune.pictures.reading import image_size
-from finetune.programs.predict.inputs import Inputs, Item, collect
+from finetune.programs.predict.inputs import Item, collect
 from finetune.programs.predict.outputs import WRITES, Outputs, Prediction
 from finetune.programs.predict.video import num_frames, predict_video
 from finetune.run.screen import progress_bar
@@ -77,12 +77,6 @@ class _Read:
     shown: np.ndarray | None
 
 
-@dataclass(frozen=True)
-class _Failed:
-    item: Item
-    reason: str
-
-
 def predict(
     segmenter: Segmenter,
     inputs: Sequence[str],
@@ -123,12 +117,12 @@ def predict(
         KeyboardInterrupt: After Ctrl-C; finished files are whole.
     """
     if unknown := sorted(set(writes) - set(WRITES)):
-        raise UserError(f"--write {unknown[0]}: is none of {', '.join(WRITES)}")
+        raise UserError(f"--write {unknown[0]}: choose from {', '.join(WRITES)}")
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     found = collect(inputs, output, split=split, image_column=image_column)
     workers = workers or min(MAX_WORKERS, usable_cores())
     identity = {
-        "weights": _fingerprint(segmenter),
+        "weights": digest_of(segmenter.model),
         "preprocessing": {
             "protocol": segmenter.preprocessing.protocol.model_dump(mode="json"),
             "image_mean": segmenter.preprocessing.image_mean,
@@ -142,24 +136,26 @@ def predict(
         Outputs(output, model, identity, writes, names, colors, rank=rank) as outputs,
         pixel_limit(max_pixels),
     ):
-        share = _Share(found, rank, world_size)
-        outputs.check((*share.pictures(), *share.videos()))
+        # The share: every world_size-th of the inputs, beginning with the rank-th.
+        videos = found.videos[rank::world_size]
+        total = len(range(rank, len(found), world_size))
+        total += sum(max(1, num_frames(video.where)) for video in videos)
+        outputs.check((*islice(found, rank, None, world_size), *videos))
         show = show_progress and rank == 0
-        bar = progress_bar(total=len(share), desc="predicting", unit="image", show=show)
+        bar = progress_bar(total=total, desc="predicting", unit="image", show=show)
         with closing(bar):
             work = _Work(segmenter, outputs, bar, batch_size, workers, max_pixels)
-            work.pictures(share.pictures())
-            work.videos(share.videos())
+            work.pictures(islice(found, rank, None, world_size))
+            work.videos(videos)
         together = dist.is_initialized()
         if together:
             dist.barrier()  # no process ends before all are done: launchers end the others then
-        summary = None
+        shared: list[Any] = [None]
         if rank == 0 or not together:
-            summary = outputs.summarise({item.name for item in found.everything()})
+            shared = [outputs.summarise({item.name for item in found.everything()})]
         if together:
-            shared = [summary]
             dist.broadcast_object_list(shared)
-            summary = shared[0]
+    summary = shared[0]
     assert summary is not None, "rank 0 has it"
     failed = tuple(summary["failed"].values())
     return Outcome(work.made, work.there, failed, work.frames, summary["missing"])
@@ -184,42 +180,12 @@ def show(done: Outcome, output: Path, seconds: float) -> None:
     speed = f"{(done.made + done.frames) / seconds:.1f} images/s"
     print(f"{images} ({speed}). Written: {output}")
     if done.missing:
-        print(f"{done.missing} are other processes' share, or not done yet")
+        print(f"{done.missing} more are left to other processes, or not done yet")
     for reason in done.failed[:5]:
         print(f"not predicted: {reason}", file=sys.stderr)
     if done.failed:
         more = f"; all are in {output / 'predict.json'}" if len(done.failed) > 5 else ""
         print(f"error: {len(done.failed)} cannot be predicted{more}", file=sys.stderr)
-
-
-def _fingerprint(segmenter: Segmenter) -> str:
-    """A digest of the weights: a folder such as `best` may hold others tomorrow."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(segmenter.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-class _Share:
-    """Every world_size-th of the inputs, beginning with the rank-th."""
-
-    def __init__(self, found: Inputs, rank: int, world_size: int):
-        self.found, self.rank, self.world_size = found, rank, world_size
-        self.frames = [num_frames(item.where) for item in self.videos()]
-
-    def __len__(self) -> int:
-        """Pictures, and frames of videos."""
-        pictures = len(range(self.rank, len(self.found), self.world_size))
-        return pictures + sum(max(1, count) for count in self.frames)
-
-    def pictures(self) -> Iterator[Item]:
-        for index, item in enumerate(self.found):
-            if index % self.world_size == self.rank:
-                yield item
-
-    def videos(self) -> list[Item]:
-        return self.found.videos[self.rank :: self.world_size]
 
 
 @dataclass
@@ -240,8 +206,7 @@ class _Work:
         waiting: deque[_Writing] = deque()
         with ThreadPoolExecutor(self.num_workers) as writers:
             try:
-                todo = self._todo(items)
-                read = in_order(self._read, todo, self.num_workers)
+                read = in_order(self._read, self._todo(items), self.num_workers)
                 for batch in self._batches(read):
                     for prediction in self._predicted(batch):
                         self.outputs.begin(prediction.item)
@@ -258,19 +223,12 @@ class _Work:
                         self._enter((item, writing))
 
     def videos(self, items: Iterable[Item]) -> None:
-        for item in items:
-            if self.outputs.is_done(item):
-                self.there += 1
-                continue
+        for item in self._todo(items):
             try:
                 if self.segmenter.preprocessing.num_channels != 3:
-                    raise UserError(f"{item.where}: the model reads no RGB, which videos are")
+                    raise UserError(f"{item.where}: videos are RGB, the model's images are not")
                 self.frames += predict_video(
-                    self.segmenter,
-                    item,
-                    self.outputs,
-                    batch_size=self._at_once,
-                    advance=self.bar.update,
+                    self.segmenter, item, self.outputs, self._at_once, self.bar.update
                 )
             except UserError as error:
                 self._fail(item, str(error))
@@ -287,15 +245,13 @@ class _Work:
             else:
                 yield item
 
-    def _read(self, item: Item) -> "_Read | _Failed":
-        """Reads in a thread. Large pictures are left to `_prepared`, which holds one at a time."""
-        try:
+    def _read(self, item: Item) -> _Read:
+        """Reads in a thread. Without views, it is left to `_prepared`: large, or unreadable."""
+        with suppress(UserError):
             height, width = image_size(item.open())
-            if height * width > LARGE:
-                return _Read(item, (height, width), [], None)
-            return self._prepared(item)
-        except UserError as error:
-            return _Failed(item, str(error))
+            if height * width <= LARGE:
+                return self._prepared(item)
+        return _Read(item, (0, 0), [], None)
 
     def _prepared(self, item: Item) -> _Read:
         pixels = self.segmenter.read_picture(item.open(), max_pixels=self.max_pixels)
@@ -310,14 +266,11 @@ class _Work:
         limit = BATCH_PIXELS if self.segmenter.device.type == "cpu" else BATCH_PIXELS_GPU
         return max(1, min(MAX_BATCH, limit // (size[0] * size[1])))
 
-    def _batches(self, read: Iterable["_Read | _Failed"]) -> Iterator[list[_Read]]:
+    def _batches(self, read: Iterable[_Read]) -> Iterator[list[_Read]]:
         """Batches of pictures of one size, in order of arrival; at most four batches wait."""
         groups: dict[Any, list[_Read]] = {}
         for one in read:
-            if isinstance(one, _Failed):
-                self._fail(one.item, one.reason)
-                continue
-            if not one.views:
+            if not one.views:  # one large picture is in memory at a time
                 try:
                     yield [self._prepared(one.item)]
                 except UserError as error:
@@ -350,7 +303,7 @@ class _Work:
             self._fail(
                 batch[0].item,
                 f"{batch[0].item.where}: {width} x {height} pixels do not fit into the memory of "
-                f"{self.segmenter.device}; take --window, such as 1024",
+                f"{self.segmenter.device}; add --window, such as --window 1024",
             )
             return []
         half = len(batch) // 2

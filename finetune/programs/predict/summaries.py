@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from finetune.errors import UserError
@@ -31,16 +32,9 @@ def write_table(path: Path, lines: Iterable[str]) -> None:
         temp.unlink(missing_ok=True)
 
 
-class _Line:
-    """A file for csv.writer that returns the line."""
-
-    def write(self, text: str) -> str:
-        return text
-
-
 def areas_csv(rows: Rows, names: Sequence[str]) -> Iterator[str]:
     """One line for each class that occurs in a picture."""
-    line: Any = csv.writer(_Line()).writerow
+    line: Any = csv.writer(SimpleNamespace(write=str)).writerow  # returns what it would write
     yield line(["name", "image", "class_id", "class", "pixels", "share"])
     for row in rows:
         total = sum(row["pixels"].values())
@@ -51,16 +45,15 @@ def areas_csv(rows: Rows, names: Sequence[str]) -> Iterator[str]:
 
 def areas_json(rows: Rows, names: Sequence[str]) -> Iterator[str]:
     """{picture: {class: {pixels, share}}}."""
-    separator = "{\n"
-    for row in rows:
+    yield "{"
+    for number, row in enumerate(rows):
         total = sum(row["pixels"].values())
         areas = {
             names[int(label)]: {"pixels": pixels, "share": round(pixels / total, 6)}
             for label, pixels in row["pixels"].items()
         }
-        yield f"{separator}{json.dumps(row['name'])}: {json.dumps(areas)}"
-        separator = ",\n"
-    yield "\n}\n" if separator == ",\n" else "{}\n"
+        yield f"{',' if number else ''}\n{json.dumps(row['name'])}: {json.dumps(areas)}"
+    yield "\n}\n"
 
 
 def coco_json(rows: Rows, names: Sequence[str]) -> Iterator[str]:
@@ -100,6 +93,6 @@ TABLES = {
 def not_written(path: Path, error: OSError) -> UserError:
     """The error for a disk that does not take a file."""
     return UserError(
-        f"{path}: cannot be written ({error.strerror or error}). What is done stays; make room, "
-        "and the same command goes on"
+        f"{path}: cannot be written ({error.strerror or error}). Make room and run the same "
+        "command again; it keeps what is done"
     )

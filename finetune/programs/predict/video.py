@@ -14,14 +14,11 @@ from finetune.pictures.drawing import overlay
 from finetune.programs.predict.inputs import Item
 from finetune.programs.predict.outputs import Outputs
 
-_CODEC = "libx264"
-
 
 def predict_video(
     segmenter: Segmenter,
     item: Item,
     outputs: Outputs,
-    *,
     batch_size: Callable[[tuple[int, ...]], int],
     advance: Callable[[int], object],
 ) -> int:
@@ -44,7 +41,7 @@ def predict_video(
         UserError: The video cannot be read or written; the message names it.
     """
     av = _library()
-    path = outputs.video_path(item.name)
+    path = outputs.path("video", item.name)
     temp, table = path.with_name(f".{path.stem}.new.mp4"), path.with_suffix(".csv")
     temp_table = table.with_name(f".{table.name}.new")
     totals = np.zeros(len(segmenter.names), np.int64)
@@ -63,9 +60,8 @@ def predict_video(
             stream.codec_context.options = {"err_detect": "explode"}  # no guesses at lost blocks
             length = _seconds(source, stream)
             target = stack.enter_context(av.open(str(temp), "w"))
-            rows = csv.writer(
-                stack.enter_context(open(temp_table, "w", newline="", encoding="utf-8"))
-            )
+            written = stack.enter_context(open(temp_table, "w", newline="", encoding="utf-8"))
+            rows = csv.writer(written)
             rows.writerow(["frame", "seconds", "class_id", "class", "pixels", "share"])
             out: Any = None
             for frames in _batches(_frames(av, source, stream, item), batch_size, item):
@@ -74,11 +70,12 @@ def predict_video(
                 masks, _ = segmenter.masks(segmenter.views(images), size)
                 for (frame, image), mask in zip(frames, masks, strict=True):
                     # H.264 halves the colours' resolution, so sides must be even.
-                    drawn = _even(overlay(image, mask, outputs.colors))
+                    odd = [(0, size[0] % 2), (0, size[1] % 2), (0, 0)]
+                    drawn = np.pad(overlay(image, mask, outputs.colors), odd, mode="edge")
                     is_timed = frame.pts is not None and frame.time_base is not None
                     if out is None:
                         rate = Fraction(stream.average_rate or stream.base_rate or 25)
-                        out = target.add_stream(_CODEC, rate=rate)
+                        out = target.add_stream("libx264", rate=rate)
                         out.pix_fmt = "yuv420p"
                         out.height, out.width = drawn.shape[:2]
                         base = frame.time_base if is_timed else 1 / rate
@@ -89,26 +86,23 @@ def predict_video(
                     counts = np.bincount(mask.ravel(), minlength=len(totals))
                     totals += counts
                     end = float(new.pts * base)
-                    seconds = f"{end:.6f}"
                     for label in np.flatnonzero(counts):
-                        share = f"{counts[label] / mask.size:.6f}"
-                        known = segmenter.names[label]
-                        rows.writerow([count, seconds, label, known, counts[label], share])
+                        name, pixels = segmenter.names[label], counts[label]
+                        share = f"{pixels / mask.size:.6f}"
+                        rows.writerow([count, f"{end:.6f}", label, name, pixels, share])
                     count += 1
                 advance(len(frames))
             if out is None:
                 raise UserError(f"{item.where}: holds no frame that can be decoded")
             if stream.frames > count or length > end + 1:
                 raise UserError(
-                    f"{item.where}: is cut off or damaged: {count} frames, {end:.1f} s, where it "
-                    f"says {stream.frames or 'no number'}, {length:.1f} s. Mend it"
+                    f"{item.where}: is cut off or damaged: it holds {count} frames, {end:.1f} s, "
+                    f"but states {stream.frames or 'no number'}, {length:.1f} s. Repair it"
                 )
             target.mux(out.encode())
         temp_table.replace(table)
         temp.replace(path)
-    except av.FFmpegError as error:
-        raise UserError(f"{path}: cannot be written ({error})") from error
-    except OSError as error:
+    except (av.FFmpegError, OSError) as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error})") from error
     finally:
         temp.unlink(missing_ok=True)
@@ -140,9 +134,7 @@ def _library() -> Any:
     try:
         import av  # 35 MB of FFmpeg, for videos alone
     except ImportError as error:
-        raise UserError(
-            "videos need the package av: pip install 'segformer-finetune[video]'"
-        ) from error
+        raise UserError("videos need av: pip install 'segformer-finetune[video]'") from error
     return av
 
 
@@ -165,17 +157,10 @@ def _batches(
     batch: list[tuple[Any, np.ndarray]] = []
     for frame in frames:
         if batch and batch[0][1].shape != frame[1].shape:
-            raise UserError(
-                f"{item.where}: the size of its frames changes, which one video cannot show"
-            )
+            raise UserError(f"{item.where}: the size of its frames changes; cut it into two videos")
         batch.append(frame)
         if len(batch) >= batch_size(frame[1].shape):
             yield batch
             batch = []
     if batch:
         yield batch
-
-
-def _even(pixels: np.ndarray) -> np.ndarray:
-    height, width = pixels.shape[:2]
-    return np.pad(pixels, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

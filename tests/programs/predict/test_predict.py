@@ -218,7 +218,7 @@ def test_bad_files_are_named_and_the_rest_is_done(model, tmp_path):
         (["*.nothing"], "holds no images"),
         (["{photos}/notes.txt", "{photos}/0.png", "{copy}/0.png"], "would both be written as 0"),
         (["{photos}", "--write", "masks"], "--write masks"),
-        (["{photos}", "--window", "wide"], "--window wide"),
+        (["{photos}", "--window", "wide"], "--window 'wide'"),
         (["{photos}", "--window", "16"], "29 pixels"),
         (["{photos}", "--stride", "16"], "stride: needs window"),
         (["{photos}", "--scales", "0,1"], "--scales"),
@@ -244,7 +244,7 @@ def test_a_folder_belongs_to_one_model(model, photos, tmp_path):
     assert run(model, photos / "0.png", "-o", out).exit_code == 0
     other = save_tiny(tmp_path / "other", seed=1)
     done = run(other, photos / "0.png", "-o", out)
-    assert "holds other predictions (weights differs" in str(done.exception)
+    assert "holds predictions of another call (weights differs" in str(done.exception)
     moved = shutil.copytree(model, tmp_path / "moved")
     assert run(moved, photos / "0.png", "-o", out).exit_code == 0
     done = run(model, photos / "0.png", "-o", out, "--flip")
@@ -266,7 +266,7 @@ def test_a_name_stands_for_one_picture(model, photos, tmp_path):
     assert run(model, photos / "0.png", "-o", out).exit_code == 0
     before = (out / "ids/0.png").read_bytes()
     done = run(model, other / "0.png", "-o", out)
-    assert f"is of {photos / '0.png'}, not of {other / '0.png'}" in str(done.exception)
+    assert f"belongs to {photos / '0.png'}, not to {other / '0.png'}" in str(done.exception)
     assert (out / "ids/0.png").read_bytes() == before
     # taken away, it is made again, and its areas are the new ones
     (out / "ids/0.png").unlink()
@@ -391,8 +391,8 @@ def test_videos_that_are_cut_or_without_times(model, tmp_path):
     assert min(np.diff(times)) > 0.01
 
 
-def start(*arguments, **environment):
-    command = [sys.executable, "-m", "finetune.cli", "predict", *map(str, arguments)]
+def start(*arguments, program=("-m", "finetune.cli"), **environment):
+    command = [sys.executable, *program, "predict", *map(str, arguments)]
     return subprocess.Popen(
         command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
     )
@@ -470,7 +470,7 @@ def test_what_is_passed_over_is_said(tmp_path):
     os.mkfifo(tmp_path / "pipe.png")  # whose reader would wait for ever
     for name in ("notes.txt", "more.TXT", "LICENSE"):
         (tmp_path / name).touch()
-    with pytest.warns(UserWarning, match=r"passed over \(2 \.txt, 1 no type\)"):
+    with pytest.warns(UserWarning, match=r"skipped \(2 \.txt, 1 no type\)"):
         found = collect([str(tmp_path)], tmp_path / "out")
     assert [item.name for item in found] == ["0"]
     with pytest.raises(UserError, match="neither a file nor a folder"):
@@ -611,14 +611,32 @@ def test_two_processes_share_the_work(model, photos, tmp_path):
     assert (facts["made"], facts["there"]) == (0, 6)
 
 
+# After 50 pictures it says so by a file and waits for the signal, while other threads write.
+HELD = """
+import os, time
+from pathlib import Path
+from finetune import cli
+from finetune.programs.predict.outputs import Outputs
+enter, finished = Outputs.enter, []
+def held(self, row):
+    enter(self, row)
+    finished.extend([row] if "pixels" in row else [])
+    if len(finished) == 50:
+        Path(os.environ["REACHED"]).touch()
+        time.sleep(600)
+Outputs.enter = held
+cli.main()
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_leaves_whole_files(model, tmp_path):
-    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos, out, reached = tmp_path / "photos", tmp_path / "out", tmp_path / "reached"
     photos.mkdir()
-    for i in range(600):
+    for i in range(100):
         picture(32, 40, i).save(photos / f"{i:04d}.jpg")
-    process = start(model, photos, "-o", out)
-    wait_for(lambda: (out / "ids").is_dir() and len(os.listdir(out / "ids")) >= 50, process)
+    process = start(model, photos, "-o", out, program=("-c", HELD), REACHED=str(reached))
+    wait_for(reached.exists, process)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     assert "the same command resumes" in process.stderr.read()
@@ -626,6 +644,7 @@ def test_ctrl_c_leaves_whole_files(model, tmp_path):
     lines = [line for line in lines if "pixels" in line]
     ids = {path.stem for path in (out / "ids").glob("*.png")}
     assert {json.loads(line)["name"] for line in lines} == ids
+    assert 50 <= len(ids) < 100
 
 
 def test_two_calls_at_once_are_refused(model, photos, tmp_path):
