@@ -30,7 +30,7 @@ class MetricsLog:
         Raises:
             UserError: The file cannot be written.
         """
-        line = json.dumps(_plain(row), allow_nan=False) + "\n"
+        line = json.dumps(plain(row), allow_nan=False) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # The file is opened for each line, so that it needs no close and `cut` may rename it.
@@ -77,14 +77,14 @@ def rows(path: Path) -> list[dict[str, Any]]:
     return read(path) if path.exists() else []
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Turns numpy and torch values into JSON's types, and non-finite numbers into None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "tolist"):  # arrays, tensors and their scalars
-        return _plain(value.tolist())
+        return plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
@@ -42,17 +43,6 @@ class Check:
     classes: int = 0
     finite: bool = True
 
-    def worse_of(self, other: "Check") -> "Check":
-        """The worse values of two files that ought to be equal, at the same sizes."""
-        differences = [d for d in (self.difference, other.difference) if d is not None]
-        return Check(
-            self.sizes,
-            max(differences, default=None),
-            min(self.equal, other.equal),
-            max(self.classes, other.classes),
-            self.finite and other.finite,
-        )
-
     @property
     def holds(self) -> bool:
         """Whether the file matches the model."""
@@ -89,22 +79,24 @@ def check(
     sizes = tuple(sizes or sizes_of(side))
     worst, finite, same, counted, classes = None, True, 0, 0, set[int]()
     generator = torch.Generator().manual_seed(0)
-    for (batch, height, width), draw in product(sizes, (_noise, _areas)):
+    # Most models give noise one class.
+    draws: tuple[Callable[..., Tensor], ...] = (torch.rand, _areas)
+    for (batch, height, width), draw in product(sizes, draws):
         if min(height, width) < side:
             raise UserError(
                 f"{height} x {width} pixels are too small: each side must have at least {side}"
             )
         # Integers through the model's own mean and deviation, as in use.
         how = segmenter.preprocessing
-        values = draw((batch, how.num_channels, height, width), generator) * how.full
+        values = draw((batch, how.num_channels, height, width), generator=generator) * how.full
         pixels = values.round().to(torch.uint8 if how.full == 255 else torch.int32)
         shown = how.normalise(pixels.permute(0, 2, 3, 1)).contiguous()
         with torch.no_grad():
             logits = segmenter.model(shown).logits
         if not logits.isfinite().all():
             raise UserError(
-                f"model {segmenter.model.name_or_path}: its own logits hold NaN or infinity; its "
-                "weights are broken, take those of an earlier checkpoint"
+                f"model {segmenter.model.name_or_path}: its own logits hold NaN or infinity, so "
+                "its weights are broken; export an earlier checkpoint"
             )
         expected = upsampled_argmax(logits, (height, width))
         found = run(shown)
@@ -122,11 +114,6 @@ def check(
     return Check(sizes, worst, same / counted if counted else 1.0, len(classes), finite)
 
 
-def _noise(shape: tuple[int, ...], generator: Generator) -> Tensor:
-    """Pictures (B, C, H, W) of 0..1 that hold only noise: most models give them one class."""
-    return torch.rand(shape, generator=generator)
-
-
 def _areas(shape: tuple[int, ...], generator: Generator) -> Tensor:
     """Pictures (B, C, H, W) of 0..1 with smooth areas of all colours, from darkest to lightest."""
     coarse = torch.rand(*shape[:2], 4, 5, generator=generator).mul(2).sub(0.5).clamp(0, 1)
@@ -142,40 +129,41 @@ def _is_clear(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return best[:, 0] - best[:, 1] > 2 * MAX_DIFFERENCE * logits.abs().max()
 
 
-def session(path: Path | bytes, threads: int | None = None) -> Any:
-    """Opens an ONNX file in ONNX Runtime, on the CPU.
+def load(path: Path) -> Callable[[Tensor], Tensor]:
+    """An exported file as a function of (B, C, H, W) float32."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    return partial(run_in, session(path))
 
-    Args:
-        path: the file or its bytes.
-        threads: None: as many as torch has.
-    """
+
+def session(path: Path) -> Any:
+    """Opens an ONNX file in ONNX Runtime, on the CPU, with as many threads as torch has."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = 3
-    source = path if isinstance(path, bytes) else str(path)
-    return onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-class InOnnxRuntime(nn.Module):
-    """An ONNX file with logits as a module that replaces the model.
+class StandIn(nn.Module):
+    """A function in place of the model.
 
     Args:
-        opened: from `session`.
-        config: the model's.
+        run: Takes (B, C, H, W) float32 and gives logits (B, K, H / 4, W / 4).
+        config: The model's.
     """
 
     dtype = torch.float32
 
-    def __init__(self, opened: Any, config: Any):
+    def __init__(self, run: Callable[[Tensor], Tensor], config: Any):
         super().__init__()
-        self.session, self.config = opened, config
+        self.run, self.config = run, config
         self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
 
     def forward(self, pixel_values: Tensor) -> SimpleNamespace:
         """Logits of (B, C, H, W), under the name of the model's output."""
-        return SimpleNamespace(logits=run_in(self.session, pixel_values))
+        return SimpleNamespace(logits=self.run(pixel_values))
 
 
 def run_in(opened: Any, pixel_values: Tensor) -> Tensor:

@@ -23,13 +23,13 @@ from tempfile import TemporaryDirectory, gettempdir
 import torch
 from transformers.utils import cached_file
 
-from finetune.disk import write_whole
+from finetune.disk import make_folder, write_whole
 from finetune.errors import UserError
 from finetune.inference import Segmenter
-from finetune.programs.export.check import Check, check, run_in, session, sizes_of
+from finetune.inference.models import digest_of
+from finetune.programs.export.check import Check, check, load, sizes_of
 from finetune.programs.export.graph import (
     PlainForm,
-    digest_of,
     facts_of,
     save_pt2,
     smallest_side_of_pt2,
@@ -54,6 +54,12 @@ FILES = {
 """The forms of a model, in the places where transformers.js looks for those that it knows."""
 CALIBRATION = 64
 """Training images that calibrate the 8 bit form."""
+_NOT_FINITE = {
+    "fp16": "weights or activations do not fit into 16 bit (65504 at most). Export without --fp16: "
+    "onnx/model.onnx is float32, and --int8 makes a smaller file",
+    "int8": "the ranges of the training images are too narrow. Use more images (--calibration), or "
+    "export without --int8",
+}
 COPIED = ("config.json", "preprocessor_config.json", "model.safetensors", "README.md")
 """The other files of a model folder, for transformers.js and for stock transformers."""
 
@@ -130,13 +136,13 @@ def export(
     if options.int8 and recipe is None:
         raise UserError("--int8: needs --recipe, whose training images give the ranges")
     if options.calibration is not None and not options.int8:
-        raise UserError("--calibration: is for 8 bit; add --int8, or leave it out")
+        raise UserError("--calibration: is read by --int8 alone; add --int8, or leave it out")
     if options.web_runtime is not None and options.web is None:
-        raise UserError("--web-runtime: goes beside a page; name its folder with --web")
+        raise UserError("--web-runtime: is copied beside a page; name the page's folder with --web")
     folder = _folder(model, output)
     if options.web is not None:
-        check_apart(options.web, {"MODEL": Path(model)} if Path(model).is_dir() else {})
-        check_apart(options.web, {"-o": folder})
+        given = {"MODEL": Path(model)} if Path(model).is_dir() else {}
+        check_apart(options.web, {**given, "-o": folder})
     segmenter = Segmenter.load(model, device="cpu")
     if recipe is not None:
         task_of(recipe).check_model(segmenter, f"model {model}")
@@ -146,9 +152,13 @@ def export(
     for form in options.forms:
         refuse_foreign(folder / FILES[form])
     stale = _stale(folder, segmenter, options.forms)
-    if recipe is not None:
-        _open_splits(segmenter, recipe, options)
-    done = []
+    if recipe is not None:  # a wrong data.path is found before anything takes time
+        task = task_of(recipe, segmenter.preprocessing)
+        if options.int8:
+            task.check_split(task.train_samples)
+        if options.scores:
+            task.check_split(task.val_samples)
+    done: dict[str, Check] = {}
     bar = progress_bar(
         total=len(options.forms), desc="exporting", unit="file", show=True, leave=False
     )
@@ -156,15 +166,18 @@ def export(
         for form in options.forms:
             made = scratch / Path(FILES[form]).name
             _make(form, made, segmenter, options, recipe)
-            done.append((form, made, _checked(form, made, segmenter)))
+            done[form] = _checked(form, made, segmenter)
+            copies[folder / FILES[form]] = made
             bar.update()
-        _write(folder, copies, [(form, made) for form, made, _ in done])
+        make_folder(folder / "onnx")
+        for target, source in copies.items():
+            write_whole(target, source.read_bytes())
         _remove(folder, stale)
     if options.web is not None:
         write_page(options.web, segmenter, folder / FILES["onnx"], options.web_runtime)
-    files = [(form, folder / FILES[form], checked) for form, _, checked in done]
+    sizes = {form: (folder / FILES[form]).stat().st_size for form in done}
     return segmenter, [
-        Exported(form, path, path.stat().st_size, checked) for form, path, checked in files
+        Exported(form, folder / FILES[form], sizes[form], checked) for form, checked in done.items()
     ]
 
 
@@ -176,8 +189,8 @@ def _scratch() -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise UserError(
-            f"cannot export by way of {gettempdir()}: {error.strerror or error}; free some space "
-            "there, or name another folder in the variable TMPDIR"
+            f"cannot write temporary files to {gettempdir()}: {error.strerror or error}; free "
+            "some space there, or set TMPDIR to another folder"
         ) from error
 
 
@@ -203,35 +216,23 @@ def _make(
 def _checked(form: str, path: Path, segmenter: Segmenter) -> Check:
     """Compares a file with the model; the differences of 8 and 16 bit are reported only."""
     config = segmenter.model.config
-    if form == "pt2":
-        module = torch.export.load(path).module()
-        found = check(module, segmenter, sizes_of(smallest_side_of_pt2(config)))
-    else:
-        opened = session(path)
-        sizes = sizes_of(smallest_side(config))
-        found = check(lambda shown: run_in(opened, shown), segmenter, sizes)
+    side = smallest_side_of_pt2(config) if form == "pt2" else smallest_side(config)
+    runs = [load(path)]
     if form == "fp16":
         # ONNX Runtime's CPU provider widens half precision inside; runtimes that compute in it
         # overflow.
-        found = found.worse_of(check(PlainForm(segmenter.model, torch.float16), segmenter, sizes))
-        if not found.finite:
-            raise UserError(
-                "--fp16: gives NaN or infinity: weights or activations do not fit into 16 bit "
-                "(65504 at most). Export without --fp16: onnx/model.onnx is float32, and --int8 "
-                "makes a smaller file"
-            )
-    if form == "int8" and not found.finite:
-        raise UserError(
-            "--int8: gives NaN or infinity: the ranges of the training images do not hold. Take "
-            "more of them (--calibration), or export without --int8"
-        )
+        runs.append(PlainForm(segmenter.model, torch.float16))
+    checks = [check(run, segmenter, sizes_of(side)) for run in runs]
+    if form in _NOT_FINITE and not all(one.finite for one in checks):
+        raise UserError(f"--{form}: gives NaN or infinity: {_NOT_FINITE[form]}")
+    worse = min(checks, key=lambda one: one.equal)
     # A defect of the exporter or of the runtime: nobody should get such a file.
-    if form not in ("int8", "fp16") and not found.holds:
+    if form not in _NOT_FINITE and not worse.holds:
         raise RuntimeError(
-            f"{FILES[form]} is not the model: logits differ by {found.difference}, "
-            f"{1 - found.equal:.4%} of the pixels are of another class"
+            f"{FILES[form]} differs from the model: its logits by {worse.difference}, "
+            f"its classes in {1 - worse.equal:.4%} of the pixels"
         )
-    return found
+    return worse
 
 
 def _folder(model: str, output: Path | None) -> Path:
@@ -240,17 +241,8 @@ def _folder(model: str, output: Path | None) -> Path:
             raise UserError(f"-o {output}: is a file; name a folder")
         return output
     if not Path(model).is_dir():
-        raise UserError(f"model {model}: no local folder; say with -o where the files are to go")
+        raise UserError(f"model {model}: is not a local folder; name the output folder with -o")
     return Path(model)
-
-
-def _open_splits(segmenter: Segmenter, recipe: Recipe, options: Options) -> None:
-    """Opens the splits that will be read, so that a wrong data.path costs no time."""
-    task = task_of(recipe, segmenter.preprocessing)
-    if options.int8:
-        task.check_split(task.train_samples)
-    if options.scores:
-        task.check_split(task.val_samples)
 
 
 def _copies(model: str, folder: Path) -> dict[Path, Path]:
@@ -259,14 +251,13 @@ def _copies(model: str, folder: Path) -> dict[Path, Path]:
     for name in COPIED:
         found = cached_file(model, name, _raise_exceptions_for_missing_entries=False)
         target = folder / name
-        if found is None:
-            if name == "model.safetensors" and target.exists():  # its weights have another format
-                raise UserError(f"-o {folder}: holds another model ({name}); name a new folder")
-            continue
-        source = Path(found)
         if not target.exists():
-            copies[target] = source
-        elif name != "README.md" and not _same(source, target):
+            if found is not None:
+                copies[target] = Path(found)
+        elif found is None:
+            if name == "model.safetensors":  # the model's weights have another format
+                raise UserError(f"-o {folder}: holds another model ({name}); name a new folder")
+        elif name != "README.md" and not _same(Path(found), target):
             raise UserError(f"-o {folder}: holds another model ({name} differs); name a new folder")
     return copies
 
@@ -281,19 +272,14 @@ def _same(one: Path, other: Path) -> bool:
 def refuse_foreign(path: Path) -> None:
     """Raises a UserError for a file that `finetune export` did not write."""
     if path.exists() and facts_of(path) is None:
-        raise UserError(f"{path}: was not written by finetune export; move it away, or choose -o")
+        raise UserError(f"{path}: was not written by finetune export; move it, or change -o")
 
 
 def _stale(folder: Path, segmenter: Segmenter, forms: Sequence[str]) -> list[str]:
     """Our forms that were made from other weights, without the forms given."""
     weights = digest_of(segmenter.model)
-    stale = []
-    for form in FILES.keys() - {*forms}:
-        path = folder / FILES[form]
-        known = facts_of(path) if path.exists() else None
-        if known is not None and known.get("weights") != weights:
-            stale.append(form)
-    return sorted(stale)
+    known = {form: facts_of(folder / FILES[form]) for form in sorted(FILES.keys() - {*forms})}
+    return [form for form, own in known.items() if own and own.get("weights") != weights]
 
 
 def _remove(folder: Path, forms: Sequence[str]) -> None:
@@ -303,21 +289,8 @@ def _remove(folder: Path, forms: Sequence[str]) -> None:
             path.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
-                f"{path}: was made of other weights and cannot be removed ({error.strerror}); "
+                f"{path}: was made from other weights and cannot be removed ({error.strerror}); "
                 "remove it"
             ) from error
-        warnings.warn(
-            f"{path}: removed, it was made of other weights; --{form} makes it anew", stacklevel=3
-        )
-
-
-def _write(folder: Path, copies: dict[Path, Path], made: Sequence[tuple[str, Path]]) -> None:
-    """Writes each file aside and renames it, so every file is whole at any time."""
-    try:
-        (folder / "onnx").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"-o {folder}: cannot be made ({error.strerror})") from error
-    for target, source in copies.items():
-        write_whole(target, source.read_bytes())
-    for form, path in made:
-        write_whole(folder / FILES[form], path.read_bytes())
+        message = f"{path}: removed, since it was made from other weights; --{form} writes it again"
+        warnings.warn(message, stacklevel=3)

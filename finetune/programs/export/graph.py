@@ -8,18 +8,17 @@ last, so a runtime transposes the narrow map and not the four times wider one.
 """
 
 import copy
-import hashlib
 import io
 import json
 import logging
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -29,10 +28,12 @@ from torch import Tensor, nn
 from transformers.utils import cached_file
 
 from finetune.inference import Segmenter
+from finetune.inference.models import digest_of
 from finetune.segformer.configuration import smallest_side
 from finetune.segformer.functional import fold_batch_norm, fold_projections
 
 Output: TypeAlias = Literal["logits", "labels"]
+Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
 
 PRODUCER = "finetune"
 """The producer in our ONNX files; files of other producers are never replaced."""
@@ -50,8 +51,9 @@ class _Attention(nn.Module):
             torch.cat([inner.key.weight, inner.value.weight]),
             torch.cat([inner.key.bias, inner.value.bias]),
         )
-        self.sr = _convolution(inner.sr) if inner.sr_ratio > 1 else None
-        self.norm = inner.layer_norm if inner.sr_ratio > 1 else None
+        reduces = inner.sr_ratio > 1
+        self.sr = _convolution(inner.sr.weight, inner.sr.bias) if reduces else None
+        self.norm = inner.layer_norm if reduces else None
         self.dense = _linear(attention.output.dense.weight, attention.output.dense.bias)
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> Tensor:  # (B, N, C) -> the same
@@ -109,14 +111,6 @@ class _Stage(nn.Module):
         return _as_map(self.norm_out(x), size)
 
 
-def _convolution(layer: nn.Conv2d) -> nn.Conv2d:
-    """The layer as torch's own convolution; ours is a product on patches, which fixes sizes."""
-    size = (layer.kernel_size[0], layer.kernel_size[1])
-    plain = nn.Conv2d(layer.in_channels, layer.out_channels, size, stride=size)
-    plain.weight, plain.bias = layer.weight, layer.bias
-    return plain
-
-
 class PlainForm(nn.Module):
     """A trained SegFormer for semantic segmentation, for exporters.
 
@@ -155,7 +149,7 @@ class PlainForm(nn.Module):
             maps.append(x)
         first, *others = (project(x) for project, x in zip(self.projections, maps, strict=True))
         for x in others:
-            first = first + _upsample(x, first.shape[2:])
+            first = first + F.interpolate(x, size=first.shape[2:], mode="bilinear")
         return self.classifier(first.relu()).float()
 
 
@@ -167,20 +161,25 @@ def _as_sequence(x: Tensor) -> Tensor:  # (B, C, H, W) -> (B, N, C)
     return x.flatten(2).transpose(1, 2)
 
 
-def _upsample(x: Tensor, size: Any) -> Tensor:
-    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
-
-
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
-    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")
-    layer.weight, layer.bias = nn.Parameter(weight.detach()), nn.Parameter(bias.detach())
-    return layer
+    return _with(nn.Linear(weight.shape[1], weight.shape[0], device="meta"), weight, bias)
+
+
+def _convolution(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
+    """Torch's own convolution of squares that do not overlap, for a weight (C', C, size, size)."""
+    size, has_bias = (weight.shape[2], weight.shape[3]), bias is not None
+    channels = weight.shape[1], weight.shape[0]
+    layer = nn.Conv2d(*channels, size, stride=size, bias=has_bias, device="meta")
+    return _with(layer, weight, bias)
 
 
 def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     """A linear layer as a 1 x 1 convolution."""
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None, device="meta")
-    layer.weight = nn.Parameter(weight.detach()[:, :, None, None].clone())
+    return _convolution(weight[:, :, None, None], bias)
+
+
+def _with(layer: Layer, weight: Tensor, bias: Tensor | None) -> Layer:
+    layer.weight = nn.Parameter(weight.detach())
     if bias is not None:
         layer.bias = nn.Parameter(bias.detach())
     return layer
@@ -247,13 +246,11 @@ def to_onnx(program: torch.export.ExportedProgram, segmenter: Segmenter) -> byte
         model = onnx.load(path)
     # The exporter's symbols in it differ from run to run.
     del model.graph.value_info[:]
-    names = ("batch", "", "height", "width")
-    for name, given, found in zip(
-        names, _dims(model.graph.input[0]), _dims(model.graph.output[0]), strict=True
-    ):
-        if name:
-            given.dim_param = name
-            found.dim_param = name if name == "batch" else f"{name}/4"
+    given = model.graph.input[0].type.tensor_type.shape.dim
+    found = model.graph.output[0].type.tensor_type.shape.dim
+    for axis, name in {0: "batch", 2: "height", 3: "width"}.items():
+        given[axis].dim_param = name
+        found[axis].dim_param = f"{name}/4" if axis else name
     return with_facts(model, facts(segmenter, "logits"))
 
 
@@ -268,28 +265,23 @@ def with_labels(content: bytes, segmenter: Segmenter) -> bytes:
         segmenter: its model.
     """
     import onnx
-    from onnx.helper import make_node, make_tensor_value_info
+    from onnx.helper import make_node, make_tensor, make_tensor_value_info
 
     model = onnx.load_from_string(content)
     num_labels = segmenter.model.config.num_labels
     kind = onnx.TensorProto.UINT8 if num_labels <= 256 else onnx.TensorProto.INT32
+    how = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
     nodes = [
         make_node("Shape", ["pixel_values"], ["image_size"], start=2),
         make_node("Shape", ["logits"], ["batch_and_classes"], end=2),
         make_node("Concat", ["batch_and_classes", "image_size"], ["large_size"], axis=0),
-        make_node(
-            "Resize",
-            ["logits", "", "", "large_size"],
-            ["large"],
-            mode="linear",
-            coordinate_transformation_mode="half_pixel",
-        ),
+        make_node("Resize", ["logits", "", "", "large_size"], ["large"], **how),
     ]
     if num_labels > 1:
         nodes.append(make_node("ArgMax", ["large"], ["ids"], axis=1, keepdims=0))
     else:
-        zero = onnx.helper.make_tensor("zero", onnx.TensorProto.FLOAT, [], [0.0])
-        axis = onnx.helper.make_tensor("class_axis", onnx.TensorProto.INT64, [1], [1])
+        zero = make_tensor("zero", onnx.TensorProto.FLOAT, [], [0.0])
+        axis = make_tensor("class_axis", onnx.TensorProto.INT64, [1], [1])
         model.graph.initializer.extend([zero, axis])
         nodes.append(make_node("Greater", ["large", "zero"], ["is_there"]))
         nodes.append(make_node("Squeeze", ["is_there", "class_axis"], ["ids"]))
@@ -301,23 +293,17 @@ def with_labels(content: bytes, segmenter: Segmenter) -> bytes:
     return with_facts(model, facts(segmenter, "labels"))
 
 
-def _dims(value: Any) -> Any:
-    return value.type.tensor_type.shape.dim
-
-
 def with_facts(graph: Any, known: Mapping[str, Any]) -> bytes:
     """The bytes of a graph's file, with its producer and its facts."""
     import onnx
 
     graph.producer_name, graph.producer_version = PRODUCER, known["version"]
     onnx.helper.set_model_props(graph, {key: json.dumps(value) for key, value in known.items()})
-    for node in graph.graph.node:  # the exporter's notes: names and lines of this machine's sources
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    for values in (graph.graph.input, graph.graph.output, graph.graph.initializer):
-        for value in values:
-            value.ClearField("metadata_props")
-    graph.graph.ClearField("metadata_props")
+    inner = graph.graph
+    for part in (*inner.node, *inner.input, *inner.output, *inner.initializer):
+        part.ClearField("metadata_props")  # the exporter's notes: names and lines of its sources
+        part.ClearField("doc_string")
+    inner.ClearField("metadata_props")
     return graph.SerializeToString()
 
 
@@ -352,15 +338,6 @@ def facts(segmenter: Segmenter, output: Output) -> dict[str, Any]:
     }
 
 
-def digest_of(model: Any) -> str:
-    """A digest of a model's weights; it tells which weights a file was made from."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
 def facts_of(path: Path) -> dict[str, Any] | None:
     """The `facts` in a file that we wrote; None for any other file."""
     if path.suffix == ".pt2":
@@ -393,22 +370,13 @@ def _license(model: Any) -> str | None:
 
 
 @contextmanager
-def quietly(
-    names: Sequence[str | None] = ("torch.onnx", "onnxscript", "onnx_ir"),
-) -> Iterator[None]:
-    """Silences the exporters' messages about themselves; users cannot act on them.
-
-    Args:
-        names: of their loggers; None is the root logger.
-    """
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
+def quietly() -> Iterator[None]:
+    """Silences the exporters' messages about themselves; users cannot act on them."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+        logging.disable(before)

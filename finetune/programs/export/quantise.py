@@ -4,22 +4,18 @@ from collections.abc import Generator
 from contextlib import closing
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from finetune.inference import Segmenter
 from finetune.inference.scores import score_bands
+from finetune.programs.export.check import StandIn
 from finetune.programs.export.graph import facts, quietly, with_facts
 from finetune.recipe import Recipe
 from finetune.run.screen import progress_bar
 from finetune.trainers.tasks import task_of
-
-OPERATORS = ("Conv",)
-"""The operators that become 8 bit, see `quantise`."""
 
 
 def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, count: int) -> None:
@@ -50,8 +46,8 @@ def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, c
             shown = next(images, None)
             return None if shown is None else {"pixel_values": shown}
 
-    # The root logger would print advice that is followed already.
-    with TemporaryDirectory() as folder, closing(images), quietly([None]):
+    # ONNX Runtime would print advice that is followed already.
+    with TemporaryDirectory() as folder, closing(images), quietly():
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(source, prepared, skip_symbolic_shape=True)
         quantize_static(
@@ -59,7 +55,7 @@ def quantise(source: Path, target: Path, segmenter: Segmenter, recipe: Recipe, c
             target,
             Reader(),
             quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(OPERATORS),
+            op_types_to_quantize=["Conv"],
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
@@ -72,6 +68,14 @@ def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.nda
 
     The evaluation's code asks for them, so they are padded, in windows and mirrored as there.
     """
+    config, heard = segmenter.model.config, list[np.ndarray]()
+
+    def listen(pixel_values: Tensor) -> Tensor:
+        heard.append(np.ascontiguousarray(pixel_values.numpy()))
+        batch, _, height, width = pixel_values.shape
+        return torch.zeros(batch, config.num_labels, -(-height // 4), -(-width // 4))
+
+    listener = StandIn(listen, config)
     samples = task_of(recipe, segmenter.preprocessing).train_samples
     places = np.unique(np.linspace(0, len(samples) - 1, min(count, len(samples))).astype(int))
     bar = progress_bar(total=len(places), desc="calibrating", unit="image", show=True, leave=False)
@@ -79,30 +83,8 @@ def _shown(segmenter: Segmenter, recipe: Recipe, count: int) -> Generator[np.nda
         for place in places:
             image = samples[int(place)]["image"]
             size = image.shape[0], image.shape[1]
-            listener = _Listener(segmenter.model.config)
             views = segmenter.views([image])
             for _ in score_bands(listener, views, segmenter.preprocessing, size):
-                yield from listener.heard()
+                while heard:
+                    yield heard.pop(0)
             bar.update()
-
-
-class _Listener(nn.Module):
-    """A stand-in for the model: it keeps its inputs and returns zeros."""
-
-    dtype = torch.float32
-
-    def __init__(self, config: Any):
-        super().__init__()
-        self.config, self._shown = config, list[np.ndarray]()
-        self.place = nn.Parameter(torch.zeros(0))  # callers ask a parameter for the device
-
-    def forward(self, pixel_values: Tensor) -> SimpleNamespace:
-        self._shown.append(np.ascontiguousarray(pixel_values.numpy()))
-        batch, _, height, width = pixel_values.shape
-        shape = batch, self.config.num_labels, -(-height // 4), -(-width // 4)
-        return SimpleNamespace(logits=torch.zeros(shape))
-
-    def heard(self) -> list[np.ndarray]:
-        """The inputs since the last call."""
-        shown, self._shown = self._shown, []
-        return shown

@@ -38,7 +38,7 @@ def check_page(folder: Path, segmenter: Segmenter, runtime: Path | None = None) 
     _check_folder(folder)
     channels = segmenter.preprocessing.num_channels
     if channels != 3:
-        raise UserError(f"--web: browsers show RGB, the model reads {channels} channels")
+        raise UserError(f"--web: browsers show RGB, but the model reads {channels} channels")
     missing = [name for name in RUNTIME_FILES if runtime and not (runtime / name).is_file()]
     if missing:
         raise UserError(
@@ -60,8 +60,8 @@ def check_apart(folder: Path, others: Mapping[str, Path]) -> None:
         there = other.resolve()
         if page == there or page in there.parents or there in page.parents:
             raise UserError(
-                f"--web {folder}: overlaps with {option} {other}; the page is replaced as a whole "
-                "and needs a folder of its own"
+                f"--web {folder}: overlaps with {option} {other}; choose another folder, since the "
+                "page replaces its folder as a whole"
             )
 
 
@@ -79,8 +79,7 @@ def _check_folder(folder: Path) -> None:
         raise UserError(f"--web {folder}: cannot be read ({error.strerror})") from error
     if names and not ours:
         raise UserError(f"--web {folder}: holds other files; name a new folder")
-    strange = sorted(names - _OWN)
-    if strange:
+    if strange := sorted(names - _OWN):
         raise UserError(
             f"--web {folder}: holds {strange[0]}, which is not a file of the page; move it away, "
             "or name a new folder"

@@ -18,9 +18,10 @@ import transformers
 
 from finetune.errors import UserError
 from finetune.inference import Segmenter
+from finetune.inference.models import digest_of
 from finetune.programs.export import export as program
 from finetune.programs.export.check import Check, check, run_in, session, sizes_of
-from finetune.programs.export.graph import digest_of, facts, facts_of, with_facts
+from finetune.programs.export.graph import facts, facts_of, with_facts
 from finetune.segformer import SegformerConfig
 
 from .conftest import COLORS, MEAN, NAMES, STD, skip, write_model
@@ -179,7 +180,7 @@ def test_16_bit_that_overflows_is_not_written(exported, monkeypatch):
     with torch.no_grad():
         assert wide.model(images(1, 64, 64)).logits.isfinite().all()
     ours = folder / "onnx" / "model_fp16.onnx"
-    monkeypatch.setattr(program, "run_in", lambda _, shown: wide.model(shown).logits.detach())
+    monkeypatch.setattr(program, "load", lambda _: lambda shown: wide.model(shown).logits.detach())
     with pytest.raises(UserError, match=r"--fp16: .*do not fit into 16 bit.*without --fp16"):
         program._checked("fp16", ours, wide)
 
@@ -190,15 +191,15 @@ def test_what_is_no_number_is_refused(exported, monkeypatch):
     monkeypatch.setattr(program, "sizes_of", lambda _: [(1, 96, 128)])  # one is enough here
     for value in ("nan", "inf"):
 
-        def broken(_, shown, value=value):
+        def broken(shown, value=value):
             logits = segmenter.model(shown).logits.clone()
             logits[..., 0, 0] = float(value)
             return logits
 
-        found = check(lambda shown, run=broken: run(None, shown), segmenter, [(1, 96, 128)])
+        found = check(broken, segmenter, [(1, 96, 128)])
         assert not found.finite
         assert not found.holds
-        monkeypatch.setattr(program, "run_in", broken)
+        monkeypatch.setattr(program, "load", lambda _, run=broken: run)
         ours = folder / "onnx" / "model.onnx"
         for form, error in (("fp16", UserError), ("int8", UserError), ("onnx", RuntimeError)):
             with pytest.raises(error):
@@ -308,7 +309,9 @@ def test_own_files_of_other_weights_do_not_stay(exported, same_graph, tmp_path, 
     kept = (folder / "onnx" / "model_labels.onnx").read_bytes()  # of these weights
     (out / "onnx" / "model_labels.onnx").write_bytes(kept)
     (out / "onnx" / "model_fp16.onnx").write_bytes(b"somebody's")
-    with pytest.warns(UserWarning, match=r"model_quantized\.onnx: removed, .*--int8 makes it anew"):
+    with pytest.warns(
+        UserWarning, match=r"model_quantized\.onnx: removed, .*--int8 writes it again"
+    ):
         program.export(str(made), out)
     names = {path.name for path in (out / "onnx").iterdir()}
     assert names == {"model.onnx", "model_labels.onnx", "model_fp16.onnx"}
@@ -378,7 +381,7 @@ def test_mistakes_are_answered(exported, tmp_path, monkeypatch):
     folder, _, _ = exported
     with pytest.raises(UserError, match="--int8: needs --recipe"):
         program.export(str(folder), tmp_path, program.Options(int8=True))
-    with pytest.raises(UserError, match="say with -o"):
+    with pytest.raises(UserError, match="name the output folder with -o"):
         program.export("somebody/model")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is a file"):

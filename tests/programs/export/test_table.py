@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from finetune.inference import InferenceProtocol, Segmenter, segment
 from finetune.programs import evaluate as evaluation
 from finetune.programs.export import comparison as table
 from finetune.programs.export import export as program
-from finetune.programs.export.check import Check, InOnnxRuntime, session
+from finetune.programs.export.check import Check, StandIn, run_in, session
 from finetune.recipe import load_recipe
 from finetune.trainers.segmentation import SegmentationTask
 
@@ -69,9 +70,8 @@ def test_8_bit_holds_the_convolutions_in_8_bit(quantised):
 def test_8_bit_masks_agree_mostly(quantised):
     folder, segmenter, _ = quantised
     opened = session(folder / "onnx" / "model_quantized.onnx")
-    small = Segmenter(
-        InOnnxRuntime(opened, segmenter.model.config), segmenter.preprocessing, names=NAMES
-    )
+    twin = StandIn(partial(run_in, opened), segmenter.model.config)
+    small = Segmenter(twin, segmenter.preprocessing, names=NAMES)
     for size in [(64, 64), (75, 101), (20, 40)]:
         image = picture(*size)
         expected, found = segment(segmenter, image).mask, segment(small, image).mask
@@ -139,7 +139,7 @@ def test_the_table_scores_each_form_by_the_same_metric(quantised, recipe):
     rows = table.measure(segmenter, files, recipe, size=(64, 96), compiled=False)
     assert [row.form for row in rows] == ["PyTorch", "onnx", "int8"]
     torchs, onnxs, int8s = rows
-    with pytest.warns(UserWarning, match="as the model's folder shows images"):
+    with pytest.warns(UserWarning, match="images are prepared as the model's folder says"):
         stock = evaluation.evaluate(str(folder), recipe).metrics["eval/mean_iou"]
     assert torchs.mean_iou == pytest.approx(stock, abs=1e-6)
     assert onnxs.mean_iou == pytest.approx(stock, abs=1e-4)
@@ -247,13 +247,13 @@ def test_synonyms_of_classes_are_the_same_classes(exported):
         (["train.steps=3"], "name it with --recipe"),
         (["--int8"], "--int8: needs --recipe"),
         (["--recipe", "camvid"], "its 6 classes (background, disc, square, ...) are not the 11 of"),
-        (["--calibration", "8"], "--calibration: is for 8 bit; add --int8"),
+        (["--calibration", "8"], "--calibration: is read by --int8 alone; add --int8"),
         (
             ["--web-runtime", "dist"],
-            "--web-runtime: goes beside a page; name its folder with --web",
+            "--web-runtime: is copied beside a page; name the page's folder with --web",
         ),
         (["--size", "12"], "sides must be 64"),
-        (["--size", "axb"], "say 512"),
+        (["--size", "axb"], "give a number"),
     ],
 )
 def test_mistakes_on_the_command_line(exported, tmp_path, arguments, message):
