@@ -35,7 +35,8 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
     Raises:
         UserError: the folder cannot be read, or its classes are not the recipe's.
     """
-    segmenter = _load(model, recipe)
+    segmenter = Segmenter.load(model)
+    task_of(recipe).check_model(segmenter, f"model {model}")
     own = segmenter.preprocessing
     if getattr(segmenter.model.config, "finetune_eval", None) is None:
         protocol = recipe.evaluation.protocol
@@ -45,14 +46,17 @@ def evaluate(model: str, recipe: Recipe, overridden: Iterable[str] = ()) -> Eval
         chosen = {name: getattr(recipe.evaluation, name) for name in names}
         protocol = recipe.evaluation.protocol if names == keys else own.protocol.replaced(**chosen)
     preprocessing = replace(own, protocol=protocol)
-    recipe = _in_precision_of(model, recipe)
+    if (path := Path(model) / "recipe.yaml").is_file():
+        precision = recipe_from_yaml(path).train.precision
+        train = recipe.train.model_copy(update={"precision": precision})
+        recipe = recipe.model_copy(update={"train": train})
     task = task_of(recipe, preprocessing)
     data = recipe.data
     wanted = recipe.evaluation.protocol, tuple(data.image_mean), tuple(data.image_std)
     if (protocol, own.image_mean, own.image_std) != wanted:
         warnings.warn(
-            f"scored as the model's folder shows images ({protocol.describe()}; its mean and std), "
-            "not as the recipe says; name evaluation.KEY=VALUE to have it otherwise",
+            f"images are prepared as the model's folder says ({protocol.describe()}; its mean and "
+            "std), not as the recipe says; evaluation.KEY=VALUE overrides the folder",
             stacklevel=2,
         )
     set_threads(recipe.train.threads)
@@ -72,20 +76,3 @@ def show(evaluation: Evaluation, model: str, recipe: Recipe, *, as_json: bool) -
     console = Console()
     console.print(f"{model} on {recipe.name}", style="bold", highlight=False, markup=False)
     console.print(evaluation.table)
-
-
-def _in_precision_of(model: str, recipe: Recipe) -> Recipe:
-    path = Path(model) / "recipe.yaml"
-    if not path.is_file():
-        return recipe
-    precision = recipe_from_yaml(path).train.precision
-    return recipe.model_copy(
-        update={"train": recipe.train.model_copy(update={"precision": precision})}
-    )
-
-
-def _load(model: str, recipe: Recipe) -> Segmenter:
-    """Loads the model, which must have the recipe's classes and channels."""
-    segmenter = Segmenter.load(model)
-    task_of(recipe).check_model(segmenter, f"model {model}")
-    return segmenter

@@ -21,7 +21,7 @@ from finetune.discover.channels import NUM_IMAGES, ChannelGuess, guess_channels,
 from finetune.discover.layout_labels import guess, with_preset
 from finetune.discover.recognise import Layout, recognise, table
 from finetune.discover.value_labels import LabelGuess
-from finetune.disk import write_whole
+from finetune.disk import make_folder, write_whole
 from finetune.errors import UserError
 from finetune.machine import device
 from finetune.pictures.reading import image_size
@@ -88,12 +88,14 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
     labels = guess(root, layout)
     count: int | None
     if layout.table is not None and not layout.table.is_here:
-        some = [image for image, _ in layout.table.pictures]
-        sizes, count = np.array([image_size(picture) for picture in some]), layout.table.count
-        channels = guess_channels(some[:NUM_IMAGES])
+        first = [image for image, _ in layout.table.pictures]
+        sizes, count = np.array([image_size(picture) for picture in first]), layout.table.count
+        channels = guess_channels(first[:NUM_IMAGES])
     else:
         images, channels = _images(layout, labels)
-        sizes, count = _sizes(images), len(images)
+        count = len(images)
+        some = np.linspace(0, count - 1, min(NUM_SIZES, count)).round().astype(int)
+        sizes = np.array(upright_sizes(images.select(some)))
     found = [*layout.found, *labels.found, _described(sizes, count), *channels.found]
     assumed = [*layout.assumed, *labels.assumed, *channels.assumed]
     training, reasons = _training(sizes, count)
@@ -109,30 +111,18 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
         "# Assumed (change what is wrong):",
         *(f"# - {line}" for line in [*assumed, *reasons]),
     ]
-    text = "\n".join(map(_in_one_line, lines)) + "\n" + to_yaml(sections)
+    # Comments are one line each, but file names may hold any character, even a newline.
+    lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
+    text = "\n".join(lines) + "\n" + to_yaml(sections)
     recipe = recipe_from_values(yaml.safe_load(text), output)
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{output}: its folder cannot be created ({error.strerror}). Choose another one."
-        ) from error
+    make_folder(output.parent)
     write_whole(output.with_name(SCHEMA_FILE), json.dumps(recipe_schema(), indent=1) + "\n")
     write_whole(output, text)
     return Draft(text, recipe, tuple(found), (*assumed, *reasons))
 
 
-def _in_one_line(text: str) -> str:
-    """Comments are one line each, but file names may hold any character, even a newline."""
-    return "".join(character if character.isprintable() else "?" for character in text)
-
-
 def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, ChannelGuess]:
-    """The training split and its channels, after a check of both splits' files.
-
-    Raises:
-        UserError: A file would stop a training.
-    """
+    """The training split and its channels, after a check of both splits' files."""
     recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
     built = recipe.labels.build()
     names = (recipe.data.train_split, recipe.data.val_split)
@@ -145,27 +135,20 @@ def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, Chann
     return train, channels
 
 
-def _sizes(images: datasets.Dataset) -> np.ndarray:
-    """Heights and widths (N, 2) of some images."""
-    some = np.linspace(0, len(images) - 1, min(NUM_SIZES, len(images))).round().astype(int)
-    return np.array(upright_sizes(images.select(some)))
-
-
 def _described(sizes: np.ndarray, count: int | None) -> str:
     height, width = np.median(sizes, axis=0).astype(int)
-    same = (sizes == sizes[0]).all()
+    median = "" if (sizes == sizes[0]).all() else " (median)"
     number = "" if count is None else f"{count} "
-    return f"{number}training images, {height} x {width}" + ("" if same else " (median)")
+    return f"{number}training images, {height} x {width}{median}"
 
 
 def _training(sizes: np.ndarray, count: int | None) -> tuple[dict[str, Any], list[str]]:
     """Crop, batch and steps for these images and this device, with the reasons."""
     on_gpu = device().type == "cuda"
+    where, limit = ("a GPU", MAX_CROP) if on_gpu else ("a CPU", MAX_CROP // 2)
+    batch, steps = (16, STEPS_GPU) if on_gpu else (8, STEPS_CPU)
     shorter = np.median(sizes.min(axis=1))
-    limit = MAX_CROP if on_gpu else MAX_CROP // 2
     side = int(min(limit, max(SMALLEST_CROP, shorter // 32 * 32)))
-    batch = 16 if on_gpu else 8
-    steps = STEPS_GPU if on_gpu else STEPS_CPU
     if count is not None:
         batch = min(batch, count)
         steps = int(max(100, min(steps, EPOCHS * count // batch)))
@@ -180,12 +163,7 @@ def _training(sizes: np.ndarray, count: int | None) -> tuple[dict[str, Any], lis
     }
     if on_gpu:
         train["precision"] = "bf16"
-    sections = {
-        "model": {"drop_path_rate": 0},
-        "augment": {"crop": [side, side]},
-        "train": train,
-    }
-    where = "a GPU" if on_gpu else "a CPU"
+    sections = {"model": {"drop_path_rate": 0}, "augment": {"crop": [side, side]}, "train": train}
     reasons = [
         f"B0 from scratch on {where}: crops of {side}, batches of {batch}, {steps} steps",
         "for pretrained weights (model.init) set train.lr=6e-5 train.head_lr_multiplier=10",

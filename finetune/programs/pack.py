@@ -17,10 +17,10 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import cv2
 import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,7 @@ from finetune.disk import alone_in, make_folder, measure, write_whole
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.machine import usable_cores
+from finetune.pictures.encoding import as_png
 from finetune.pictures.references import Encoded
 from finetune.recipe import Recipe, to_yaml
 from finetune.run.screen import progress_bar
@@ -76,7 +77,7 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
     data = recipe.data
     if data.is_drawn or data.is_streamed:
         what = "draws its pictures" if data.is_drawn else "is streamed"
-        raise UserError(f"data.source: {data.source} {what}: there is nothing to pack.")
+        raise UserError(f"data.source: {data.source} {what}, so there is nothing to pack.")
     labels = recipe.labels.build()
     for key in ("train_split", "val_split"):
         if not re.fullmatch(r"\w+(\.\w+)*", getattr(data, key)):  # `datasets` takes no other
@@ -158,24 +159,19 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
 
     try:
         with pq.ParquetWriter(new, schema, compression="none") as writer:  # already compressed
-            group: list[dict[str, Any]] = []
-            for row in in_order(encoded, range(len(shard.ids)), workers):
-                group.append(row)
-                bar.update()
-                if len(group) == ROW_GROUP or len(row_groups) * ROW_GROUP + len(group) == len(
-                    shard.ids
-                ):
-                    writer.write_table(pa.Table.from_pylist(group, schema))
-                    row_groups.append(len(group))
-                    group = []
+            rows = in_order(encoded, range(len(shard.ids)), workers)
+            while group := list(islice(rows, ROW_GROUP)):
+                writer.write_table(pa.Table.from_pylist(group, schema))
+                row_groups.append(len(group))
+                bar.update(len(group))
         with open(new, "rb+") as file:
             os.fsync(file.fileno())
         new.replace(path)
     except OSError as error:
         reason = str(error.strerror or error).partition(". Detail")[0]
         raise UserError(
-            f"{path}: cannot be written ({reason}). What is packed stays; make room, and the same "
-            "command goes on."
+            f"{path}: cannot be written ({reason}). Make room and run the same command again; it "
+            "keeps what is packed."
         ) from error
     finally:
         new.unlink(missing_ok=True)
@@ -193,25 +189,23 @@ def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str,
             content = picture.read_bytes()
         except OSError as error:
             raise UserError(f"{picture}: cannot be read ({error.strerror}).") from error
-    found, png = cv2.imencode(".png", class_ids)
-    assert found, "class ids are 8 or 16 bit, which PNG holds"
     return {
         "id": name,
         "image": {"bytes": content, "path": f"{Path(name).name}{suffix}"},
-        "mask": {"bytes": png.tobytes(), "path": f"{Path(name).name}.png"},
+        "mask": {"bytes": as_png(class_ids), "path": f"{Path(name).name}.png"},
     }
 
 
+@dataclass
 class _Journal:
     """The written files with their sources and checksums, in a file of the folder.
 
     Only entered files count: each was whole when it was entered.
     """
 
-    def __init__(self, output: Path, identity: dict[str, Any], files: dict[str, Any]) -> None:
-        self.output = output
-        self.identity = identity
-        self.files = files
+    output: Path
+    identity: dict[str, Any]
+    files: dict[str, Any]
 
     def path(self, shard: _Shard) -> Path:
         return self.output / "data" / shard.name
@@ -253,15 +247,10 @@ class _Journal:
 
 @contextmanager
 def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
-    """The journal of a folder that is new, empty or of an earlier call; locked meanwhile.
-
-    Raises:
-        UserError: The folder holds something else, or another call is writing there.
-    """
+    """The journal of a folder that is new, empty or of an earlier call; locked meanwhile."""
     marker, identity = output / _MARKER, _identity(recipe)
     make_folder(output)
     with alone_in(output, f"{output}: another `finetune pack` is writing there."):
-        others = [path.name for path in output.iterdir() if path.name != _MARKER]
         files: dict[str, Any] = {}
         if marker.is_file():
             try:
@@ -277,8 +266,8 @@ def _journal(output: Path, recipe: Recipe) -> Iterator[_Journal]:
                     f"{output}: holds a pack of something else ({', '.join(changed)} differs). "
                     "Choose another folder."
                 )
-        elif others:
-            raise UserError(f"{output}: holds other files ({others[0]}). Choose a new folder.")
+        elif other := next(output.iterdir(), None):
+            raise UserError(f"{output}: holds other files ({other.name}). Choose a new folder.")
         make_folder(output / "data")
         journal = _Journal(output, identity, files)
         journal.save()
@@ -314,18 +303,12 @@ def _describe(
         "colors": [list(color) for color in labels.colors],
         "ignore": [labels.ignore_index],
     }
-    data = recipe.data
+    kept = recipe.data.model_dump(
+        mode="json", include={"train_split", "val_split", "image_mean", "image_std", "workers"}
+    )
     sections = recipe.model_dump(mode="json", exclude={"data", "labels", "output", "resume"})
-    sections["data"] = {
-        "source": "hub",
-        "path": str(output.absolute()),
-        "id_column": "id",
-        "train_split": data.train_split,
-        "val_split": data.val_split,
-        "image_mean": data.image_mean,
-        "image_std": data.image_std,
-        "workers": data.workers,
-    }
+    path = str(output.absolute())
+    sections["data"] = {"source": "hub", "path": path, "id_column": "id", **kept}
     sections["labels"] = block
     sections["name"] = f"{recipe.name}-packed"  # its runs differ from those on the files
     write_whole(
@@ -350,12 +333,8 @@ def _describe(
 def _card(name: str, labels: Labels, counts: dict[str, int]) -> str:
     """The card of a data set: https://huggingface.co/docs/hub/datasets-cards."""
     files = [{"split": split, "path": f"data/{split}-*.parquet"} for split in counts]
-    header = to_yaml(
-        {
-            "task_categories": ["image-segmentation"],
-            "configs": [{"config_name": "default", "data_files": files}],
-        }
-    )
+    configs = [{"config_name": "default", "data_files": files}]
+    header = to_yaml({"task_categories": ["image-segmentation"], "configs": configs})
     sizes = ", ".join(f"{count} in {split}" for split, count in counts.items())
     classes = "\n".join(f"| {i} | {_escaped(name)} |" for i, name in enumerate(labels.names))
     return f"""---
