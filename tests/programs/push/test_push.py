@@ -293,7 +293,7 @@ def test_ctrl_c_ends_it_while_the_hub_is_silent(hub, own_run):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=50)  # less than a connection may be silent
     assert process.returncode == 130
-    assert said.endswith("stopped; the same command goes on\n")
+    assert said.endswith("stopped; the same command resumes\n")
     assert os.listdir(own_run.parent) == ["run"]
     assert not [name for name in os.listdir(own_run) if "push" in name]
     assert len(hub.commits("user/shapes")) == 1  # the one that came with the repository
