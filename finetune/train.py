@@ -43,12 +43,12 @@ from finetune.run.clock import Clock
 from finetune.run.folder import RunFolder
 from finetune.run.log import rows
 from finetune.run.processes import agree, join, on_main, same_everywhere, synchronise_batch_norm
-from finetune.run.report import html_report
-from finetune.run.screen import progress_bar, quiet_libraries, say, show_end, show_table
+from finetune.run.screen import progress_bar, quiet_libraries, say, show_progress
 from finetune.run.signals import StopSignals
 from finetune.run.states import States
 from finetune.run.window import Window, summed
-from finetune.trainers import Batch, Evaluation, Share, Task
+from finetune.trainers import Batch, Share, Task
+from finetune.trainers.results import finish, keep_models
 from finetune.trainers.tasks import task_of
 
 
@@ -242,14 +242,7 @@ def fit(recipe: Recipe) -> Result:
                     "train/images_per_second": images / max(seconds - window.since, 1e-9),
                 }
                 on_main(functools.partial(folder.log.write, line))
-                bar.set_postfix(  # shown with the bar's next refresh
-                    {
-                        "loss": f"{loss:.4f}",
-                        "lr": f"{learning_rate:.2e}",
-                        "img/s": f"{line['train/images_per_second']:.1f}",
-                    },
-                    refresh=False,
-                )
+                show_progress(bar, line)
                 window.open(seconds)
                 if pushes is not None:
                     pushes.poll()
@@ -283,40 +276,6 @@ def folder_of(recipe: Recipe) -> RunFolder:
         recipe=recipe.to_yaml(),
         recipe_hash=recipe.hash(),
         differences=lambda file: recipe_from_yaml(file).differences(recipe),
-    )
-
-
-def keep_models(
-    task: Task, module: Any, evaluation: Evaluation, step: int, title: str, folder: RunFolder
-) -> bool:
-    """Shows an evaluation, saves the model as `last` and, if it is the best, as `best`.
-
-    Returns:
-        Whether it is the best.
-    """
-    show_table(title, evaluation.table)
-    task.save(folder.last, module, evaluation, step)
-    scores = [row.get(task.best_metric) for row in rows(folder.log.path)]
-    score = evaluation.metrics[task.best_metric]
-    is_best = score is not None and all(before is None or score > before for before in scores)
-    if is_best:
-        task.save(folder.best, module, evaluation, step)
-    # Log last: a run that is killed before this line evaluates and saves again on resume.
-    folder.log.write({"step": step, **evaluation.metrics})
-    return is_best
-
-
-def finish(task: Task, module: Any, recipe: Recipe, folder: RunFolder) -> None:
-    """Writes the pictures and the report, and shows the closing screen."""
-    task.examples(module, folder.path / "panel.png")
-    html_report(folder.path)
-    show_end(
-        folder.path,
-        recipe.name,
-        steps=recipe.train.steps,
-        images=recipe.train.steps * recipe.train.global_batch,
-        rows=rows(folder.log.path),
-        key=task.best_metric,
     )
 
 

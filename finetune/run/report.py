@@ -14,19 +14,17 @@ from finetune.errors import UserError
 from finetune.run.log import read
 from finetune.run.pages import Axes, render, ticks
 
-# Title of a chart, and its keys of metrics.jsonl with the name of each line.
-CURVES: dict[str, dict[str, str]] = {
-    "loss": {"train/loss": "train", "eval/loss": "eval"},
-    "mean IoU": {"eval/mean_iou": "eval"},
-    "learning rate": {"train/lr": "train"},
-}
+LOSS = {"train/loss": "train", "eval/loss": "eval"}
+LEARNING_RATE = {"train/lr": "train"}
+"""Keys of metrics.jsonl for one chart, with the name of each line."""
+_PER_CLASS = "eval/per_class_"
 
 
 def html_report(run: Path) -> Path:
     """Writes `report.html` into a run folder, a self-contained page without scripts.
 
-    It shows the curves and the last scores per class of metrics.jsonl, panel.png if it exists,
-    recipe.yaml and environment.json.
+    It shows the curves of metrics.jsonl and the last scores per class, panel.png if it exists,
+    recipe.yaml and environment.json. An evaluation's first key names the score; see `Evaluation`.
 
     Returns:
         The path of the report.
@@ -38,13 +36,24 @@ def html_report(run: Path) -> Path:
     if not metrics.is_file():
         raise UserError(f"{metrics} does not exist: name the folder of a run, a recipe's `output`")
     rows = read(metrics)
+    evaluations = [row for row in rows if any(key.startswith("eval/") for key in row)]
+    score = next((key for row in evaluations for key in row if key.startswith("eval/")), "")
+    charts = {"loss": LOSS} | ({_title(score): {score: "eval"}} if score else {})
     files = {"Recipe": run / "recipe.yaml", "Environment": run / "environment.json"}
     page = render(
         "run/report.html",
         title=run.resolve().name,
-        summary=_summary(rows),
-        charts=[_chart(title, rows, keys) for title, keys in CURVES.items()],
-        scored=next((row for row in reversed(rows) if row.get("eval/per_class_iou")), None),
+        summary=_summary(rows, score),
+        charts=[
+            _chart(title, rows, keys)
+            for title, keys in (charts | {"learning rate": LEARNING_RATE}).items()
+        ],
+        per_class={
+            f"{_title(key.removeprefix(_PER_CLASS))} per class at step {row['step']}": scores
+            for row in evaluations[-1:]
+            for key, scores in row.items()
+            if key.startswith(_PER_CLASS)
+        },
         percent=percent,
         panel=base64.b64encode(panel.read_bytes()).decode() if panel.is_file() else None,
         texts={
@@ -62,12 +71,18 @@ def percent(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{100 * value:.2f}"
 
 
-def _summary(rows: Sequence[Mapping[str, Any]]) -> str:
+def _title(key: str) -> str:
+    """A metric's name for people: "mean IoU" for eval/mean_iou."""
+    words = key.removeprefix("eval/").split("_")
+    return " ".join("IoU" if word == "iou" else word for word in words)
+
+
+def _summary(rows: Sequence[Mapping[str, Any]], score: str) -> str:
     parts = [f"{rows[-1]['step']} steps"] if rows else ["no steps yet"]
-    scores = [(r["eval/mean_iou"], r["step"]) for r in rows if r.get("eval/mean_iou") is not None]
+    scores = [(row[score], row["step"]) for row in rows if row.get(score) is not None]
     if scores:
         best, step = max(scores)
-        parts += [f"last mean IoU {scores[-1][0]:.2%}", f"best {best:.2%} at step {step}"]
+        parts += [f"last {_title(score)} {scores[-1][0]:.2%}", f"best {best:.2%} at step {step}"]
     if seconds := [row["seconds"] for row in rows if row.get("seconds") is not None]:
         hours, minutes = divmod(round(seconds[-1] / 60), 60)
         parts.append(f"{hours} h {minutes:02} min" if hours + minutes else f"{seconds[-1]:.0f} s")

@@ -38,6 +38,16 @@ def progress_bar(
     )
 
 
+def show_progress(bar: tqdm, line: Mapping[str, Any]) -> None:
+    """Shows a training row of metrics.jsonl on a bar, with its next refresh."""
+    shown = {
+        "loss": f"{line['train/loss']:.4f}",
+        "lr": f"{line['train/lr']:.2e}",
+        "img/s": f"{line['train/images_per_second']:.1f}",
+    }
+    bar.set_postfix(shown, refresh=False)
+
+
 def say(text: str) -> None:
     """Prints a line above a progress bar, once for all processes."""
     if text and os.environ.get("RANK", "0") == "0":
@@ -65,12 +75,19 @@ def show_table(title: str, table: Table) -> None:
 
 
 def show_end(
-    output: Path, name: str, *, steps: int, images: int, rows: Sequence[Mapping[str, Any]], key: str
+    output: Path,
+    name: str,
+    *,
+    steps: int,
+    images: int,
+    rows: Sequence[Mapping[str, Any]],
+    key: str,
+    pipeline: str,
 ) -> None:
     """Prints the closing screen of a run: its results, its files and the next commands.
 
     Steps and images are those of the whole run; `rows` are those of metrics.jsonl. The metric `key`
-    selects the best model.
+    selects the best model; `pipeline` is transformers' name of the task.
     """
     evaluations = [row for row in rows if key in row]
     best = max(evaluations, key=lambda row: row[key] or 0.0)
@@ -93,6 +110,6 @@ def show_end(
 Next:
   {command} eval {shlex.quote(f"{output}/best")} --recipe {shlex.quote(f"{output}/recipe.yaml")}
   {python} -c "from transformers import pipeline; \
-print(pipeline('image-segmentation', '{output / "best"}')('picture.jpg'))"
+print(pipeline('{pipeline}', '{output / "best"}')('picture.jpg'))"
 """
         )

@@ -10,6 +10,8 @@ from rich.table import Table
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from finetune.inference import Segmenter
+
 Batch: TypeAlias = Mapping[str, Any]
 """An item of a task's loader; `fit` passes it back to the task and never reads it."""
 
@@ -31,17 +33,35 @@ class Share:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """An evaluation: the row for metrics.jsonl ("eval/..." keys) and the table for the screen."""
+    """An evaluation: the row for metrics.jsonl ("eval/..." keys) and the table for the screen.
+
+    The row begins with the task's `best_metric`, and holds a mapping of names to scores at each key
+    "eval/per_class_...". Report and card show what they find there.
+    """
 
     metrics: dict[str, Any]
     table: Table
 
 
 class Task(Protocol):
-    """The interface of a task for `fit`. Methods raise UserError for the user's mistakes."""
+    """The interface of a task for `fit` and for programs that score a model.
+
+    Methods raise UserError for the user's mistakes.
+    """
 
     best_metric: str
     """The key of `Evaluation.metrics` that selects the best model; higher is better."""
+
+    pipeline: str
+    """The name of the task in transformers' `pipeline`."""
+
+    @property
+    def train_samples(self) -> Any:
+        """The training split: a sequence of Samples. It is opened at the first use."""
+
+    @property
+    def val_samples(self) -> Any:
+        """The validation split."""
 
     @property
     def num_train_samples(self) -> int:
@@ -49,6 +69,12 @@ class Task(Protocol):
 
     def check(self) -> None:
         """Checks the training and validation data, before anything is built."""
+
+    def check_split(self, samples: Any) -> None:
+        """Checks one of the splits."""
+
+    def check_model(self, segmenter: Segmenter, what: str) -> None:
+        """Checks that a loaded model, which a message calls `what`, has the recipe's classes."""
 
     def build(self) -> PreTrainedModel:
         """The model, with fresh weights or the recipe's starting weights."""

@@ -41,6 +41,7 @@ class SegmentationTask:
     """The `Task` of semantic segmentation."""
 
     best_metric = "eval/mean_iou"
+    pipeline = "image-segmentation"
 
     def __init__(self, recipe: Recipe, preprocessing: Preprocessing | None = None):
         self.recipe = recipe

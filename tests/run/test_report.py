@@ -61,6 +61,17 @@ def test_html_of_a_run_that_has_hardly_begun(tmp_path):
         html_report(tmp_path / "nowhere")
 
 
+def test_a_task_shows_its_own_score(tmp_path):
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    accuracies = {"cat": 0.25, "dog": 1.0}
+    log.write({"step": 5, "eval/accuracy": 0.625, "eval/per_class_accuracy": accuracies})
+    text = html_report(tmp_path).read_text()
+    assert "last accuracy 62.50%" in text
+    assert "accuracy per class at step 5" in text
+    assert "IoU" not in text
+    assert text.index("cat") < text.index("25.00") < text.index("dog")
+
+
 @pytest.mark.parametrize(
     ("low", "high"), [(0, 1), (0.013, 0.87), (6e-9, 6e-5), (3, 3), (0, 0), (-2, 160000)]
 )
