@@ -156,8 +156,6 @@ def padding_mode(modules: nn.Module, mode: str) -> Iterator[None]:
             if isinstance(module, nn.Conv2d) and any(module.padding):
                 after.callback(setattr, module, "padding_mode", module.padding_mode)
                 module.padding_mode = mode  # type: ignore[assignment]
-                # A hook switches our fused Mix-FFN off, which would bypass the module.
-                after.callback(module.register_forward_pre_hook(lambda *_: None).remove)
         yield
 
 

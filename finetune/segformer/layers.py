@@ -35,8 +35,9 @@ def are_plain(classes: Container[Any], *modules: nn.Module) -> bool:
     """Whether a fused path may read the weights of `modules` instead of calling them.
 
     Each of them, and each module inside, must be exactly one of `classes`, without a hook, a
-    parametrization (which changes the class), a replaced `forward` or a wrapped weight. LoRA
-    adapters, quantised layers, pruning and accelerate's offload rely on the call.
+    parametrization (which changes the class), a replaced `forward`, a wrapped weight or another
+    padding than zeros. LoRA adapters, quantised layers, pruning and accelerate's offload rely on
+    the call.
     """
     for module in modules:
         if (
@@ -46,6 +47,7 @@ def are_plain(classes: Container[Any], *modules: nn.Module) -> bool:
             or module._backward_hooks
             or module._backward_pre_hooks
             or "forward" in module.__dict__
+            or module.__dict__.get("padding_mode", "zeros") != "zeros"
             or is_traceable_wrapper_subclass(getattr(module, "weight", None))
             or (module._modules and not are_plain(classes, *module.children()))
         ):
