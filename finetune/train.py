@@ -96,6 +96,8 @@ def fit(recipe: Recipe) -> Result:
         task: Task = task_of(recipe)
         on_main(task.check)
         same_everywhere(task.state_dict, share.device)
+        set_seed(recipe.seed)
+        module = task.build()  # reads the weights that a recipe names
         on_main(lambda: folder.open(share.world_size, cleanup))
         pushes: BackgroundPush | None = None
         if recipe.hub.repo is not None and share.rank == 0:
@@ -104,10 +106,8 @@ def fit(recipe: Recipe) -> Result:
             )
             cleanup.callback(pushes.close)
 
-        # Model, optimiser and schedule. The same seed gives all ranks the same fresh weights;
-        # after that each rank draws its own dropout.
-        set_seed(recipe.seed)
-        module = task.build().to(accelerator.device)
+        # The same seed gave all ranks the same fresh weights; now each draws its own dropout.
+        module = module.to(accelerator.device)
         synchronise_batch_norm(module)
         set_seed(recipe.seed + 1 + share.rank)
         plain_optimizer = build_optimizer(

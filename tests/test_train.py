@@ -536,6 +536,25 @@ def test_going_back_to_an_earlier_checkpoint(tmp_path):
     assert not (tmp_path / "y").exists()
 
 
+def test_a_mistake_before_the_first_step_leaves_nothing(tmp_path):
+    output = tmp_path / "run"
+    with pytest.raises(UserError, match="typo"):
+        fit(load_recipe("shapes", tiny(output, f"model.init={tmp_path / 'typo.pth'}")))
+    assert not output.exists()
+
+
+def test_a_run_that_ended_before_its_first_step_makes_room(tmp_path):
+    output, files = tmp_path / "run", ["environment.json", "recipe.yaml"]
+    recipe, other = (load_recipe("shapes", tiny(output, f"seed={seed}")) for seed in (1, 2))
+    with ExitStack() as lock:
+        folder_of(recipe).open(1, lock)
+    assert sorted(path.name for path in output.iterdir()) == files
+    folder_of(other).check()
+    (output / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match="another recipe"):
+        folder_of(other).check()
+
+
 def test_one_run_at_a_time_in_a_folder(tmp_path, monkeypatch):
     fcntl = pytest.importorskip("fcntl", reason="folders are locked on POSIX systems")
     output = tmp_path / "run"
@@ -596,7 +615,7 @@ sys.exit(train.run("shapes", sys.argv[1:]))
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     output = tmp_path / "run"
     more = ["train.lr=1e30", "train.schedule=constant", "train.warmup_steps=0", "train.steps=12"]
-    with pytest.raises(UserError, match=r"loss is (nan|inf).*lower train.lr"):
+    with pytest.raises(UserError, match=r"loss is (nan|inf).*Lower train.lr"):
         fit(load_recipe("shapes", tiny(output, *more)))
     saved = checkpoint.latest(output / "checkpoints")
     assert saved is None or all(torch.isfinite(t).all() for t in weights(output).values())

@@ -52,3 +52,5 @@ def save_model_folder(
         (new / "README.md").write_text(str(card), encoding="utf-8")
         if recipe is not None:
             (new / "recipe.yaml").write_text(recipe, encoding="utf-8")
+        for weights in new.glob("*.safetensors"):  # safetensors lets nobody else read them
+            weights.chmod((new / "README.md").stat().st_mode)

@@ -169,25 +169,34 @@ class _Hashed:
     def __init__(self, file: Any):
         self.file, self.digest, self.size = file, hashlib.sha256(), 0
         self.flush = file.flush
+        self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.size += len(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.error = error  # torch.save goes on to an error of its own
+            raise
 
 
 def _write_file(path: Path, write: Callable[[Any], object]) -> FileEntry:
     """Calls `write` on a new file and syncs it to disk; removes the file after an error."""
+    hashed: _Hashed | None = None
     try:
         with open(path, "wb") as file:
             hashed = _Hashed(file)
             write(hashed)
             file.flush()
             os.fsync(file.fileno())
-    except OSError as error:
+    except (OSError, RuntimeError) as found:
         path.unlink(missing_ok=True)
+        error = found if hashed is None else hashed.error or found
+        if not isinstance(error, OSError):
+            raise
         error.filename = error.filename or str(path)  # the error of a write has no file name
-        raise
+        raise error from None
     return {"size": hashed.size, "sha256": hashed.digest.hexdigest()}
 
 

@@ -14,6 +14,9 @@ from finetune.run import checkpoint
 from finetune.run.environment import environment
 from finetune.run.log import MetricsLog
 
+_BEGUN = {"recipe.yaml", "environment.json"}
+"""The files of a run that ended before its first step; any recipe may take its place."""
+
 
 class RunFolder:
     """The folder of a run. Nothing on disk changes before `open`.
@@ -47,7 +50,8 @@ class RunFolder:
             self._check_resume(Path(self._resume))
         try:
             # A kill may leave hidden files, which do not matter.
-            if not output.exists() or all(path.name.startswith(".") for path in output.iterdir()):
+            found = {path.name for path in output.iterdir()} if output.exists() else set()
+            if {name for name in found if not name.startswith(".")} in (set(), _BEGUN):
                 return
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             raise UserError(f"output={output}: cannot be used as a folder ({error})") from error

@@ -59,6 +59,8 @@ class States:
             UserError: the checkpoint is damaged, or another version of this package wrote it.
         """
         manifest, saved = checkpoint.load(path, self.rank)
+        if missing := sorted({*self.parts, _LOOP} - saved.keys()):
+            raise checkpoint.DamagedError(path, f"it holds no state of {', '.join(missing)}")
         for name, part in self.parts.items():
             part.load_state_dict(saved[name])
         rng = saved.get("rng", {})

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from finetune.errors import UserError
 from finetune.run.processes import all_sum
+from finetune.run.screen import say
 
 
 def summed(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
@@ -46,9 +47,12 @@ class Window:
         The last micro-batch of a step brings the `weights` of the whole step over all processes;
         those of the others are empty.
         """
-        self._own = self._own + torch.stack([loss.detach().double() for loss in losses.values()])
+        # By name, so that each sum meets its own weight.
+        own = torch.stack([losses[name].detach().double() for name in sorted(losses)])
+        self._own = self._own + own
         if weights:
-            self._weights = self._weights + torch.stack([*weights.values()]).double()
+            divisors = torch.stack([weights[name] for name in sorted(weights)])
+            self._weights = self._weights + divisors.double()
             self.steps += 1
 
     def gather(self, step: int, checkpoints: Path, precision: str) -> float:
@@ -59,15 +63,16 @@ class Window:
         """
         if isinstance(self._own, Tensor):
             self._sums, self._own = self._sums + all_sum(self._own), 0.0
+        if self.steps and not torch.as_tensor(self._weights).any():
+            say(f"warning: no pixel of the last {self.steps} steps has a label: nothing is learnt")
         if math.isfinite(loss := self.loss):
             return loss
-        remedy = "lower train.lr or set train.clip_norm=1"
+        remedy = "Lower train.lr or set train.clip_norm=1"
         if precision == "fp16":
             remedy += " or train.precision=bf16"
-        raise UserError(
-            f"the loss is {loss} near step {step}. Choose another output, and {remedy}. The "
-            f"checkpoints in {checkpoints} were saved before."
-        )
+        if any(checkpoints.glob("step-*")):
+            remedy += f", with another output. The checkpoints in {checkpoints} were saved before"
+        raise UserError(f"the loss is {loss} near step {step}. {remedy}.")
 
     @property
     def loss(self) -> float:

@@ -99,6 +99,12 @@ def test_the_card_has_metadata_and_results():
     assert "| a\\|b | - |" in body
 
 
+def test_whoever_may_read_the_card_may_read_the_weights(tmp_path):
+    save(tmp_path / "model")
+    modes = {path.stat().st_mode for path in (tmp_path / "model").iterdir()}
+    assert len(modes) == 1
+
+
 def test_a_folder_that_cannot_be_written_is_a_message(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(UserError, match=r"cannot write the model folder .*file"):

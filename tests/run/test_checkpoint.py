@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -389,6 +390,20 @@ def test_a_really_full_disk(tmp_path):
         assert caught.value.errno == errno.ENOSPC
         assert caught.value.filename == str(tmp_path / "file")
         assert not os.path.lexists(tmp_path / "file")
+
+
+@pytest.mark.parametrize("room", [100, 70_000, 4_190_000])
+def test_a_disk_that_fills_up_while_a_state_is_written(tmp_path, room):
+    """torch's writer answers with a RuntimeError of its own, wherever the disk ends."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            checkpoint._write_file(tmp_path / "file", partial(torch.save, torch.ones(2**20)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert caught.value.filename == str(tmp_path / "file")
+    assert not (tmp_path / "file").exists()
 
 
 def test_a_root_that_is_a_file(tmp_path):

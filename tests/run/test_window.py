@@ -30,6 +30,13 @@ def test_each_term_is_its_mean_over_the_window():
     assert (window.steps, window.since, window.gather(*ASKED)) == (0, 9.0, 0.0)
 
 
+def test_terms_meet_their_weights_in_any_order():
+    window = Window()
+    window.add(numbers(ce=6.0, dice=1.0), {})
+    window.add(numbers(dice=0.5, ce=4.0), numbers(dice=2.0, ce=5.0))
+    assert window.gather(*ASKED) == pytest.approx(10 / 5 + 1.5 / 2)
+
+
 def test_a_saved_window_goes_on():
     window, other = Window(), Window()
     two_steps(window)
@@ -41,18 +48,22 @@ def test_a_saved_window_goes_on():
     assert other.gather(*ASKED) == window.gather(*ASKED) == pytest.approx(13 / 10 + 3 / 5)
 
 
-def test_steps_in_which_nothing_counts_are_no_nan():
+def test_steps_in_which_nothing_counts_are_no_nan(capsys):
     window = Window()
     window.add(numbers(ce=0.0), numbers(ce=0.0))
     assert window.gather(*ASKED) == 0.0
+    assert "no pixel of the last 1 steps has a label" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf")])
-def test_a_loss_that_is_not_finite_is_the_user_s_to_mend(loss):
+def test_a_loss_that_is_not_finite_is_the_user_s_to_mend(loss, tmp_path):
     window = Window()
     window.add(numbers(ce=loss), numbers(ce=2.0))
-    with pytest.raises(UserError, match=r"near step 3\..* lower train\.lr .* run/checkpoints"):
+    with pytest.raises(UserError, match=r"near step 3\. Lower train\.lr or [^,]*\.$"):
         window.gather(*ASKED)
+    (tmp_path / "step-00000002").mkdir()
+    with pytest.raises(UserError, match=rf"another output\. The checkpoints in {tmp_path} were"):
+        window.gather(3, tmp_path, "fp32")
 
 
 def test_weights_are_summed_over_micro_batches():

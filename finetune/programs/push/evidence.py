@@ -220,7 +220,7 @@ def look(evidence: Evidence, recipe: Recipe) -> Examples | None:
     try:
         task = task_of(recipe, segmenter.preprocessing)
         task.check_model(segmenter, f"model {evidence.folder}")
-        samples, labels = task.val_samples, task.labels
+        samples, labels = task.val_samples, recipe.labels.build()
         # Neighbours are alike where a set is made of videos.
         count = min(LOOKED_AT, len(samples))
         chosen = np.linspace(0, len(samples) - 1, count).astype(int).tolist()
