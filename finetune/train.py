@@ -51,6 +51,9 @@ from finetune.trainers import Batch, Share, Task
 from finetune.trainers.results import finish, keep_models
 from finetune.trainers.tasks import task_of
 
+PUSH = [sys.executable, "-m", "finetune.programs.push"]
+"""Pushes to the Hub beside the training."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -102,7 +105,7 @@ def fit(recipe: Recipe) -> Result:
         pushes: BackgroundPush | None = None
         if recipe.hub.repo is not None and share.rank == 0:
             pushes = BackgroundPush(
-                folder.path, recipe.hub.repo, private=recipe.hub.private, say=say
+                folder.path, recipe.hub.repo, command=PUSH, private=recipe.hub.private, say=say
             )
             cleanup.callback(pushes.close)
 

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from huggingface_hub import get_token
@@ -20,7 +20,6 @@ PATIENCE = 900.0
 # Variables of a launcher for the processes of a training. A push is not one of them.
 LAUNCHED = ("RANK", "LOCAL_", "WORLD_SIZE", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_")
 LOG = "hub.log"
-COMMAND = [sys.executable, "-m", "finetune.programs.push"]
 
 
 class BackgroundPush:
@@ -32,13 +31,23 @@ class BackgroundPush:
     Args:
         output: the run folder; no other process writes there.
         repo: OWNER/NAME.
+        command: the program that pushes, to which folder, repository and options are added.
         private: whether a new repository is private.
         say: shows a line to the user.
     """
 
-    def __init__(self, output: Path, repo: str, *, private: bool, say: Callable[[str], None]):
+    def __init__(
+        self,
+        output: Path,
+        repo: str,
+        *,
+        command: Sequence[str],
+        private: bool,
+        say: Callable[[str], None],
+    ):
         self.output = output
         self.repo = repo
+        self.command = command
         self.say = say
         self._options = [repo] if private else [repo, "--public"]
         self._process: subprocess.Popen[bytes] | None = None
@@ -127,7 +136,7 @@ class BackgroundPush:
             with open(self.output / LOG, "ab") as log:
                 self._log_start = log.tell()
                 self._process = subprocess.Popen(
-                    [*COMMAND, *arguments],
+                    [*self.command, *arguments],
                     stdin=subprocess.PIPE,  # its end tells the push that this process has ended
                     stdout=log,
                     stderr=log,

@@ -15,7 +15,6 @@ from hub import TOKEN, Fault, Hub
 from finetune import train
 from finetune.errors import UserError
 from finetune.recipe import load_recipe, recipe_from_yaml
-from finetune.run import background
 from finetune.run.background import BackgroundPush
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -183,7 +182,7 @@ def test_a_push_ends_with_the_training_that_started_it(hub, alone):
     """However that ended: the system closes what the push reads from."""
     hub.faults = [Fault("GET", "/api/", "stall", times=99)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    command = [*background.COMMAND, str(alone / "best"), REPO, "--quick"]
+    command = [*train.PUSH, str(alone / "best"), REPO, "--quick"]
     child = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
     child.communicate(timeout=200)
     assert child.returncode == 1
@@ -194,28 +193,32 @@ def test_a_push_ends_with_the_training_that_started_it(hub, alone):
 
 
 @pytest.fixture
-def best(tmp_path) -> Path:
+def best(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
     folder = tmp_path / "run" / "best"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
     return folder
 
 
-def stub(monkeypatch, script: str) -> None:
-    monkeypatch.setattr(background, "COMMAND", [sys.executable, "-c", script])
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+def pushed_by(best: Path, *command: str, say: list[str], private: bool = True) -> BackgroundPush:
+    """Pushes by a command of the test's own."""
+    return BackgroundPush(best.parent, REPO, command=command, private=private, say=say.append)
 
 
-def test_one_at_a_time_and_of_those_that_wait_the_newest(best, tmp_path, monkeypatch):
+def script(text: str) -> list[str]:
+    return [sys.executable, "-c", text]
+
+
+def test_one_at_a_time_and_of_those_that_wait_the_newest(best, tmp_path):
     gate, said = tmp_path / "gate", []
-    stub(
-        monkeypatch,
+    command = script(
         "import os, sys, time\n"
         "print('begins', os.path.basename(sys.argv[1]), flush=True)\n"
         f"while not os.path.exists(r'{gate}'): time.sleep(0.01)\n"
         "print('saw', open(sys.argv[1] + '/config.json').read(), flush=True)\n",
     )
-    push = BackgroundPush(best.parent, REPO, private=True, say=said.append)
+    push = pushed_by(best, *command, say=said)
     for step in (1, 2, 3):
         (best / "new").write_text(f"step {step}")
         (best / "new").replace(best / "config.json")  # as a training does: never into the file
@@ -234,10 +237,10 @@ def test_one_at_a_time_and_of_those_that_wait_the_newest(best, tmp_path, monkeyp
     assert {path.name for path in best.parent.iterdir()} == {"best", "hub.log"}
 
 
-def test_a_failure_is_one_line_with_its_reason(best, monkeypatch):
+def test_a_failure_is_one_line_with_its_reason(best):
     said: list[str] = []
-    stub(monkeypatch, "import sys; print('much talk'); sys.exit('error: the Hub is full')")
-    push = BackgroundPush(best.parent, REPO, private=True, say=said.append)
+    failing = script("import sys; print('much talk'); sys.exit('error: the Hub is full')")
+    push = pushed_by(best, *failing, say=said)
     push.newest(best, 1)
     while not is_idle(push):
         time.sleep(0.01)
@@ -245,11 +248,9 @@ def test_a_failure_is_one_line_with_its_reason(best, monkeypatch):
     assert said == [f"warning: the push failed (the Hub is full); training goes on. See {log}"]
 
 
-def test_what_cannot_be_started_or_copied_is_one_line(best, monkeypatch):
+def test_what_cannot_be_started_or_copied_is_one_line(best):
     said: list[str] = []
-    stub(monkeypatch, "")
-    monkeypatch.setattr(background, "COMMAND", ["/nowhere/python"])
-    push = BackgroundPush(best.parent, REPO, private=True, say=said.append)
+    push = pushed_by(best, "/nowhere/python", say=said)
     push.newest(best, 1)
     push.newest(best.parent / "gone", 2)
     push.finish(stop=lambda: False)
@@ -258,12 +259,12 @@ def test_what_cannot_be_started_or_copied_is_one_line(best, monkeypatch):
     assert len(said) == 3
 
 
-def test_a_signal_ends_the_wait_for_the_last_push(best, monkeypatch):
+def test_a_signal_ends_the_wait_for_the_last_push(best):
     said: list[str] = []
-    stub(monkeypatch, "import time; time.sleep(1000)")
+    endless = script("import time; time.sleep(1000)")
     for private, flag in ((True, ""), (False, " --public")):
         said.clear()
-        push = BackgroundPush(best.parent, REPO, private=private, say=said.append)
+        push = pushed_by(best, *endless, say=said, private=private)
         push.finish(stop=lambda: True)
         assert "15 minutes at most" in said[0]
         assert "was given up" in said[1]
@@ -275,7 +276,7 @@ def test_a_missing_token_is_said_at_once(best, monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     said: list[str] = []
-    BackgroundPush(best.parent, REPO, private=True, say=said.append)
+    pushed_by(best, say=said)
     assert "there is no token" in said[0]
 
 

@@ -25,7 +25,7 @@ def main() -> int:
 
     from finetune.errors import UserError
     from finetune.programs.push.push import push, show
-    from finetune.train import quiet_libraries
+    from finetune.run.screen import quiet_libraries
 
     quiet_libraries(main_process=True)
     try:
