@@ -1,1 +1,1 @@
-"""Measuring that is not shipped: `finetune benchmark` finds it beside the package in a checkout."""
+"""Measuring that is not shipped: the verb `finetune benchmark` finds it in a checkout."""

@@ -1,10 +1,8 @@
-"""The peak of memory of one side, in a fresh process: `python -m benchmarks JSON` is its child."""
+"""The peak of memory of one side, in a fresh process: `python -m benchmarks.memory JSON`."""
 
 import contextlib
 import ctypes
 import gc
-import json
-import os
 import re
 import signal
 import subprocess
@@ -16,25 +14,17 @@ from typing import Any
 
 import torch
 
-from finetune.programs.benchmark.benchmark import benchmark_of
-from finetune.programs.benchmark.cases import Case
+from benchmarks import children
+from finetune.programs.benchmark.cases import BENCHMARKS, Benchmark, Case
 
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
-def start(task: dict[str, Any], **options: Any) -> subprocess.CompletedProcess[str]:
-    """Runs `__main__` in a fresh Python, from this very checkout, until it ends."""
-    paths = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    command = [sys.executable, "-m", "benchmarks", json.dumps(task)]
-    return subprocess.run(command, env=environment, text=True, check=False, **options)
-
-
 def peak_of(case: Case, side: str) -> int | None:
     """Bytes above the loaded model that one run of one side takes; None if it was too much."""
-    task = {"do": "memory", "case": asdict(case), "side": side, "threads": torch.get_num_threads()}
-    done = start(task, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    task = {"case": asdict(case), "side": side, "threads": torch.get_num_threads()}
+    done = children.start("benchmarks.memory", task, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     if done.returncode == 0:
         return int(done.stdout.splitlines()[-1])
     too_much = any(error in done.stderr for error in ("OutOfMemoryError", "DefaultCPUAllocator"))
@@ -43,24 +33,33 @@ def peak_of(case: Case, side: str) -> int | None:
     raise RuntimeError(f"measuring the memory of {case.what}, {side}:\n{done.stderr}")
 
 
-def measure_memory(task: dict[str, Any]) -> int:
-    """The child's part: load, run once on something tiny so that every library is there, measure.
+def measure_memory(task: dict[str, Any]) -> None:
+    """The child's part: prints the peak of one run.
 
-    A compiled side is warmed up at its full size: it would be compiled again for another. Memory
-    that is freed goes back to the system here, unlike in the timed process (see `finetune.machine.
-    keep_freed_memory`): what is kept for later would count as used.
+    A tiny run comes first, so that every library is loaded. A compiled side is warmed up at its
+    full size: it would be compiled again for another. Memory that is freed goes back to the system
+    here, unlike in the timed process (see `finetune.machine.keep_freed_memory`): what is kept for
+    later would count as used.
     """
     torch.set_num_threads(task["threads"])
     values, side = task["case"], task["side"]
     case = Case(**{**values, "size": tuple(values["size"])})
-    benchmark = benchmark_of(case.what)
+    benchmark = _benchmark_of(case.what)
     work = benchmark.load(case, side)
     tiny = case if side.endswith("_compiled") else replace(case, size=(64, 64), batch=1)
     work.run(*benchmark.inputs(tiny))
     work.reset()
     inputs = benchmark.inputs(case)
     work.prepare(*inputs)
-    return peak_bytes(lambda: work.run(*inputs), case.device)
+    print(peak_bytes(lambda: work.run(*inputs), case.device))
+
+
+def _benchmark_of(name: str) -> Benchmark:
+    if name in BENCHMARKS:
+        return BENCHMARKS[name]
+    from benchmarks.metric import BENCHMARK  # imports evaluate and datasets, which take memory
+
+    return BENCHMARK
 
 
 def peak_bytes(work: Callable[[], object], device: str) -> int:
@@ -103,3 +102,7 @@ def _peak_bytes_since_start(work: Callable[[], object]) -> int:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     work()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit
+
+
+if __name__ == "__main__":
+    sys.exit(children.main(measure_memory))

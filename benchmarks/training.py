@@ -20,7 +20,7 @@ from rich.console import Console
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from benchmarks.memory import start
+from benchmarks import children
 from finetune.errors import UserError
 from finetune.programs.benchmark.printing import columns_of
 from finetune.recipe import PLAIN_LOSS, Recipe, load_recipe
@@ -92,13 +92,13 @@ def compare(
         SystemExit: with a side's exit status, if that is not 0; it has said why.
     """
     check(recipe, overrides, output)
-    task: dict[str, Any] = {"do": "train", "recipe": recipe, "overrides": list(overrides)}
+    task: dict[str, Any] = {"recipe": recipe, "overrides": list(overrides)}
     trained = []
     for side in ("ours", "stock"):
         print(f"{side}: training for {minutes:.3g} minutes", file=sys.stderr, flush=True)
         task |= {"side": side, "minutes": minutes, "output": str(output / side)}
         # What `fit` prints is for people, as is what comes on stderr; ours may be JSON.
-        done = start(task, stdout=_STDERR)
+        done = children.start("benchmarks.training", task, stdout=_STDERR)
         if done.returncode:
             raise SystemExit(done.returncode)
         trained.append(_trained(output, side))
@@ -168,3 +168,7 @@ def print_training(sides: Sequence[Trained]) -> None:
             side.output,
         )
     Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(children.main(train_side))

@@ -1,7 +1,10 @@
 """The verb that measures speed and memory."""
 
+import importlib
 import json
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 from rich.console import Console
@@ -9,6 +12,18 @@ from typer import Argument, Option
 
 from finetune.cli.app import Device, Threads, app, sides_of
 from finetune.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the package: that of a checkout, or of installed packages."""
+
+
+def beside(name: str) -> ModuleType | None:
+    """A module of `benchmarks/`, which lies beside the package in a checkout; None in a wheel."""
+    if not all((ROOT / file).is_file() for file in (f"benchmarks/{name}.py", "pyproject.toml")):
+        return None
+    if str(ROOT) not in sys.path:  # an installed `benchmarks` of others must not come first
+        sys.path.insert(0, str(ROOT))
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 @app.command()
@@ -84,7 +99,7 @@ def benchmark(
 
     quiet_libraries(main_process=True)
     overrides = [text for text in what or () if "=" in text]
-    names = [text for text in what or () if "=" not in text] or program.table()
+    names = [text for text in what or () if "=" not in text] or program.table(beside)
     limits = smallest_side(SegformerConfig()), 16384
     options = program.Options(
         variants=variant or (),
@@ -107,8 +122,8 @@ def benchmark(
         raise UserError(
             "`benchmark training` needs --recipe; the others take no recipe and no key=value"
         )
-    cases = program.plan([name for name in names if name != "training"], options)
-    training = None if recipe is None else program.from_checkout("training")
+    cases = program.plan([name for name in names if name != "training"], options, beside)
+    training = None if recipe is None else program.from_checkout("training", beside)
     if training is not None:
         training.check(recipe, overrides, output)
     results = []
@@ -116,7 +131,7 @@ def benchmark(
         for case in cases:
             label = " ".join(filter(None, [case.what, case.variant]))
             with Console(stderr=True).status(f"measuring {label}"):
-                results.append(program.measure(case, options))
+                results.append(program.measure(case, options, beside))
             if as_json:
                 print(json.dumps(results[-1].to_dict()), flush=True)
     finally:  # finished results are shown, even after an error

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 from benchmarks import limits, loader, metric
 from benchmarks.training import StockTask
 from finetune import cli
+from finetune.cli import measuring
 from finetune.errors import UserError
 from finetune.inference import Preprocessing
 from finetune.metrics import MeanIoU
@@ -111,7 +113,7 @@ def test_this_package_alone():
 
 
 def test_a_wheel_measures_time_alone_and_says_where_the_rest_is(monkeypatch):
-    monkeypatch.setattr(benchmark.finetune, "__file__", "/nowhere/finetune/__init__.py")
+    monkeypatch.setattr(measuring, "ROOT", Path("/nowhere"))
     (row,) = run("forward", "--variant", "b0")
     assert row["ratio"]["ours"] > 0
     assert row["limit"] == row["peak_bytes"] == {}
@@ -119,6 +121,29 @@ def test_a_wheel_measures_time_alone_and_says_where_the_rest_is(monkeypatch):
         done = CliRunner().invoke(cli.app, ["benchmark", *arguments])
         assert isinstance(done.exception, UserError)
         assert f"benchmark {arguments[0]}: needs a checkout" in str(done.exception)
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "speed.md").read_text(encoding="utf-8")
+
+
+def test_the_page_on_speed_says_what_needs_a_checkout():
+    beside = {"metric", "loader", "predict", "training"}
+    assert all(measuring.beside(name) for name in beside)
+    (wheel,) = re.findall(r"A wheel has (.*?), and measures", PAGE, re.DOTALL)
+    (checkout,) = re.findall(r"has more: the benchmarks (.*?), peak memory", PAGE, re.DOTALL)
+    assert set(re.findall(r"`([\w-]+)`", wheel)) == cases.BENCHMARKS.keys()
+    assert set(re.findall(r"`([\w-]+)`", checkout)) == beside
+
+
+def test_the_page_on_speed_has_a_command_for_each_figure():
+    table = PAGE.partition("| | images |")[2].partition("\n\n")[0]
+    rows = table.splitlines()[2:]
+    commands = [re.findall(r"`finetune benchmark ([\w-]+)([^`]*)`", row) for row in rows]
+    assert all(len(found) == 1 for found in commands), "a row without its command"
+    assert {what for ((what, _),) in commands} == {*cases.BENCHMARKS, "metric", "loader", "predict"}
+    for row, ((_, options),) in zip(rows, commands, strict=True):
+        for variant in re.findall(r", (B\d) ", row):
+            assert options == f" --variant {variant.lower()}"
 
 
 def test_half_precision_runs_on_both_sides():
@@ -256,10 +281,10 @@ def test_loader_reads_pictures_as_a_training_does(tmp_path):
 def test_what_has_been_measured_is_shown_whatever_comes_after(monkeypatch):
     measure = benchmark.measure
 
-    def measured(case, options):
+    def measured(case, options, checkout):
         if case.what == "metric":
             raise UserError("does not fit")
-        return measure(case, options)
+        return measure(case, options, checkout)
 
     monkeypatch.setattr(benchmark, "measure", measured)
     done = CliRunner().invoke(cli.app, ["benchmark", "loss", "metric", *TINY, "--no-memory"])

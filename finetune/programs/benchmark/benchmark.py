@@ -3,7 +3,8 @@
 One process runs both sides in turns (A B A B) and takes medians. On a shared machine only their
 ratios mean anything. `plan` turns options into cases, `measure` measures one. Peak memory, the
 machine's limits, `metric`, `loader`, `predict` and `training` are in `benchmarks/` beside the
-package of a checkout, see `beside`.
+package of a checkout. Its modules import this one; the verb finds them and hands them in, as a
+`Checkout`.
 
 Both sides share the process's settings: its threads, and the C library's handling of freed memory.
 By default glibc decides about it, as in any script. With `--keep-freed-memory` it is kept, as in
@@ -11,9 +12,7 @@ By default glibc decides about it, as in any script. With `--keep-freed-memory` 
 """
 
 import functools
-import importlib
-import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -21,13 +20,15 @@ from typing import Any
 
 import torch
 
-import finetune
 from finetune.errors import UserError, first_line
 from finetune.machine import device, is_out_of_memory, keep_freed_memory, set_threads, take_turns
 from finetune.programs.benchmark.cases import BENCHMARKS, DTYPES, Benchmark, Case, Work
 from finetune.programs.benchmark.meters import differences, machine
 from finetune.segformer import VARIANTS
 from finetune.segformer.costs import count_flop
+
+Checkout = Callable[[str], ModuleType | None]
+"""Returns the module of `benchmarks/` with this name; None if the package is in no checkout."""
 
 PER_PICTURE = ("loader", "predict")
 """The cases of a checkout whose seconds are those of a picture."""
@@ -79,37 +80,27 @@ class Result:
         return {key: value for key, value in values.items() if key not in ("case", "machine")}
 
 
-def table() -> list[str]:
+def table(checkout: Checkout) -> list[str]:
     """The default benchmarks; `predict` needs a model, and `training` takes its minutes twice."""
-    return [*BENCHMARKS, *(name for name in ("metric", "loader") if beside(name))]
+    return [*BENCHMARKS, *(name for name in ("metric", "loader") if checkout(name))]
 
 
-def benchmark_of(name: str) -> Benchmark:
+def benchmark_of(name: str, checkout: Checkout) -> Benchmark:
     """The kind of a case.
 
     Raises:
         UserError: Only a checkout has it.
     """
-    return BENCHMARKS[name] if name in BENCHMARKS else from_checkout(name).BENCHMARK
+    return BENCHMARKS[name] if name in BENCHMARKS else from_checkout(name, checkout).BENCHMARK
 
 
-def beside(name: str) -> ModuleType | None:
-    """A module of `benchmarks/`, which lies beside the package in a checkout; None in a wheel."""
-    root = Path(finetune.__file__).parents[1]
-    if not all((root / file).is_file() for file in (f"benchmarks/{name}.py", "pyproject.toml")):
-        return None
-    if str(root) not in sys.path:
-        sys.path.insert(0, str(root))
-    return importlib.import_module(f"benchmarks.{name}")
-
-
-def from_checkout(what: str) -> ModuleType:
+def from_checkout(what: str, checkout: Checkout) -> ModuleType:
     """The module of a benchmark that only a checkout has.
 
     Raises:
         UserError: The package is not in a checkout.
     """
-    if (module := beside(what)) is None:
+    if (module := checkout(what)) is None:
         raise UserError(
             f"benchmark {what}: needs a checkout of the source and `pip install -e .`; this "
             f"installation has {', '.join(BENCHMARKS)}"
@@ -117,7 +108,7 @@ def from_checkout(what: str) -> ModuleType:
     return module
 
 
-def plan(what: Iterable[str], options: Options) -> list[Case]:
+def plan(what: Iterable[str], options: Options, checkout: Checkout) -> list[Case]:
     """The cases of the given benchmarks, in order.
 
     Raises:
@@ -136,9 +127,9 @@ def plan(what: Iterable[str], options: Options) -> list[Case]:
     for name in what:
         _check_choice("WHAT", name, (*BENCHMARKS, "metric", *PER_PICTURE))
         if name in PER_PICTURE:
-            cases.append(from_checkout(name).case_of(options, where))
+            cases.append(from_checkout(name, checkout).case_of(options, where))
             continue
-        benchmark = benchmark_of(name)
+        benchmark = benchmark_of(name, checkout)
         shape = options.size or benchmark.size, options.batch or benchmark.batch, options.num_labels
         with_model = benchmark.variants != (None,)
         variants = (options.variants or benchmark.variants) if with_model else (None,)
@@ -146,7 +137,7 @@ def plan(what: Iterable[str], options: Options) -> list[Case]:
     return cases
 
 
-def measure(case: Case, options: Options) -> Result:
+def measure(case: Case, options: Options, checkout: Checkout) -> Result:
     """Measures one case on each side.
 
     Raises:
@@ -160,9 +151,9 @@ def measure(case: Case, options: Options) -> Result:
     if options.keep_freed_memory:
         keep_freed_memory()
     if case.what in PER_PICTURE:
-        return from_checkout(case.what).measure(case, options)
+        return from_checkout(case.what, checkout).measure(case, options)
     try:
-        return _measure(case, options)
+        return _measure(case, options, checkout)
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
             name = f"{case.what} {case.variant or ''}".strip()
@@ -173,8 +164,8 @@ def measure(case: Case, options: Options) -> Result:
         raise
 
 
-def _measure(case: Case, options: Options) -> Result:
-    benchmark = benchmark_of(case.what)
+def _measure(case: Case, options: Options, checkout: Checkout) -> Result:
+    benchmark = benchmark_of(case.what, checkout)
     sides = ["ours", "stock"]
     if options.compile and benchmark.compiles:
         torch.compiler.reset()  # graphs of earlier cases count against a limit
@@ -186,7 +177,7 @@ def _measure(case: Case, options: Options) -> Result:
     difference = worst_differences(works, inputs)
     rounds = options.rounds or benchmark.rounds
     eager = works["ours"]  # a compiled graph cannot be looked into
-    limits = beside("limits") if eager.products else None
+    limits = checkout("limits") if eager.products else None
     # Measured right before and right after: shared machines change their pace.
     before = limits.peak_flop_per_second(case.dtype, case.device) if limits else 0.0
     seconds = take_turns(works, inputs, rounds=rounds, device=case.device)
@@ -202,7 +193,7 @@ def _measure(case: Case, options: Options) -> Result:
         )
     facts = machine(case.device, keeps_memory=options.keep_freed_memory)
     del works, eager, inputs  # frees memory for the child processes
-    memory = beside("memory") if options.memory else None
+    memory = checkout("memory") if options.memory else None
     peaks = {side: memory.peak_of(case, side) for side in sides} if memory else {}
     return Result(case, rounds, facts, seconds, ratios(seconds), difference, peaks, limit)
 
