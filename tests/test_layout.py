@@ -1,10 +1,12 @@
 """The rules of the house that can be checked: who imports whom, and what a file may be called.
 
-The sources are read with `ast` and never imported, so that imports inside functions count too.
+The sources are read with `ast` and never imported, so that imports inside functions count too, and
+those that name a module in text: `import_module("finetune.train")`, `python -m finetune.train`.
 """
 
 import ast
 import functools
+import itertools
 import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "finetune"
+BENCHMARKS = TESTS.parent / "benchmarks"  # in a checkout only
 
 # From the ground up. A room may import what stands in floors below its own, and on its own floor
 # whatever leads to no circle. "" is finetune/__init__.py.
@@ -23,11 +26,13 @@ FLOORS = [
     ["inference", "publish", "run"],
     ["trainers"],
     ["train", "programs"],
+    ["benchmarks"],
     ["cli"],
 ]
 # Where the tests of a module or folder are, if not in tests/<its path>/test_<its name>.py. What a
 # folder's entry says goes for all of its modules that have neither an entry nor such a file.
 TESTS_OF = {
+    "benchmarks": "programs/test_benchmark.py",
     "cli": "test_cli.py",
     "data.columns": "data/sources/test_hub.py",
     "data.faults": "labels/test_rules.py",
@@ -85,12 +90,17 @@ FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
 def name_of(path: Path) -> str:
-    """`data.cache` for finetune/data/cache.py, `data` for finetune/data/__init__.py."""
-    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    """`data.cache` for finetune/data/cache.py, `data` for finetune/data/__init__.py.
+
+    The modules beside the package keep their full name: `benchmarks.memory`.
+    """
+    root = PACKAGE if path.is_relative_to(PACKAGE) else BENCHMARKS.parent
+    parts = path.relative_to(root).with_suffix("").parts
     return ".".join(part for part in parts if part != "__init__")
 
 
-SOURCES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+FILES = [*PACKAGE.rglob("*.py"), *BENCHMARKS.rglob("*.py")]
+SOURCES = {name_of(path): path for path in sorted(FILES)}
 
 
 def room_of(module: str) -> str:
@@ -120,11 +130,44 @@ def imported_by(path: Path, root: Path, *, lazy: bool = True) -> set[str]:
             # `from finetune.run import checkpoint` imports a module, and not the room itself.
             names = {f"{source}.{alias.name}" for alias in node.names}
             found |= {n if n.removeprefix("finetune.") in SOURCES else source for n in names}
+        elif lazy:
+            found |= named_in(node)
     return found
 
 
+def named_in(node: ast.AST) -> set[str]:
+    """The modules that a call or a command names in text: `import_module("x")`, `-m x`."""
+    texts: list[ast.expr] = []
+    if isinstance(node, ast.Call):
+        name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+        if name in ("import_module", "__import__", "run_module"):
+            named = [word.value for word in node.keywords if word.arg in ("name", "mod_name")]
+            texts = [*node.args[:1], *named]
+    words = getattr(node, "elts", getattr(node, "args", None))
+    for option, text in itertools.pairwise(words if isinstance(words, list) else ()):
+        if isinstance(option, ast.Constant) and option.value == "-m":
+            texts.append(text)
+            # `python -m` runs a package's __main__, and imports the package for it.
+            if isinstance(text, ast.Constant):
+                texts.append(ast.Constant(f"{text.value}.__main__"))
+    return {name for text in texts for name in named_by(text)}
+
+
+def named_by(text: ast.expr) -> list[str]:
+    """The module; all modules whose names begin as f"benchmarks.{name}" does."""
+    if isinstance(text, ast.Constant) and isinstance(text.value, str):
+        return [text.value]
+    if isinstance(text, ast.JoinedStr) and isinstance(text.values[0], ast.Constant):
+        start = text.values[0].value
+        full = [m if room_of(m) == "benchmarks" else f"finetune.{m}".strip(".") for m in SOURCES]
+        return [name for name in full if name.startswith(start)]
+    return []
+
+
 def ours(names: set[str]) -> set[str]:
-    return {n.removeprefix("finetune").strip(".") for n in names if n.split(".")[0] == "finetune"}
+    found = {n.removeprefix("finetune").strip(".") for n in names if room_of(n) == "finetune"}
+    found |= {n for n in names if room_of(n) == "benchmarks"}
+    return {n for n in found if n in SOURCES or not n.endswith(".__main__")}
 
 
 @functools.cache
@@ -169,6 +212,7 @@ def circle(edges: dict[str, set[str]]) -> list[str]:
 
 def test_the_sources_are_found_and_read():
     assert {"", "augment", "data", "labels.translation", "segformer.modeling"} <= SOURCES.keys()
+    assert {"benchmarks", "benchmarks.memory", "programs.benchmark.cases"} <= SOURCES.keys()
     assert imports("segformer.modeling") >= {"torch", "finetune.segformer.functional"}
     assert ours(imports("")) == {"segformer"}
     assert sum(len(others) for others in graph().values()) > 2 * len(SOURCES)
@@ -221,11 +265,51 @@ def test_every_room_has_one_floor():
     assert not unknown, "enter these in the table of floors"
 
 
+def upward(module: str, others: set[str]) -> set[str]:
+    """Those of `others` that are on a floor above that of `module`."""
+    return {other for other in others if FLOOR_OF[room_of(other)] > FLOOR_OF[room_of(module)]}
+
+
 @pytest.mark.parametrize("module", SOURCES)
 def test_imports_go_down(module):
-    floor = FLOOR_OF[room_of(module)]
-    up = {other for other in graph()[module] if FLOOR_OF[room_of(other)] > floor}
+    up = upward(module, graph()[module])
     assert not up, f"{module} imports {up}, from a floor above it"
+
+
+def imports_with(module: str, text: str, root: Path) -> set[str]:
+    """What `module` would import if `text` were written under it; `root` is a temporary folder."""
+    path = root / SOURCES[module].relative_to(TESTS.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(SOURCES[module].read_text() + text)
+    return ours(imported_by(path, root))
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("import finetune.train", "train"),
+        ("from .. import train", "train"),
+        ("def late():\n    from finetune.cli import app", "cli.app"),
+        ("import importlib\nimportlib.import_module('finetune.train')", "train"),
+        ("from importlib import import_module\nimport_module(name='finetune.train')", "train"),
+        ("__import__('finetune.train')", "train"),
+        ("run_module('finetune.train')", "train"),
+        ("COMMAND = [sys.executable, '-m', 'finetune.train', *arguments]", "train"),
+        ("start(folder, '-m', 'finetune.programs.push')", "programs.push.__main__"),
+        ("import_module(f'benchmarks.{name}')", "benchmarks.memory"),
+        ("import_module(f'finetune.programs.{name}')", "programs.pack"),
+        ("from benchmarks import memory", "benchmarks.memory"),
+    ],
+)
+def test_an_import_from_a_floor_above_is_seen_however_it_is_written(text, seen, tmp_path):
+    assert not upward("labels.presets", imports_with("labels.presets", "", tmp_path))
+    assert seen in upward("labels.presets", imports_with("labels.presets", text, tmp_path))
+
+
+def test_text_that_imports_nothing_is_no_import(tmp_path):
+    text = "say('finetune.train'); import_module(name); ['-m', name]; ['finetune', '-m']"
+    found = imports_with("labels.presets", text, tmp_path)
+    assert found == graph()["labels.presets"]
 
 
 def test_no_module_and_no_folder_is_in_a_circle():
@@ -246,6 +330,24 @@ def test_a_circle_is_seen_between_folders_where_no_file_is_in_one():
     assert circle(between_folders(edges, 1)) == ["labels", "pictures", "labels"]
 
 
+@pytest.mark.parametrize(
+    ("module", "text", "folders"),
+    [
+        (  # the verb hands the modules of benchmarks/ down; they import the program
+            "programs.benchmark.benchmark",
+            "import_module(f'benchmarks.{name}')",
+            {"benchmarks", "programs"},
+        ),
+        ("programs.push.__main__", "__import__('finetune.train')", {"programs", "train"}),
+        ("segformer.costs", "import_module('finetune.labels.rules')", set()),  # goes one way
+    ],
+)
+def test_a_circle_of_folders_is_seen_however_it_is_written(module, text, folders, tmp_path):
+    edges = {**graph(), module: imports_with(module, text, tmp_path)}
+    assert edges[module] > graph()[module]
+    assert set(circle(between_folders(edges, 1))) == folders
+
+
 def test_programs_do_not_import_each_other():
     programs = {module for module in SOURCES if room_of(module) == "programs"}
     assert len(programs) > 20
@@ -259,7 +361,7 @@ def test_the_command_line_imports_programs_lazily():
     assert len(modules) > 4
     for module in modules:
         eager = {room_of(other) for other in ours(imports(module, lazy=False))}
-        assert not eager & {"programs", "train"}, module
+        assert not eager & {"programs", "train", "benchmarks"}, module
 
 
 def test_the_model_travels_alone():
@@ -278,15 +380,24 @@ def test_importing_a_room_of_sources_imports_none():
 
 
 def test_some_dependencies_have_one_place_or_none():
-    roots = {m: {name.split(".")[0] for name in imports(m)} for m in SOURCES}
+    shipped = [m for m in SOURCES if room_of(m) != "benchmarks"]
+    roots = {m: {name.split(".")[0] for name in imports(m)} for m in shipped}
     assert [m for m in roots if "albumentations" in roots[m]] == ["augment"]
     # No torchvision is built for every torch, and with the wrong one transformers fails to import.
     assert not [m for m in roots if roots[m] & {"torchvision", "timm"}]
 
 
+def test_a_file_past_400_lines_says_why():
+    long = [m for m, path in SOURCES.items() if path.read_text().count("\n") > 400]
+    assert "segformer.modeling" in long
+    for module in long:
+        said = ast.get_docstring(ast.parse(SOURCES[module].read_text())) or ""
+        assert "one file" in " ".join(said.split()), f"{module}: split it, or say why not"
+
+
 def test_no_module_shadows_another_or_has_a_name_that_says_nothing():
     # `accelerate launch finetune/train.py` puts finetune/ itself first on the path.
-    names = {room_of(module) for module in SOURCES} - {""}
+    names = {room_of(module) for module in SOURCES} - {"", "benchmarks"}
     taken = sys.stdlib_module_names | packages_distributions().keys()
     assert {"logging", "datasets", "evaluate"} <= taken
     assert not names & taken

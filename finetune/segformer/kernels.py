@@ -16,6 +16,9 @@ code for sm_90). So arithmetic is the limit, not memory.
 The kernels are checked with Triton's interpreter, and compiled to machine code for sm_75, sm_80 and
 sm_90, where no registers spill. They have not yet run on a GPU. The block sizes follow from
 registers and instruction counts, not from timings.
+
+Both passes and their launcher are in one file: the passes share helpers and constants, the second
+reads what the first leaves, and the launcher chooses the tile sizes of both.
 """
 # ruff: noqa: N803, N806  # constants of a kernel's compilation are in capitals, as in Triton's own
 

@@ -2,7 +2,8 @@
 
 Xie et al., "SegFormer: Simple and Efficient Design for Semantic Segmentation with Transformers",
 NeurIPS 2021, arXiv:2105.15203. Parameters have the names of the published checkpoints, so that
-this package and stock transformers load and save the same files.
+this package and stock transformers load and save the same files. The whole model is in one file,
+as in transformers: it is read beside the paper, and every module builds on those above it.
 
 Three things make it fast without a change of the result. Feature maps are channels last from the
 first patch to the logits: Linear and LayerNorm act on the last axis, and a convolution takes a
