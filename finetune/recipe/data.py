@@ -95,7 +95,7 @@ class StoredData(DataSection):
 
     @property
     def held_back(self) -> float | None:
-        """As the recipe says."""
+        """The key `val_fraction`."""
         return self.val_fraction
 
     def _problems(self) -> Iterator[str]:
@@ -170,7 +170,7 @@ class HubData(StoredData):
 
     @property
     def is_streamed(self) -> bool:
-        """As the recipe says."""
+        """The key `streaming`."""
         return self.streaming
 
     def _problems(self) -> Iterator[str]:
