@@ -3,14 +3,13 @@
 import difflib
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
-
-import yaml
+from typing import Any, get_args
 
 from finetune.recipe.data import READ_BY, SOURCE_CLASSES, SOURCES
-from finetune.recipe.loss import CrossEntropySection, LossTerm
+from finetune.recipe.loss import LOSS_FORM, CrossEntropySection, LossTerm
 from finetune.recipe.recipe import Recipe
 from finetune.recipe.section import Section
+from finetune.recipe.text import in_line
 
 Row = tuple[str, str, str, str]
 
@@ -40,9 +39,11 @@ def explain_unknown(dotted: str, source: str) -> str:
     """The message for a key that is unknown to recipes or to their source of data."""
     section, _, name = dotted.partition(".")
     if section == "data" and name in READ_BY:
-        return f"read by source {' / '.join(sorted(READ_BY[name]))}, not {source}"
-    nearest = _nearest_key(dotted)
-    return "unknown key" + (f"; did you mean {nearest}?" if nearest else "")
+        readers = " / ".join(sorted(READ_BY[name]))
+        return f"read by source {readers}, not {source}; take it out or change data.source"
+    if nearest := _nearest_key(dotted):
+        return f"unknown key; did you mean {nearest}?"
+    return "unknown key" + (f"; {LOSS_FORM}" if section == "loss" else "")
 
 
 def _of_data() -> Iterator[Row]:
@@ -69,8 +70,7 @@ def _row(section: type[Section], key: str, prefix: str) -> Row:
     field, schema = section.model_fields[key], section.model_json_schema()["properties"][key]
     default = "required"
     if not field.is_required():
-        value = list(field.default) if isinstance(field.default, tuple) else field.default
-        default = yaml.dump(value, default_flow_style=True).split("\n")[0]
+        default = in_line(field.default)
     return f"{prefix}{key}", _type_name(schema), default, field.description or ""
 
 
@@ -90,11 +90,11 @@ def _nearest_key(dotted: str) -> str | None:
     keys += sorted({key.partition(".")[0] for key in keys} - set(keys))
     section, _, name = dotted.rpartition(".")
     beside = [key for key in keys if key.rpartition(".")[0] == section]
-    if re.fullmatch(r"loss\.\d+", section):
-        beside = [f"{section}.{name}" for name in LossTerm.model_fields]
-    close = difflib.get_close_matches(dotted, beside, 1, 0.5)
-    if close:
-        return close[0]
-    by_name = {key.rpartition(".")[2]: key for key in keys}
-    close = difflib.get_close_matches(name, by_name, 1, 0.7)
-    return by_name[close[0]] if close else None
+    if term := re.fullmatch(r"loss\.\d+\.(\w+)", section):  # a list, which has no short form
+        (options, _) = get_args(LossTerm.model_fields[term[1]].annotation)
+        beside = keys = [f"{section}.{key}" for key in options.model_fields]
+    for some, cutoff in ((beside, 0.6), (keys, 0.7)):
+        by_name = {key.rpartition(".")[2]: key for key in some}
+        if close := difflib.get_close_matches(name, by_name, 1, cutoff):
+            return by_name[close[0]]
+    return None

@@ -7,11 +7,11 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
+from finetune.recipe.data import READ_BY, SOURCES
 from finetune.recipe.errors import did_you_mean, error_lines
 from finetune.recipe.keys import explain_unknown
 from finetune.recipe.recipe import Recipe
@@ -41,9 +41,10 @@ def recipe_from_values(
     overrides: Iterable[str] | Mapping[str, Any] = (),
 ) -> Recipe:
     """As `load_recipe`, for the values of a file `name`, which need not exist."""
-    path, values = Path(name), dict(values)
+    path = Path(name)
     if not isinstance(overrides, Mapping):
         overrides = dict(_parse_override(text) for text in overrides)
+    values = _for_source(values, overrides.get("data.source"))
     for key, value in overrides.items():
         _set(values, key, value)
     recipe = _resolve(_validate(values, path), path.stem)
@@ -59,6 +60,10 @@ def find_recipe(name: str) -> Path:
             path = folder / candidate
             if os.path.isfile(path) and path.suffix in (".yaml", ".yml"):
                 return path
+    if os.path.isdir(name):
+        own = Path(name) / "recipe.yaml"  # of a run or a model
+        remedy = f"take {own}" if own.is_file() else f"`finetune init {name}` writes one for it"
+        raise UserError(f"{name} is a folder, not a recipe; {remedy}")
     known = [path.stem for path in shipped_recipes()]
     hint = did_you_mean(Path(name).stem, known)
     raise UserError(f"no recipe {name!r} here or among the shipped ones ({', '.join(known)}){hint}")
@@ -94,7 +99,24 @@ def _read_with_bases(path: Path, above: Sequence[Path]) -> dict[str, Any]:
         raise UserError(f"recipe {path}: base: must name one recipe, such as camvid")
     beside = [path.parent / candidate for candidate in (base, f"{base}.yaml")]
     base_path = next((p for p in beside if p.is_file()), None) or find_recipe(base)
-    return _merge(_read_with_bases(base_path, (*above, path.resolve())), values)
+    inherited = _read_with_bases(base_path, (*above, path.resolve()))
+    data = values.get("data")
+    source = data.get("source") if isinstance(data, Mapping) else None
+    return _merge(_for_source(inherited, source), values)
+
+
+def _for_source(values: Mapping[str, Any], source: Any) -> dict[str, Any]:
+    """A copy, which loses the keys of `data` that a new source does not read."""
+    data, source = values.get("data"), str(source)
+    if (
+        not isinstance(data, Mapping)
+        or source not in SOURCES
+        or source == data.get("source", "folder")
+    ):
+        return dict(values)
+    own = SOURCES[source].model_fields
+    kept = {key: value for key, value in data.items() if key in own or key not in READ_BY}
+    return {**values, "data": kept}
 
 
 def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,10 +134,7 @@ def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key or key.startswith("-"):
         raise UserError(f"{text!r} is not an override: write key=value, such as train.steps=100")
-    try:
-        return key, parse_yaml(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"{key}: {value!r} is not valid YAML: {error}") from error
+    return key, parse_yaml(value, text)
 
 
 def _set(values: dict[str, Any], dotted: str, value: Any) -> None:

@@ -3,7 +3,7 @@
 A new loss is a section here, a key of `LossTerm`, and a class in `finetune/losses.py`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import (
@@ -13,9 +13,10 @@ from pydantic import (
     PlainSerializer,
     PositiveFloat,
     SerializationInfo,
-    field_validator,
+    model_validator,
 )
 
+from finetune.recipe.errors import did_you_mean
 from finetune.recipe.section import Section
 
 
@@ -46,10 +47,18 @@ class LossTerm(Section):
 
     cross_entropy: CrossEntropySection | None = Field(None, description="cross entropy of pixels")
 
-    @field_validator("*", mode="before")
+    @model_validator(mode="before")
     @classmethod
-    def _with_defaults(cls, keys: Any) -> Any:
-        return {} if keys is None else keys  # `- cross_entropy:` in YAML
+    def _one_name(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping) or len(value) != 1:
+            raise ValueError(f"is not one name with its keys; {LOSS_FORM}")
+        ((name, keys),) = value.items()
+        if name not in LossTerm.model_fields:
+            hint = did_you_mean(str(name), LossTerm.model_fields)
+            raise ValueError(f"{name} is no loss{hint or f'; {LOSS_FORM}'}")
+        if not isinstance(keys, Mapping | Section | None):  # None: `- cross_entropy:` in YAML
+            raise ValueError(f".{name}: must hold keys; {LOSS_FORM}")
+        return {name: keys or {}}
 
     @property
     def name(self) -> str:
@@ -62,14 +71,20 @@ class LossTerm(Section):
         found: TermSection = getattr(self, self.name)
         return found
 
-    def _problems(self) -> Iterator[str]:
-        if len(self.model_fields_set) != 1:
-            yield f"a term needs exactly one name, out of {', '.join(LossTerm.model_fields)}"
+
+LOSS_FORM = (
+    "write keys of cross_entropy, such as loss={focal_gamma: 2}, or terms by name, such as "
+    "loss=[{cross_entropy: {focal_gamma: 2}}]; the losses are " + ", ".join(LossTerm.model_fields)
+)
 
 
 def _as_list(value: Any) -> Any:
     """Turns the short form, the keys of cross entropy alone, into a list of terms."""
-    return [{"cross_entropy": value}] if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping):
+        return [{"cross_entropy": value}]
+    if not value or not isinstance(value, list | tuple):
+        raise ValueError(LOSS_FORM)
+    return value
 
 
 def _as_written(terms: tuple[LossTerm, ...], info: SerializationInfo) -> Any:

@@ -21,7 +21,7 @@ from finetune.recipe.sections import (
     ModelSection,
     TrainSection,
 )
-from finetune.recipe.text import to_yaml
+from finetune.recipe.text import in_line, to_yaml
 
 SECTIONS = ("model", "data", "labels", "augment", "train", "loss", "evaluation", "hub")
 USED_BY: dict[str, frozenset[str]] = {"segmentation": frozenset(SECTIONS)}
@@ -127,7 +127,7 @@ class Recipe(Section):
         """One line "key: mine -> other's" for each difference that changes the result."""
         mine, theirs = _flat(self), _flat(other)
         return [
-            f"{key}: {mine.get(key)} -> {theirs.get(key)}"
+            f"{key}: {in_line(mine.get(key))} -> {in_line(theirs.get(key))}"
             for key in {**mine, **theirs}  # two sources have different keys
             if key not in VOLATILE and mine.get(key) != theirs.get(key)
         ]

@@ -1,11 +1,11 @@
 """The base class of recipe sections."""
 
-from collections.abc import Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterator, Mapping
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-PositiveInt = Annotated[int, Field(ge=1)]
+PositiveInt = Annotated[int, Field(ge=1, le=10**9)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Side = Annotated[int, Field(ge=1, le=16384)]
 Size = tuple[Side, Side]
@@ -24,8 +24,25 @@ class Section(BaseModel):
         """
         yield from ()
 
-    @model_validator(mode="after")
-    def _fits_together(self) -> "Section":
-        if problems := [*self._problems()]:
+    @model_validator(mode="wrap")
+    @classmethod
+    def _fits_together(cls, values: Any, validate: Callable[[Any], "Section"]) -> "Section":
+        section = validate(values)
+        problems = [
+            f".{key}: must be a number, not true or false (YAML reads yes, no, on and off so; put "
+            "text in quotes)"
+            for key, value in (values.items() if isinstance(values, Mapping) else ())
+            if _was_bool(value, getattr(section, key))
+        ]
+        if problems := problems or [*section._problems()]:
             raise ValueError("\n".join(problems))
-        return self
+        return section
+
+
+def _was_bool(given: Any, taken: Any) -> bool:
+    """Whether pydantic took a boolean for a number, here or inside."""
+    if isinstance(given, Mapping) and isinstance(taken, dict):
+        return _was_bool([*given, *given.values()], [*taken, *taken.values()])
+    if isinstance(given, list | tuple) and isinstance(taken, list | tuple):
+        return any(map(_was_bool, given, taken))
+    return isinstance(given, bool) and not isinstance(taken, bool)

@@ -4,25 +4,16 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from finetune.labels.translation import Labels
 from finetune.recipe.section import Fraction, PositiveInt, Section, Size
 from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest_side
 
-
-def _no_bool(value: Any) -> Any:
-    if isinstance(value, bool):  # pydantic would take it for 0 or 1
-        raise ValueError(
-            "must be a number or text; YAML reads yes, no, on and off as true, false: quote them"
-        )
-    return value
-
-
 Preset = Literal[
     "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
 ]
-MaskValue = Annotated[int | str, BeforeValidator(_no_bool)]
+MaskValue = int | str
 
 
 class ModelSection(Section):

@@ -1,12 +1,13 @@
 """YAML of recipes: a safe reader and a readable writer."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from finetune.errors import UserError
+from finetune.errors import UserError, first_line
 
 
 class _Loader(yaml.SafeLoader):
@@ -22,9 +23,19 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def parse_yaml(text: str) -> Any:
-    """The value of a YAML text; raises yaml.YAMLError if it is not YAML."""
-    return yaml.load(text, Loader=_Loader)
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text.
+
+    Raises:
+        UserError: It is not YAML; the message begins with `where`.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
+        mark = getattr(error, "problem_mark", None)
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = getattr(error, "problem", None) or first_line(error)
+        raise UserError(f"{where}: not valid YAML: {place}{reason}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -34,17 +45,14 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: The file cannot be read, or is not a mapping.
     """
     try:
-        values = parse_yaml(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"recipe {path}: cannot be read ({error})") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"recipe {path}: not valid YAML: {error}") from error
+    values = parse_yaml(text, f"recipe {path}")
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise UserError(
-            f"recipe {path}: must hold `key: value` lines, not a {type(values).__name__}"
-        )
+        raise UserError(f"recipe {path}: must hold `key: value` lines, such as `base: camvid`")
     return values
 
 
@@ -63,3 +71,12 @@ _Dumper.add_representer(
 def to_yaml(values: Mapping[str, Any]) -> str:
     """Values as readable YAML."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
+
+
+def in_line(value: Any) -> str:
+    """A value as YAML writes it inside a line."""
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, width=math.inf)
+    except yaml.YAMLError:  # from Python, not from a file
+        return str(value)
+    return text.removesuffix("\n").removesuffix("\n...")

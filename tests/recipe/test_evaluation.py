@@ -31,8 +31,14 @@ def test_recipes_and_model_folders_have_the_same_rules(values, message):
 def test_unknown_keys_are_named():
     with pytest.raises(UserError, match="zoom: unknown key; turn: unknown key"):
         InferenceProtocol.read({"zoom": 1, "turn": 2, "flip": True})
-    with pytest.raises(UserError, match=r"dictionary.*\[1\]"):
+    with pytest.raises(UserError, match=r"must be a section.*\[1\]"):
         InferenceProtocol.read([1])
+
+
+def test_one_message_for_one_wrong_scale():
+    with pytest.raises(UserError) as caught:
+        load_recipe("shapes", ["evaluation.scales=[0]"])
+    assert str(caught.value).endswith("evaluation.scales.0: input should be greater than 0 (got 0)")
 
 
 def test_a_window_without_a_stride_has_three_quarters():

@@ -86,6 +86,29 @@ def test_base_and_overrides(tmp_path, monkeypatch):
     assert same == recipe
 
 
+def test_a_new_source_drops_the_keys_of_the_old_one(tmp_path):
+    data, labels = "data: {source: folder, path: x}", "labels: {preset: null, names: [a, b]}"
+    path = write(tmp_path, "mine.yaml", f"base: shapes\n{data}\n{labels}\n")
+    assert load_recipe(path).data.path == "x"
+    overrides = ["data.source=folder", "data.path=x", "labels={names: [a, b]}"]
+    assert load_recipe(path).data == load_recipe("shapes", overrides).data
+    back = load_recipe(path, ["data.source=shapes", "labels={preset: shapes}"])
+    assert back.data.source == "shapes"
+    write(tmp_path, "mine.yaml", "base: shapes\ndata: {source: shapes, sise: [9, 9]}\n")
+    with pytest.raises(UserError, match=r"data.sise: unknown key; did you mean data.size"):
+        load_recipe(path)
+
+
+def test_a_folder_is_no_recipe(tmp_path):
+    with pytest.raises(
+        UserError, match=r"is a folder, not a recipe; `finetune init .*` writes"
+    ):
+        load_recipe(tmp_path)
+    write(tmp_path, "recipe.yaml", "base: shapes\n")
+    with pytest.raises(UserError, match=r"is a folder, not a recipe; take .*recipe\.yaml"):
+        load_recipe(tmp_path)
+
+
 def test_lookup_order(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = find_recipe("shapes")
@@ -101,8 +124,9 @@ def test_lookup_order(tmp_path, monkeypatch):
     ("text", "expected"),
     [
         ("seed: 1\nseed: 2\n", "'seed' occurs twice"),
-        ("- 1\n", "key: value"),
-        ("seed: [1\n", "not valid YAML"),
+        ("- 1\n", "must hold `key: value` lines, such as"),
+        ("seed: [1\n", "mine.yaml: not valid YAML: line 2, column 1: expected ',' or ']'"),
+        ("name: 2024-13-01\n", "mine.yaml: not valid YAML: month must be in 1..12"),
         ("base: nowhere\n", "no recipe 'nowhere'"),
         ("base: mine\n", "circle"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
