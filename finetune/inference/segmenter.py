@@ -122,8 +122,6 @@ class Segmenter:
         if isinstance(model, PreTrainedModel):
             config: Any = model.config
         else:
-            if "/" in where and where.count("/") != 1 and not Path(where).exists():
-                raise UserError(f"{what}: there is no such folder")
             config = load_config(where, what)
         preprocessing = load_preprocessing(where, what, config)
         if protocol:

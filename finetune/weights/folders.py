@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedModel
@@ -23,6 +24,11 @@ def load_config(model: str, what: str) -> SegformerConfig:
             f"{what}: this is a file of weights, but a model folder or Hub id is needed; "
             f"`finetune convert {model} OUT` makes a folder from it"
         )
+    folder = Path(model)
+    if (folder / "best" / "config.json").is_file():
+        raise UserError(f"{what}: is a run folder; name its model, {model}/best")
+    if model.count("/") != 1 and not folder.exists():
+        raise UserError(f"{what}: there is no such folder, and a Hub id is OWNER/NAME")
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # somebody else's files: their readers raise anything
