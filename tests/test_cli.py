@@ -46,6 +46,29 @@ def test_help_is_complete():
         assert "Example:" in help_text
 
 
+@pytest.mark.parametrize("columns", [80, 40])
+def test_help_fits_narrow_terminals(columns):
+    """Names of options are whole; in 80 columns, all lines fit, in 40 all but the longest names."""
+    code = (
+        "from typer.testing import CliRunner; from finetune import cli; import typer\n"
+        "for name, verb in typer.main.get_command(cli.app).commands.items():\n"
+        "    said = CliRunner().invoke(cli.app, [name, '--help'])\n"
+        "    names = [n for p in verb.params for n in (*p.opts, *p.secondary_opts)]\n"
+        "    options = {n for n in names if n.startswith('-')}\n"
+        "    assert options <= set(said.output.replace(',', ' ').split()), (name, said.output)\n"
+        "    print(said.output)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": str(columns)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) > 300
+    assert "--keep-freed-memory / --no-keep-freed-memory" in done.stdout
+    long = [line for line in lines if len(line) > columns]
+    assert all(columns == 40 and line.startswith("  -") for line in long)
+
+
 def test_version():
     assert invoke("--version").output.strip() == f"finetune {finetune.__version__}"
 
@@ -95,7 +118,7 @@ def test_show_prints_a_recipe_that_loads(tmp_path):
     assert load_recipe(path) == load_recipe("ade20k", ["model.variant=b2"])
 
 
-def test_what_init_says_to_type_next_can_be_typed(tmp_path):
+def test_what_init_says_to_type_next_can_be_typed(tmp_path, monkeypatch):
     for name in ("images", "masks"):
         (tmp_path / "my data" / name).mkdir(parents=True)
     for i in range(4):
@@ -106,6 +129,8 @@ def test_what_init_says_to_type_next_can_be_typed(tmp_path):
     said = invoke("init", tmp_path / "my data", "-o", recipe).output
     assert shlex.split(said.rpartition("Next: ")[2]) == ["finetune", "train", str(recipe)]
     load_recipe(recipe)
+    monkeypatch.chdir(tmp_path)  # "-d.yaml" would be an option
+    assert "Next: finetune train ./-d.yaml" in invoke("init", "my data", "-o", "./-d.yaml").output
 
 
 def test_show_keys_names_every_key():
@@ -116,7 +141,10 @@ def test_show_keys_names_every_key():
 
 @pytest.mark.parametrize(
     "arguments",
-    [["show"], ["train", "shapes", "train.stepz=1"], ["eval", "x", "--recipe=y"]],
+    [
+        *(["show"], ["show", "--keys", "--schema"], ["show", "folder", "--keys"]),
+        *(["train", "shapes", "train.stepz=1"], ["eval", "x", "--recipe=y"]),
+    ],
     ids=" ".join,
 )
 def test_mistakes_exit_2_with_one_message(arguments, monkeypatch, capsys):
@@ -128,6 +156,17 @@ def test_mistakes_exit_2_with_one_message(arguments, monkeypatch, capsys):
     assert said.err.startswith("error: ")
     assert said.err.count("\n") == 1
     assert not said.out
+
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    arguments = ["finetune", "show", "shapes", "train.steps=50", "train.warmup_steps=60"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    said = capsys.readouterr().err
+    assert said.startswith("warning: train.warmup_steps=60 does not fit")
+    assert said.count("\n") == 1
 
 
 @pytest.mark.slow
@@ -245,7 +284,9 @@ def test_eval_opens_no_pickle_and_no_code_and_no_nan(model, tmp_path):
 def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):
     for arguments, expected in [
         ((tmp_path / "nowhere", "--recipe", "shapes"), "no such folder"),
+        (("nowhere", "--recipe", "shapes"), "no such folder, and a Hub id is OWNER/NAME"),
         ((tmp_path, "--recipe", "shapes"), "not a model folder"),
+        ((model, "--recipe", "shapes"), f"{model}: is a run folder; name its model, {model}/best"),
         ((model / "last", "--recipe", "camvid", "data.path=x"), "6 classes .* not the 11"),
     ]:
         done = invoke("eval", *arguments)

@@ -1,6 +1,7 @@
 """The `finetune` command itself, and the arguments that several verbs share."""
 
 import inspect
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -14,24 +15,41 @@ from finetune.errors import UserError
 Verb = TypeVar("Verb", bound=Callable[..., Any])
 
 
+class Command(typer.core.TyperCommand):
+    """A verb whose help has a line for the name of each option: a narrow table cuts names off."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Lists the arguments, then the options."""
+        for kind in ("argument", "option"):
+            parameters = [p for p in self.get_params(ctx) if p.param_type_name == kind]
+            if found := [p.get_help_record(ctx) for p in parameters]:
+                with formatter.section(f"{kind.title()}s"):
+                    formatter.write_dl(found, col_max=2)
+
+
 class App(typer.Typer):
     """Verbs whose help wraps as paragraphs; typer keeps the line breaks of a docstring."""
 
-    def command(self, *arguments: Any, **options: Any) -> Callable[[Verb], Verb]:
+    def command(self, name: str | None = None) -> Callable[[Verb], Verb]:  # type: ignore[override]
         """Registers a verb; each paragraph of its docstring becomes one line."""
 
         def register(verb: Verb) -> Verb:
             paragraphs = (inspect.getdoc(verb) or "").split("\n\n")
-            text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
-            return super(App, self).command(*arguments, help=text, **options)(verb)
+            lines = [" ".join(paragraph.split()) for paragraph in paragraphs]
+            add = super(App, self).command
+            return add(name, cls=Command, help="\n\n".join(lines), short_help=lines[0])(verb)
 
         return register
 
 
 app = App(
     no_args_is_help=True,
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={
+        "help_option_names": ["-h", "--help"],
+        "terminal_width": max(20, min(100, shutil.get_terminal_size().columns) - 2),
+    },
 )
 
 

@@ -1,5 +1,6 @@
 """Verbs about data: write a recipe for it, find its faults, pack it for streaming."""
 
+import re
 import shlex
 import sys
 import time
@@ -47,7 +48,7 @@ def init(
 
     if source is None and folder is not None:
         done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
-    elif source is not None and folder is None and source.startswith("hub:"):
+    elif source is not None and folder is None and re.match("hub:[^@]", source):
         path = source.removeprefix("hub:")
         path, _, revision = (path, "", "") if "://" in path else path.partition("@")
         done = draft_from_table(path, output, revision=revision or None)
@@ -58,7 +59,7 @@ def init(
         for line in found:
             print(f"  {line}")
     print(f"\nBeside the recipe: {SCHEMA_FILE}, by which editors complete and check it.")
-    print(f"Written: {output}. Next: finetune train {shlex.quote(str(output))}")
+    print(f"Written: {output}. Next: finetune train {_typed(output)}")
 
 
 @app.command()
@@ -107,6 +108,8 @@ def doctor(
     from finetune.programs.doctor import screen
     from finetune.programs.doctor.doctor import examine
 
+    if choice is not None and not Path(target).expanduser().is_dir():
+        raise UserError(f"--choice {choice}: goes with a folder, and {target} is none; take it out")
     try:
         done = examine(
             target,
@@ -152,7 +155,7 @@ def pack(
     for split, count in done.samples.items():
         print(f"{split}: {count} images, {done.bytes[split] / 1e6:.1f} MB")
     kept = f", {done.kept} files were there already" if done.kept else ""
-    following = f"finetune train {shlex.quote(str(output / 'recipe.yaml'))}"
+    following = f"finetune train {_typed(output / 'recipe.yaml')}"
     print(f"Written: {output} ({speed:.0f} images/s{kept}). Next: {following}")
 
 
@@ -165,6 +168,14 @@ def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None)
     if choice is None and sys.stdin.isatty():
         print(f"Several layouts fit {folder}:\n{options}", file=sys.stderr)
         choice = typer.prompt("Which one", type=int, err=True)
-    if choice is None or not 1 <= choice <= len(layouts):
+    if choice is not None and not 1 <= choice <= len(layouts):
+        fits = "only layout 1 fits" if len(layouts) == 1 else f"these layouts fit:\n{options}"
+        raise UserError(f"--choice {choice}: {fits}")
+    if choice is None:
         raise UserError(f"several layouts fit {folder}; choose one with --choice:\n{options}")
     return layouts[choice - 1]
+
+
+def _typed(path: Path) -> str:
+    """A path as a person types it; a name that begins with a dash would be an option."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))

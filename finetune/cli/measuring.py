@@ -118,10 +118,10 @@ def benchmark(
         model=model,
     )
     train_both = "training" in names
-    if train_both != (recipe is not None) or (overrides and not train_both):
-        raise UserError(
-            "`benchmark training` needs --recipe; the others take no recipe and no key=value"
-        )
+    if train_both and recipe is None:
+        raise UserError("benchmark training: the recipe is missing; name it with --recipe")
+    if not train_both and (overrides or recipe is not None):
+        raise UserError("--recipe and key=value go with `benchmark training`; take them out")
     cases = program.plan([name for name in names if name != "training"], options, beside)
     training = None if recipe is None else program.from_checkout("training", beside)
     if training is not None:

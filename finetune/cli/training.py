@@ -87,6 +87,10 @@ def show(
     """
     from finetune.recipe import describe_keys, load_recipe, recipe_schema
 
+    if [recipe is not None, keys, schema].count(True) != 1:
+        raise UserError(
+            "name a recipe, or --keys or --schema alone; `finetune recipes` lists the recipes"
+        )
     if schema:
         print(json.dumps(recipe_schema(), indent=1))
     elif keys:
@@ -94,11 +98,7 @@ def show(
         for row in describe_keys():
             table.add_row(*(text.replace("[", "\\[") for text in row))
         Console().print(table)
-    elif recipe is None:
-        raise UserError(
-            "name a recipe, or ask for --keys or --schema; `finetune recipes` lists the recipes"
-        )
-    else:
+    elif recipe is not None:
         print(load_recipe(recipe, overrides or []).to_yaml(), end="")
 
 

@@ -192,10 +192,11 @@ def test_tables_fit_into_80_columns(capsys, monkeypatch):
         (["--rounds", "0"], "'--rounds'"),
         (["loader", "--data", "/nowhere"], "--data /nowhere: no such folder"),
         (["loader", "--data", "tests/segformer"], "--data tests/segformer: holds no images"),
-        (["training"], "needs --recipe"),
+        (["training"], "benchmark training: the recipe is missing; name it with --recipe"),
+        (["foo"], "WHAT 'foo': choose from forward, .*, training"),
         (
             ["forward", "train.steps=1"],
-            "needs --recipe; the others take no recipe and no key=value",
+            "--recipe and key=value go with `benchmark training`",
         ),
         (["training", "--recipe", "shapes", "train.steps=1"], "train.steps=1: .*leave it out"),
         (["training", "--recipe", "shapes", "--output", "tests"], "--output tests: not an empty"),

@@ -510,12 +510,21 @@ def test_from_elsewhere_by_the_first_rows(camvid, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["data", "--from", "hub:a/b"], ["--from", "a/b"], ["--from", "hub:a/b"]]
+    "arguments",
+    [
+        [],
+        ["data", "--from", "hub:a/b"],
+        ["--from", "a/b"],
+        ["--from", "hub:"],
+        ["--from", "hub:a/b"],
+    ],
 )
 def test_from_needs_one_place_that_can_be_opened(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     done = CliRunner().invoke(cli.app, ["init", *arguments])
     assert isinstance(done.exception, UserError)
+    says_how = "--from hub:OWNER/NAME" in str(done.exception)
+    assert says_how == (arguments != ["--from", "hub:a/b"])
     assert not list(tmp_path.iterdir())
 
 
@@ -625,7 +634,7 @@ def test_a_choice_of_what_is_not_there_is_a_mistake(camvid, tmp_path):
     for stem, image, mask in camvid["train"]:
         two_folders(tmp_path / "data", "train", stem, image, mask)
     _, done = init(tmp_path / "data", "--choice", "7")
-    assert "choose one with --choice" in str(done.exception)
+    assert str(done.exception) == "--choice 7: only layout 1 fits"
     _, done = init(tmp_path / "data", "--choice", "1")
     assert done.exit_code == 0
 

@@ -100,9 +100,7 @@ def test_a_new_source_drops_the_keys_of_the_old_one(tmp_path):
 
 
 def test_a_folder_is_no_recipe(tmp_path):
-    with pytest.raises(
-        UserError, match=r"is a folder, not a recipe; `finetune init .*` writes"
-    ):
+    with pytest.raises(UserError, match=r"is a folder, not a recipe; `finetune init .*` writes"):
         load_recipe(tmp_path)
     write(tmp_path, "recipe.yaml", "base: shapes\n")
     with pytest.raises(UserError, match=r"is a folder, not a recipe; take .*recipe\.yaml"):

@@ -125,7 +125,7 @@ def plan(what: Iterable[str], options: Options, checkout: Checkout) -> list[Case
         raise UserError(f"--data {options.data}: no such folder")
     cases = []
     for name in what:
-        _check_choice("WHAT", name, (*BENCHMARKS, "metric", *PER_PICTURE))
+        _check_choice("WHAT", name, (*BENCHMARKS, "metric", *PER_PICTURE, "training"))
         if name in PER_PICTURE:
             cases.append(from_checkout(name, checkout).case_of(options, where))
             continue

@@ -340,6 +340,7 @@ def test_the_page_needs_nothing_else_and_the_json_is_strict(tmp_path):
         (["nowhere"], "nowhere is not a folder either."),
         (["camvid", "data.pth=x"], "did you mean data.path"),
         (["camvid", "data.path=gone"], "does not exist"),
+        (["shapes", "--choice", "3"], "--choice 3: goes with a folder"),
         (["empty"], "no pairs of images and masks"),
         (["data", "-o", "file"], "this folder cannot be made"),
         (["camvid"], "is a folder here and also the recipe camvid.yaml"),
@@ -365,6 +366,8 @@ def test_an_ambiguous_folder_is_a_question(tmp_path):
     arguments = ["doctor", str(root), "-o", str(tmp_path / "out")]
     done = CliRunner().invoke(cli.app, arguments)
     assert "choose one with --choice" in str(done.exception)
+    done = CliRunner().invoke(cli.app, [*arguments, "--choice", "3"])
+    assert "--choice 3: these layouts fit:" in str(done.exception)
     assert CliRunner().invoke(cli.app, [*arguments, "--choice", "1"]).exit_code == 0
     with pytest.raises(UserError, match="2 layouts fit"):
         examine(str(root))
