@@ -5,11 +5,15 @@ that file from both. So the command starts here, outside the folder, and looks b
 the package, which looks here when it is imported. This file imports the standard library only.
 """
 
+import os
+import signal
 import sys
 import warnings
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 REINSTALL = "`pip uninstall finetune segformer-finetune`, then install segformer-finetune again"
 
@@ -55,11 +59,36 @@ def obstacle() -> str:
     )
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C: an exception as usual, but the end at once while a module is imported.
+
+    Nothing of ours is going on then, and callbacks of libraries would swallow the exception.
+    """
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            leave(number, frame)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
+
+def leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Ctrl-C where nothing is left to save."""
+    os.write(2, b"\nstopped\n")
+    os._exit(130)
+
+
 def main() -> None:
     """The `finetune` command."""
+    is_usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not ignored
+    if is_usual:
+        signal.signal(signal.SIGINT, interrupt)
     if problem := obstacle():
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(2)
     from finetune.cli import main as command
 
-    command()
+    try:
+        command()
+    finally:
+        if is_usual:
+            signal.signal(signal.SIGINT, leave)

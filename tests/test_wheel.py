@@ -196,3 +196,36 @@ def test_it_measures_time_without_the_checkout(environment, tmp_path):
     refused = run(environment, tmp_path, "finetune", "benchmark", "predict")
     assert refused.returncode == 2
     assert "needs a checkout" in refused.stderr
+
+
+# A package of the same name with an interrupt in one place: in a callback, which swallows
+# exceptions, of an import; in a verb; at the end, when Python waits for its threads.
+INTERRUPTED = {
+    "import": ("class A:\n    def __del__(self): os.kill(os.getpid(), 2)\nA()", "pass"),
+    "verb": ("", "os.kill(os.getpid(), 2)"),
+    "end": ("", "import atexit; atexit.register(os.kill, os.getpid(), 2)"),
+}
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize(
+    ("place", "said"), [("import", "\nstopped\n"), ("verb", "saved\n"), ("end", "\nstopped\n")]
+)
+def test_ctrl_c_ends_the_command_wherever_it_is(tmp_path, place, said):
+    imported, verb = INTERRUPTED[place]
+    (tmp_path / "finetune").mkdir()
+    (tmp_path / "finetune/__init__.py").write_text(f"# warn_of_namesake\nimport os\n{imported}\n")
+    (tmp_path / "finetune/cli.py").write_text(
+        "import os, sys\n"
+        "def main():\n"
+        f"    try: {verb}\n"
+        "    except KeyboardInterrupt: print('saved', file=sys.stderr); sys.exit(130)\n"
+    )
+    code = "import signal, segformer_finetune as ours\n"
+    code += "signal.signal(signal.SIGINT, signal.default_int_handler); ours.main()"
+    environment = {**VARIABLES, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, said)

@@ -1,6 +1,6 @@
 """`python -m finetune.cli`: the `finetune` command where no script is on the path."""
 
-from finetune.cli import main
+from segformer_finetune import main
 
 if __name__ == "__main__":
     main()
