@@ -7,6 +7,9 @@ import numpy as np
 
 RGB = tuple[int, int, int]
 
+WRONG: RGB = (225, 38, 38)
+"""The colour of wrong pixels in pictures of errors."""
+_FAR = 80  # from WRONG, in the channel that differs most
 _CHUNK = 4096  # colours compared at once: times 256 of a table, 12 MB of distances
 
 
@@ -65,7 +68,7 @@ def _channels(packed: np.ndarray) -> np.ndarray:
 
 
 def default_colors(num_labels: int) -> tuple[RGB, ...]:
-    """A fixed palette for any number of classes: distinct, never black, neighbours far apart.
+    """A fixed palette for any number of classes: distinct, never black, none like `WRONG`.
 
     Hues step by the golden ratio, which spreads every prefix of the sequence over the circle. Three
     shades alternate, so that hues that come near again (5, 8, 13 steps) differ in lightness.
@@ -75,7 +78,9 @@ def default_colors(num_labels: int) -> tuple[RGB, ...]:
     step = 0
     while len(colors) < num_labels:
         saturation, value = shades[step % len(shades)]
-        rgb = colorsys.hsv_to_rgb(step * 0.618033988749895 % 1, saturation, value)
-        colors[tuple(round(255 * channel) for channel in rgb)] = None  # type: ignore[index]
+        shares = colorsys.hsv_to_rgb(step * 0.618033988749895 % 1, saturation, value)
+        red, green, blue = (round(255 * share) for share in shares)
+        if max(abs(red - WRONG[0]), abs(green - WRONG[1]), abs(blue - WRONG[2])) >= _FAR:
+            colors[red, green, blue] = None
         step += 1
     return tuple(colors)

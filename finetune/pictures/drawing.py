@@ -14,13 +14,13 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from finetune.disk import write_whole
+from finetune.labels.colors import WRONG
 
 Color = tuple[int, int, int]
 
 ROW_HEIGHT, MAX_WIDTH = 224, 448  # pixels into which a picture is scaled
 GAP, MARGIN, CAPTION_WIDTH, LINE = 8, 20, 168, 26
 INK, FAINT, PAPER = (28, 30, 33), (118, 122, 128), (255, 255, 255)
-WRONG: Color = (225, 38, 38)
 IGNORED: Color = (48, 48, 48)
 _NARROWEST = 240  # pixels of a legend
 COLUMNS = ("image", "truth", "prediction", "error")

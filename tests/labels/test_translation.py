@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from finetune.errors import UserError
-from finetune.labels.colors import default_colors
+from finetune.labels.colors import WRONG, default_colors
 from finetune.labels.presets import PRESETS
 from finetune.labels.translation import Labels
 
@@ -150,6 +150,12 @@ def test_default_colors_are_distinct_and_never_black(num_labels):
     assert len(set(colors)) == num_labels
     assert all(max(color) > 60 for color in colors)
     assert default_colors(num_labels + 5)[:num_labels] == colors
+
+
+def test_no_default_color_is_like_that_of_wrong_pixels():
+    distances = np.abs(np.array(default_colors(1000)) - WRONG).max(-1)
+    assert len(distances) == 1000
+    assert distances.min() >= 80
 
 
 def test_the_first_default_colors_are_far_apart():
