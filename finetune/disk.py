@@ -32,6 +32,21 @@ def write_whole(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def check_folder(path: Path) -> None:
+    """Checks that a folder is there or can be made, and can be written to. Makes nothing.
+
+    Raises:
+        UserError: A file is in its place, or the folder above it is read-only.
+    """
+    place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not place.is_dir():
+        raise UserError(f"{path}: {place} is not a folder; choose another folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(
+            f"{path}: {place} cannot be written to; choose another folder, or make it writable"
+        )
+
+
 def make_folder(path: Path) -> None:
     """Makes a folder and its missing parents.
 
@@ -41,7 +56,9 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: this folder cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"{path}: this folder cannot be made ({error.strerror}); choose another"
+        ) from error
 
 
 @contextmanager

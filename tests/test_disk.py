@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from finetune.disk import whole_folder
+from finetune.disk import check_folder, whole_folder
 from finetune.errors import UserError
 
 
@@ -51,3 +51,16 @@ def test_a_link_stays_and_its_target_is_replaced(tmp_path):
         (new / "a").touch()
     assert (tmp_path / "link").is_symlink()
     assert names(tmp_path / "old") == ["a"]
+
+
+def test_a_folder_is_checked_without_being_made(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("mine")
+    check_folder(tmp_path / "new/deep")
+    check_folder(tmp_path)
+    assert os.listdir(tmp_path) == ["file"]
+    for path in (tmp_path / "file", tmp_path / "file/deep/er"):
+        with pytest.raises(UserError, match="file is not a folder; choose another"):
+            check_folder(path)
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(UserError, match="cannot be written to; choose another folder, or make it"):
+        check_folder(tmp_path / "new")

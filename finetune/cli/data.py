@@ -105,11 +105,14 @@ def doctor(
     the message names, 130 after Ctrl-C. doctor.json and doctor.html are written with and without
     problems.
     """
+    from finetune.disk import check_folder
     from finetune.programs.doctor import screen
     from finetune.programs.doctor.doctor import examine
 
     if choice is not None and not Path(target).expanduser().is_dir():
         raise UserError(f"--choice {choice}: goes with a folder, and {target} is none; take it out")
+    if output is not None:
+        check_folder(output)  # before minutes of reading
     try:
         done = examine(
             target,

@@ -30,12 +30,13 @@ import finetune
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.sources.opening import open_split
 from finetune.data.threads import in_order
-from finetune.disk import alone_in, make_folder, measure, write_whole
+from finetune.disk import alone_in, check_folder, make_folder, measure, write_whole
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.machine import usable_cores
 from finetune.pictures.encoding import as_png
 from finetune.pictures.references import Encoded
+from finetune.publish.markdown import escaped
 from finetune.recipe import Recipe, to_yaml
 from finetune.run.screen import progress_bar
 
@@ -74,6 +75,7 @@ def pack(recipe: Recipe, output: Path, *, workers: int | None = None) -> Packed:
         UserError: The folder holds something else; or a sample is bad, and the message names it.
             Written files stay then, and the same call resumes.
     """
+    check_folder(output)
     data = recipe.data
     if data.is_drawn or data.is_streamed:
         what = "draws its pictures" if data.is_drawn else "is streamed"
@@ -170,8 +172,8 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
     except OSError as error:
         reason = str(error.strerror or error).partition(". Detail")[0]
         raise UserError(
-            f"{path}: cannot be written ({reason}). Make room and run the same command again; it "
-            "keeps what is packed."
+            f"{path}: cannot be written ({reason}). Make room and run the same command again; "
+            "finished files are kept."
         ) from error
     finally:
         new.unlink(missing_ok=True)
@@ -336,11 +338,11 @@ def _card(name: str, labels: Labels, counts: dict[str, int]) -> str:
     configs = [{"config_name": "default", "data_files": files}]
     header = to_yaml({"task_categories": ["image-segmentation"], "configs": configs})
     sizes = ", ".join(f"{count} in {split}" for split, count in counts.items())
-    classes = "\n".join(f"| {i} | {_escaped(name)} |" for i, name in enumerate(labels.names))
+    classes = "\n".join(f"| {i} | {escaped(name)} |" for i, name in enumerate(labels.names))
     return f"""---
 {header}---
 
-# {_escaped(name)}
+# {escaped(name)}
 
 Images with masks of class ids ({sizes}), packed by `finetune pack`.
 Columns: `image`, the files as they were; `mask`, PNG of class ids, {labels.ignore_index} where a
@@ -356,7 +358,3 @@ data = datasets.load_dataset("path/of/this/folder", split="{next(iter(counts))}"
 |---|---|
 {classes}
 """
-
-
-def _escaped(text: str) -> str:
-    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)

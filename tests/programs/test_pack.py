@@ -22,6 +22,7 @@ from finetune import cli
 from finetune.data.sources.hub import hub_shards
 from finetune.data.sources.opening import open_split, stream_split
 from finetune.errors import UserError
+from finetune.labels.translation import Labels
 from finetune.programs import pack
 from finetune.recipe import Recipe, load_recipe
 from finetune.train import fit
@@ -107,6 +108,18 @@ def test_images_are_the_bytes_that_they_were_and_others_can_read_it(source, tmp_
         assert row["image"] == {"bytes": file.read_bytes(), "path": file.name}
         raw = np.asarray(Image.open(source / "valannot" / f"{row['id']}.png"))
         assert np.array_equal(np.asarray(decoded["mask"]), np.where(raw == 11, 255, raw))
+
+
+def test_a_class_is_one_row_of_the_card():
+    labels = Labels.build(["a\nb|c", "<i>"])
+    rows = [line for line in pack._card("x", labels, {"train": 1}).splitlines() if line[:1] == "|"]
+    assert rows[2:] == [r"| 0 | a b\|c |", "| 1 | &lt;i&gt; |"]
+
+
+def test_the_output_is_checked_before_the_data_is_read(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="file is not a folder; choose another folder"):
+        pack.pack(camvid(tmp_path / "gone"), tmp_path / "file")
 
 
 def test_the_index(source, tmp_path):
