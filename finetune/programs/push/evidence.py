@@ -206,15 +206,19 @@ def _environment(path: Path) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def look(evidence: Evidence, recipe: Recipe) -> Examples | None:
+def look(evidence: Evidence, recipe: Recipe, *, needed: bool = False) -> Examples | None:
     """The best and the worst predictions on some validation images.
 
     Args:
         evidence: holds the model.
         recipe: names the validation split; its classes must be the model's.
+        needed: whether images that cannot be read here are an error.
 
     Returns:
-        None, with a warning, if the images cannot be read here.
+        None, with a warning, if the images cannot be read here and are not needed.
+
+    Raises:
+        UserError: they are needed.
     """
     segmenter = evidence.segmenter
     try:
@@ -234,6 +238,8 @@ def look(evidence: Evidence, recipe: Recipe) -> Examples | None:
         # These are read again: 64 photographs of a camera would take gigabytes.
         rows = [_predicted(samples[chosen[n]], segmenter, labels) for n in best_and_worst(ious)]
     except UserError as error:
+        if needed:
+            raise
         warnings.warn(
             f"the card shows no predictions: {error} (data.path=FOLDER names the images' folder)",
             stacklevel=2,

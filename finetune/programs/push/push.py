@@ -88,8 +88,8 @@ def push(
         dry_run: sends nothing, and writes the folder here, byte for byte; a Space goes to the same
             name with "-space".
         message: the commit's.
-        overrides: "data.path=..." and the like name the validation images on this machine. The
-            pushed recipe stays the run's.
+        overrides: "data.path=..." and the like name the validation images on this machine, which
+            must then be readable. The pushed recipe stays the run's.
         pictures: whether the model is run on validation images for the card, which takes longer
             than everything else.
 
@@ -116,7 +116,8 @@ def push(
         model = scratch / "model"
         model.mkdir()
         stage(evidence, model, with_code=with_code)
-        examples = look(evidence, recipe) if pictures and recipe else None
+        asked = any(text.startswith("data.") for text in overrides)
+        examples = look(evidence, recipe, needed=asked) if pictures and recipe else None
         write_card(
             model,
             evidence,

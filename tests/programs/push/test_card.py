@@ -104,6 +104,7 @@ def test_text_of_others_is_shown_as_it_is(run, pushed):
 
 def test_facts_are_the_runs(run, pushed):
     text = ModelCard.load(pushed[0] / "README.md").text
+    assert "With the package `segformer-finetune`" in text
     facts = {row[0]: row[1] for row in cells(text) if len(row) == 2}
     row = best_row(run)
     assert facts["steps"].startswith(f"{row['step']} of 4,")
@@ -250,13 +251,11 @@ def test_what_looks_like_a_token_stops_it(token, own_run, tmp_path):
 
 
 def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path, capsys):
+    for recipe in (own_run / "recipe.yaml", own_run / "best/recipe.yaml"):
+        text = recipe.read_text()
+        recipe.write_text(re.sub("path: .*/patches", f"path: {tmp_path}/nowhere/patches", text))
     with pytest.warns(UserWarning, match="shows no predictions: .*nowhere"):
-        done = program.push(
-            own_run,
-            "me/x",
-            dry_run=tmp_path / "out",
-            overrides=[f"data.path={tmp_path / 'nowhere'}"],
-        )
+        done = program.push(own_run, "me/x", dry_run=tmp_path / "out")
     assert done.images == 0
     program.show(done)
     assert "shows the training's own picture" in capsys.readouterr().out
@@ -267,14 +266,20 @@ def test_without_the_images_the_trainings_own_picture_is_taken(own_run, tmp_path
     assert "nowhere" not in text.replace("never &amp; nowhere", "").replace("never & nowhere", "")
     (own_run / "panel.png").unlink()
     with pytest.warns(UserWarning, match="shows no predictions"):
+        program.push(own_run, "me/x", dry_run=tmp_path / "out")
+    assert not (tmp_path / "out/card/examples.png").exists()
+    assert "None are shown" in (tmp_path / "out/README.md").read_text()
+
+
+def test_images_that_the_user_named_must_be_there(own_run, tmp_path):
+    with pytest.raises(UserError, match="nowhere"):
         program.push(
             own_run,
             "me/x",
             dry_run=tmp_path / "out",
             overrides=[f"data.path={tmp_path / 'nowhere'}"],
         )
-    assert not (tmp_path / "out/card/examples.png").exists()
-    assert "None are shown" in (tmp_path / "out/README.md").read_text()
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_model_without_a_run_claims_nothing(tmp_path):
@@ -330,8 +335,7 @@ def test_all_bases_of_a_merged_model_stay(tmp_path):
 
 def test_a_model_that_has_left_its_run_keeps_its_scores(run, tmp_path):
     model = shutil.copytree(run / "best", tmp_path / "model")
-    with pytest.warns(UserWarning, match="no predictions"):
-        program.push(model, "me/x", dry_run=tmp_path / "out", overrides=["data.path=gone"])
+    program.push(model, "me/x", dry_run=tmp_path / "out", pictures=False)
     own, found = (ModelCard.load(path / "README.md") for path in (model, tmp_path / "out"))
     assert found.data.eval_results == own.data.eval_results
     assert "the card that came with these weights states" in found.text.lower()
