@@ -32,6 +32,8 @@ class LabelGuess:
     assumed: tuple[str, ...]
     known: bool = True
     """Whether a file beside the masks says what their values mean."""
+    listed: ClassList | None = None
+    """The list of classes beside the masks, used or not."""
 
 
 def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
@@ -50,7 +52,7 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     else:
         found = f"masks hold ids: {_shown(sorted(values.counts))} ({values.num_masks} looked at)"
         guess = _of_ids(values, listed, found)
-    return replace(guess, assumed=(*values.assumed, *guess.assumed))
+    return replace(guess, assumed=(*values.assumed, *guess.assumed), listed=listed)
 
 
 def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:

@@ -295,7 +295,7 @@ def _guessed_again(
     slips = set(smeared_values(values) or rare_values(values, num_masks, labels.kind))
     counts = Counter({v: c.pixels for v, c in values.items() if v not in slips})
     try:
-        again = guess_labels(MaskValues("ids", counts, None, num_masks), None)
+        again = guess_labels(MaskValues("ids", counts, None, num_masks), guessed.listed)
     except UserError:  # fewer than two classes: the first guess stays
         return labels, seen
     block = {**again.labels, "colors": None}

@@ -116,5 +116,6 @@ def _verdict(facts: Mapping[str, Any]) -> tuple[str, str]:
         for kind in ("warnings", "problems")
     )
     if facts["verdict"] == "clean":
-        return f"Clean: no problem, {warnings}.", "bold green"
+        words, style = ("No", "yellow") if facts["warnings"] else ("Clean: no", "green")
+        return f"{words} problem, {warnings}.", f"bold {style}"
     return f"{problems}, {warnings}.", "bold red"

@@ -342,7 +342,8 @@ def test_the_page_needs_nothing_else_and_the_json_is_strict(tmp_path):
         (["camvid", "data.path=gone"], "does not exist"),
         (["shapes", "--choice", "3"], "--choice 3: goes with a folder"),
         (["empty"], "no pairs of images and masks"),
-        (["data", "-o", "file"], "this folder cannot be made"),
+        (["nowhere", "-o", "file"], "file is not a folder; choose another folder"),
+        (["nowhere", "-o", "file/in/it"], "file is not a folder; choose another folder"),
         (["camvid"], "is a folder here and also the recipe camvid.yaml"),
     ],
 )
@@ -358,6 +359,35 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, arguments, message):
     assert message in str(done.exception)
     assert not (tmp_path / "runs").exists()
     assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_only_a_set_without_warnings_is_called_clean(tmp_path):
+    target = recipe(folder(tmp_path / "data"))
+    arguments = ["doctor", target, "-o", str(tmp_path / "out")]
+    assert (
+        CliRunner().invoke(cli.app, arguments).stdout.endswith("Clean: no problem, 0 warnings.\n")
+    )
+    same = CliRunner().invoke(cli.app, [*arguments, "data.val_split=train"])
+    assert same.exit_code == 0
+    assert same.stdout.endswith("\nNo problem, 1 warning.\n")
+    assert "clean</span>" not in (tmp_path / "out/doctor.html").read_text()
+
+
+def test_a_list_of_classes_that_one_mask_contradicts(tmp_path):
+    root = folder(tmp_path / "data")
+    (root / "classes.txt").write_text("sky\nroad\ncar\n")
+    stray = regions(3)
+    stray[:20] = 7
+    save(stray, root / "masks/train/3.png")
+    reason = "classes.txt lists 3 names, but masks hold 0, 1, 2, 7"
+    assert [line for line in examine(str(root)).seen if reason in line]
+    # A few pixels are a slip: the list holds without them.
+    stray = regions(3)
+    stray[0, :5] = 7
+    save(stray, root / "masks/train/3.png")
+    done = examine(str(root))
+    assert done.expected.labels.names == ("sky", "road", "car")
+    assert kinds(done)["rare-value"] == {"3.png"}
 
 
 def test_an_ambiguous_folder_is_a_question(tmp_path):
