@@ -125,6 +125,10 @@ class Segmenter:
             config = load_config(where, what)
         preprocessing = load_preprocessing(where, what, config)
         if protocol:
+            if "stride" in protocol and not protocol.get("window", preprocessing.protocol.window):
+                raise UserError(
+                    f"--stride (stride): {what} has no window; add --window (window), such as 1024"
+                )
             shown = preprocessing.protocol.replaced(**protocol)
             check_window(shown, config, what)
             preprocessing = replace(preprocessing, protocol=shown)
@@ -222,6 +226,9 @@ def _device(wanted: str | torch.device | None) -> torch.device:
         return default_device()
     try:
         found = torch.device(wanted)
+    except RuntimeError as error:
+        raise UserError(f"device {wanted}: choose cpu, cuda or cuda:N") from error
+    try:
         torch.zeros(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"device {wanted}: cannot be used here ({first_line(error)})") from error

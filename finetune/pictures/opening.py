@@ -121,8 +121,7 @@ def named(picture: Picture) -> Iterator[None]:
             size = picture.stat().st_size
         what = "the file is gone" if size is None else f"cannot be read ({size} bytes): {reason}"
         kind = {None: "missing-file", 0: "empty-file"}.get(size, "unreadable-file")
-        remedy = "Replace it, or remove image and mask."
-        raise UserError(f"{picture}: {what}. {remedy}", kind=kind) from error
+        raise UserError(f"{picture}: {what}. Replace or remove it.", kind=kind) from error
 
 
 def too_large(picture: object, what: str, limit: int) -> UserError:

@@ -116,7 +116,7 @@ def test_the_protocol_can_be_changed(folder):
     assert (protocol.shortest_edge, protocol.window, protocol.stride) == (64, (40, 48), (30, 36))
     assert not np.array_equal(segmenter(pixels).mask, segment(folder, pixels).mask)
     for changes, named in [
-        ({"stride": (8, 8)}, "stride: needs window"),
+        ({"stride": (8, 8)}, r"--stride .* has no window; add --window"),
         ({"window": (40, 40), "stride": (41, 8)}, "gaps"),
         ({"window": (20, 40)}, "29 pixels"),
     ]:

@@ -151,12 +151,14 @@ def collect(
             raise UserError("an input is empty; check that its shell variable is set")
         path = os.path.expanduser(text)
         if os.path.isdir(path):
+            _refuse_results(path, results, text)
             _add_files(found, path, sorted(_below(path, results)), text)
         elif os.path.isfile(path):
             _add_files(found, os.path.dirname(path) or ".", [path], text, named=True)
         elif os.path.exists(path):  # a pipe would block
             raise UserError(f"{text}: is neither a file nor a folder")
         elif glob.has_magic(text):
+            _refuse_results(_fixed_part(path), results, text)
             files = filter(os.path.isfile, glob.iglob(path, recursive=True))
             kept = [file for file in files if not _is_result(file, results)]
             kept.sort(key=lambda file: (file.count(os.sep), file))  # before links to the same files
@@ -193,6 +195,14 @@ def _below(folder: str, results: str) -> Iterator[str]:
 def _is_result(file: str, results: str) -> bool:
     path = os.path.realpath(file)
     return path == results or path.startswith(results + os.sep)
+
+
+def _refuse_results(folder: str, results: str, text: str) -> None:
+    if _is_result(folder, results):
+        raise UserError(
+            f"{text}: this input is also the folder of the results (-o), or lies in it; choose "
+            "another folder for the results"
+        )
 
 
 def _add_files(

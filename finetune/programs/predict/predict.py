@@ -116,8 +116,10 @@ def predict(
         UserError: An input names nothing, or the folder is another model's or cannot be written.
         KeyboardInterrupt: After Ctrl-C; finished files are whole.
     """
+    if "none" in writes:
+        raise UserError("--write none: goes alone; leave out none, or the others")
     if unknown := sorted(set(writes) - set(WRITES)):
-        raise UserError(f"--write {unknown[0]}: choose from {', '.join(WRITES)}")
+        raise UserError(f"--write {unknown[0]}: choose from {', '.join(WRITES)}, or none alone")
     rank, world_size = (int(os.environ.get(k, d)) for k, d in (("RANK", "0"), ("WORLD_SIZE", "1")))
     found = collect(inputs, output, split=split, image_column=image_column)
     workers = workers or min(MAX_WORKERS, usable_cores())
@@ -181,11 +183,9 @@ def show(done: Outcome, output: Path, seconds: float) -> None:
     print(f"{images} ({speed}). Written: {output}")
     if done.missing:
         print(f"{done.missing} more are left to other processes, or not done yet")
-    for reason in done.failed[:5]:
-        print(f"not predicted: {reason}", file=sys.stderr)
-    if done.failed:
-        more = f"; all are in {output / 'predict.json'}" if len(done.failed) > 5 else ""
-        print(f"error: {len(done.failed)} cannot be predicted{more}", file=sys.stderr)
+    if done.failed:  # each was named when it failed
+        where = output / "predict.json"
+        print(f"error: {len(done.failed)} cannot be predicted; listed in {where}", file=sys.stderr)
 
 
 @dataclass

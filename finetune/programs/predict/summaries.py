@@ -94,5 +94,5 @@ def not_written(path: Path, error: OSError) -> UserError:
     """The error for a disk that does not take a file."""
     return UserError(
         f"{path}: cannot be written ({error.strerror or error}). Make room and run the same "
-        "command again; it keeps what is done"
+        "command again; finished files are kept"
     )

@@ -50,6 +50,11 @@ def photos(tmp_path_factory):
     return root
 
 
+def made(folder):
+    folder.mkdir(parents=True)
+    return folder
+
+
 def run(*arguments):
     done = CliRunner().invoke(cli.app, ["predict", *map(str, arguments)])
     if done.exception and not isinstance(done.exception, UserError | SystemExit):
@@ -203,6 +208,9 @@ def test_bad_files_are_named_and_the_rest_is_done(model, tmp_path):
         assert reason in message
         assert message.count(str(folder / name)) == 1
     assert "5 cannot be predicted" in done.output
+    assert done.output.count("not predicted: ") == 5
+    assert done.output.count("empty.png: cannot be read (0 bytes)") == 1
+    assert "mask" not in done.stderr
     # mended, it is done
     picture(60, 80, 4).save(folder / "empty.png")
     done = run(model, folder, "-o", out, "--json")
@@ -216,21 +224,25 @@ def test_bad_files_are_named_and_the_rest_is_done(model, tmp_path):
     [
         (["nowhere"], "nowhere: does not exist"),
         (["*.nothing"], "holds no images"),
+        (["{out}"], "is also the folder of the results (-o), or lies in it; choose another"),
+        (["{out}/more/*.png"], "is also the folder of the results (-o), or lies in it"),
         (["{photos}/notes.txt", "{photos}/0.png", "{copy}/0.png"], "would both be written as 0"),
         (["{photos}", "--write", "masks"], "--write masks"),
+        (["{photos}", "--write", "coco,none"], "--write none: goes alone"),
         (["{photos}", "--window", "wide"], "--window 'wide'"),
         (["{photos}", "--window", "16"], "29 pixels"),
-        (["{photos}", "--stride", "16"], "stride: needs window"),
+        (["{photos}", "--stride", "16"], "has no window; add --window (window), such as 1024"),
         (["{photos}", "--scales", "0,1"], "--scales"),
         (["{photos}", "--dtype", "int8"], "dtype int8"),
         (["{photos}", "--device", "cuda:7"], "cuda:7"),
-        (["{photos}", "--device", "tpu9"], "tpu9"),
+        (["{photos}", "--device", "tpu9"], "device tpu9: choose cpu, cuda or cuda:N"),
         (["{photos}", "--split", "train"], "--split"),
     ],
 )
 def test_mistakes(model, photos, tmp_path, arguments, named):
     picture(40, 56).save(tmp_path / "0.png")
-    places = {"photos": str(photos), "copy": str(tmp_path)}
+    places = {"photos": str(photos), "copy": str(tmp_path), "out": str(tmp_path / "out")}
+    picture(40, 56).save(made(tmp_path / "out/more") / "1.png")
     arguments = [text.format(**places) for text in arguments]
     done = run(model, *arguments, "-o", tmp_path / "out")
     assert done.exit_code != 0
