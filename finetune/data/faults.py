@@ -41,7 +41,7 @@ def listed(names: list[str]) -> str:
 def without_partner(
     images: Sequence[Path], masks: Sequence[Path], what: str = ""
 ) -> Iterator[Fault]:
-    """A fault for each pair of which one file, or both, do not exist."""
+    """A fault for each pair with a missing file."""
     for image, mask in zip(images, masks, strict=True):
         match image.is_file(), mask.is_file():
             case True, False:

@@ -127,7 +127,7 @@ def read_colors(picture: Picture) -> np.ndarray:
             )
         if ";16" in raw_mode(mask):
             raise UserError(
-                f"{picture}: the mask has 16 bits a channel, of which only 8 would be read. "
+                f"{picture}: the mask has 16 bits a channel, and only 8 would be read. "
                 "Convert it to 8 bit colours.",
                 kind="mask-not-colors",
             )
@@ -228,7 +228,7 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
 
 
 def _check_one_frame(picture: Picture, image: ImageFile.ImageFile, *, is_mask: bool) -> None:
-    """Refuses several frames or pages, of which Pillow gives the first without a word.
+    """Refuses several frames or pages; Pillow gives the first of them without a word.
 
     In images only animations are refused; an MPO counts as one picture.
     """

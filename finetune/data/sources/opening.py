@@ -1,4 +1,4 @@
-"""Recipe to Samples: what `data.source` stands for."""
+"""Opens the data of a recipe: each `data.source` has its opener."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,11 +26,11 @@ def open_split(
 ) -> datasets.Dataset:
     """One split as a `datasets.Dataset` of Samples.
 
-    `faults` takes what is wrong with single files; the split then holds the others. With None the
+    `faults` takes the faults of single files; the split then holds the other files. With None the
     first fault is raised. Shapes are drawn in RGB, whatever `num_channels` is.
 
     Raises:
-        UserError: What is wrong with the files; see the sources.
+        UserError: A file is missing or wrong; see the sources.
     """
     if isinstance(data, ShapesData):
         is_train = split == data.train_split
@@ -42,7 +42,7 @@ def open_split(
 
 
 def _part(data: StoredData, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
-    """A split of what is stored: all that its name leads to, a share of it, or a list."""
+    """A split of stored data: all samples of its name, a share of them, or a list."""
     open_all = OPENERS[data.source]
     if data.val_fraction is not None:
         whole = open_all(data, labels, data.train_split, faults)
@@ -95,4 +95,4 @@ OPENERS: dict[str, Opener] = {
     "voc": _opener(archives.voc),
     "coco-stuff": _opener(archives.coco_stuff),
 }
-"""The source of a recipe -> what opens all that a split's name leads to."""
+"""The source of a recipe -> the function that opens all samples of a split."""
