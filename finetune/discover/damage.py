@@ -1,0 +1,161 @@
+"""Greys that nobody painted: masks after smooth resizing, blurring or lossy compression.
+
+A value that somebody painted stands in the middle of a region somewhere, or is an end of the range
+that a thin thing reaches. A value of damage stands between two others, or beside one.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+REACH = 24
+"""How far, in levels, damage moves pixels that are not at an edge."""
+CLOSE = 6
+"""Levels that no damaged mask tells apart."""
+_INNER = 0.2
+"""Share of a painted value's pixels that equal their eight neighbours."""
+_FEWEST = 1e-3
+"""Share of pixels that a thin thing of an end of the range holds at least."""
+_THIN = 0.7
+"""Share of a thin thing's pixels that are on no ramp; damage has more ramp than ridge."""
+_SMALL_SET = 16
+"""Most levels of a set in which all but the background may be thin."""
+_UNEXPLAINED = 0.04
+"""Share of a thing's ridges, or of regions' middles, from which on a value may be missing."""
+_WEAK = 0.02
+"""A value that is so much rarer in the middle of regions than the second one may be damage."""
+_FEW_LEVELS = 2
+"""So few values without a middle are thin classes of a set, unless it is black and white."""
+_NEIGHBOURS = np.ones((3, 3), np.uint8)
+_WINDOW = np.ones((7, 7), np.uint8)
+_STEP = 8  # levels between a pixel and the ends of a ramp that it stands on
+
+
+@dataclass(frozen=True)
+class Levels:
+    """How often each of the 256 levels occurs in masks, and where; int64 (256,) each."""
+
+    counts: np.ndarray
+    """Pixels."""
+    inner: np.ndarray
+    """Those that equal their eight neighbours."""
+    ridge: np.ndarray
+    """Those that are not on a ramp, with lower and higher levels near."""
+
+    def __add__(self, other: "Levels") -> "Levels":
+        return Levels(
+            self.counts + other.counts, self.inner + other.inner, self.ridge + other.ridge
+        )
+
+
+@dataclass(frozen=True)
+class Damage:
+    """What damaged masks were meant to hold."""
+
+    values: tuple[int, ...]
+    """The painted values, ascending."""
+    num_others: int
+    """Levels that nobody painted."""
+    share: float
+    """Their share of the pixels."""
+    tolerance: int
+    """Distance from the farthest level to its nearest value, or half of the widest gap."""
+    is_clear: bool
+    """Whether the values explain the masks; otherwise some may be missing or wrong."""
+
+
+def look_at(mask: np.ndarray) -> Levels:
+    """Counts the levels of a mask, uint8 (H, W)."""
+    mask = _without_repeats(mask)
+    inner = cv2.erode(mask, _NEIGHBOURS) == cv2.dilate(mask, _NEIGHBOURS)
+    below = cv2.subtract(mask, cv2.erode(mask, _WINDOW)) > _STEP
+    above = cv2.subtract(cv2.dilate(mask, _WINDOW), mask) > _STEP
+    parts = mask.ravel(), mask[inner], mask[~(below & above)]
+    return Levels(*(np.bincount(part, minlength=256) for part in parts))
+
+
+def _without_repeats(mask: np.ndarray) -> np.ndarray:
+    """Undoes enlarging by nearest neighbour, which turns a grey edge into a region."""
+    for axis in (0, 1):
+        rows = mask if axis == 0 else mask.T
+        starts = np.flatnonzero(np.concatenate([[True], (rows[1:] != rows[:-1]).any(1)]))
+        lengths = np.diff(np.append(starts, len(rows)))
+        factor = int(lengths[1:-1].min()) if len(lengths) > 4 else 1  # the ends may be cut
+        if factor > 1:
+            kept = [
+                start + np.arange(min(length, max(1, round(length / factor))))
+                for start, length in zip(starts.tolist(), lengths.tolist(), strict=True)
+            ]
+            rows = rows[np.concatenate(kept)]
+        mask = rows if axis == 0 else rows.T
+    return np.ascontiguousarray(mask)
+
+
+def find_damage(levels: Levels) -> Damage | None:
+    """The values that masks were painted with, or None if the masks hold what was painted.
+
+    Ids next to each other, such as 0, 1 and 2, look the same after smoothing as before, so nothing
+    can be said of them.
+    """
+    counts, inner, ridge = levels.counts, levels.inner, levels.ridge
+    seen = np.flatnonzero(counts)
+    total = int(counts.sum())
+    if len(seen) < 3:
+        return None
+    painted = {int(v) for v in seen if inner[v] >= max(1, _INNER * counts[v])}
+    lone = seen[~np.isin(seen, list(painted))]
+    if not len(lone):
+        return None
+    ends = {
+        int(v)
+        for v in seen
+        if (v >= seen[-1] - REACH or v <= seen[0] + REACH)
+        and ridge[v] >= max(_FEWEST * total, counts[v] / 2)
+    }
+    weight = np.maximum(inner, ridge // 2)
+    values: list[int] = []
+    for v in sorted(painted | ends, key=lambda v: -weight[v]):
+        near = [w for w in values if abs(w - v) <= REACH]
+        if not any(abs(w - v) <= CLOSE or weight[v] < weight[w] / 2 for w in near):
+            values.append(v)
+    values.sort()
+    others = seen[~np.isin(seen, values)]
+    # Undamaged sets have thin classes too, but most of their values stand in the middle of regions.
+    if 4 * len(painted) > len(seen) and (
+        2 * counts[lone].sum() < counts[others].sum() or 2 * len(values) > len(seen)
+    ):
+        return None
+    binary = len(values) <= 2 and seen[0] <= CLOSE and seen[-1] >= 255 - CLOSE
+    if len(others) <= _FEW_LEVELS and not binary:
+        return None
+    distance = np.abs(others[:, None] - np.array(values)).min(1)
+    far = others[(distance > REACH) & np.isin(others, lone)]
+    if len(values) == 1 and not len(far):
+        return None  # the ids of thin things
+    thin = ridge[far].sum() > _THIN * counts[far].sum()
+    if thin and len(seen) <= _SMALL_SET and not binary:
+        return None  # thin things beside each other
+    gaps = np.diff(values)
+    tolerance = max(int(distance.max()), int(gaps.max(initial=0) + 1) // 2)
+    return Damage(
+        tuple(values),
+        len(others),
+        float(counts[others].sum() / total),
+        min(tolerance, 127),
+        len(values) > 1
+        and int(gaps.min()) > 2 * CLOSE
+        and min(weight[values]) > _WEAK * sorted(weight[values])[-2]
+        and _explains(levels, others, distance),
+    )
+
+
+def _explains(levels: Levels, others: np.ndarray, distance: np.ndarray) -> bool:
+    """Whether few ridges, and few middles of regions, have a value far from all painted ones."""
+    commonest = int(levels.counts.argmax())
+    around = slice(max(0, commonest - REACH), commonest + REACH + 1)
+    for part, reach in ((levels.ridge, REACH), (levels.inner, CLOSE)):
+        things = part.sum() - part[around].sum()
+        if part[others[distance > reach]].sum() > _UNEXPLAINED * max(1, things):
+            return False
+    return True
