@@ -102,5 +102,15 @@ class ClassFiles:
                     f"height), its image {size[1]} x {size[0]}. Save both in one size.",
                     kind="size-mismatch",
                 )
-            raw[mask != 0] = int(value)
+            raw[_covers(mask)] = int(value)
         return raw
+
+
+def _covers(mask: np.ndarray) -> np.ndarray:
+    """Where a class's own file has it: at any value, or from the middle on if greys were smoothed.
+
+    Files of 0 and 1, or of 0 and numbers of instances, have few values; smoothing makes many.
+    """
+    if mask.dtype != np.uint8 or not mask.size or mask.max() < 250:
+        return mask != 0
+    return mask > 127 if len(np.unique(mask)) > 2 else mask != 0

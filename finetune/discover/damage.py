@@ -17,10 +17,12 @@ _INNER = 0.2
 """Share of a painted value's pixels that equal their eight neighbours."""
 _FEWEST = 1e-3
 """Share of pixels that a thin thing of an end of the range holds at least."""
-_THIN = 0.7
-"""Share of a thin thing's pixels that are on no ramp; damage has more ramp than ridge."""
-_SMALL_SET = 16
-"""Most levels of a set in which all but the background may be thin."""
+_JOINED = 0.6
+"""Share of a small thing's pixels that are joined; a ramp goes on in one direction at most."""
+_DENSE = 64
+_MANY = 0.1
+"""Levels of at most this span, without great gaps, are ids if damage would be more than this share
+of the pixels."""
 _UNEXPLAINED = 0.04
 """Share of a thing's ridges, or of regions' middles, from which on a value may be missing."""
 _WEAK = 0.02
@@ -42,11 +44,15 @@ class Levels:
     """Those that equal their eight neighbours."""
     ridge: np.ndarray
     """Those that are not on a ramp, with lower and higher levels near."""
+    joined: np.ndarray
+    """Those that equal a neighbour beside them and one above or below."""
 
     def __add__(self, other: "Levels") -> "Levels":
-        return Levels(
-            self.counts + other.counts, self.inner + other.inner, self.ridge + other.ridge
-        )
+        return Levels(*(a + b for a, b in zip(self._all, other._all, strict=True)))
+
+    @property
+    def _all(self) -> tuple[np.ndarray, ...]:
+        return self.counts, self.inner, self.ridge, self.joined
 
 
 @dataclass(frozen=True)
@@ -71,8 +77,17 @@ def look_at(mask: np.ndarray) -> Levels:
     inner = cv2.erode(mask, _NEIGHBOURS) == cv2.dilate(mask, _NEIGHBOURS)
     below = cv2.subtract(mask, cv2.erode(mask, _WINDOW)) > _STEP
     above = cv2.subtract(cv2.dilate(mask, _WINDOW), mask) > _STEP
-    parts = mask.ravel(), mask[inner], mask[~(below & above)]
+    parts = mask.ravel(), mask[inner], mask[~(below & above)], mask[_joined(mask)]
     return Levels(*(np.bincount(part, minlength=256) for part in parts))
+
+
+def _joined(mask: np.ndarray) -> np.ndarray:
+    found = np.ones(mask.shape, bool)
+    for axis in (0, 1):
+        same = np.diff(mask.astype(np.int16), axis=axis) == 0
+        ends = [(1, 0) if axis == i else (0, 0) for i in (0, 1)]
+        found &= np.pad(same, ends) | np.pad(same, [end[::-1] for end in ends])
+    return found
 
 
 def _without_repeats(mask: np.ndarray) -> np.ndarray:
@@ -121,21 +136,27 @@ def find_damage(levels: Levels) -> Damage | None:
             values.append(v)
     values.sort()
     others = seen[~np.isin(seen, values)]
+    binary = len(values) <= 2 and seen[0] <= CLOSE and seen[-1] >= 255 - CLOSE
     # Undamaged sets have thin classes too, but most of their values stand in the middle of regions.
-    if 4 * len(painted) > len(seen) and (
-        2 * counts[lone].sum() < counts[others].sum() or 2 * len(values) > len(seen)
+    if 2 * np.isin(others, lone).sum() <= len(others):
+        return None
+    if (
+        not binary
+        and 4 * len(painted) > len(seen)
+        and (2 * counts[lone].sum() < counts[others].sum() or 2 * len(values) > len(seen))
     ):
         return None
-    binary = len(values) <= 2 and seen[0] <= CLOSE and seen[-1] >= 255 - CLOSE
     if len(others) <= _FEW_LEVELS and not binary:
         return None
+    span = int(seen[-1] - seen[0])
+    if span <= min(_DENSE, 2 * len(seen) + 8) and counts[others].sum() > _MANY * total:
+        return None  # ids of regions as small as a pixel, such as classes of patches
     distance = np.abs(others[:, None] - np.array(values)).min(1)
     far = others[(distance > REACH) & np.isin(others, lone)]
     if len(values) == 1 and not len(far):
         return None  # the ids of thin things
-    thin = ridge[far].sum() > _THIN * counts[far].sum()
-    if thin and len(seen) <= _SMALL_SET and not binary:
-        return None  # thin things beside each other
+    if levels.joined[lone].sum() > _JOINED * counts[lone].sum():
+        return None  # small and thin things beside each other
     gaps = np.diff(values)
     tolerance = max(int(distance.max()), int(gaps.max(initial=0) + 1) // 2)
     return Damage(

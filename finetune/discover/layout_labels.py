@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from finetune.data.faults import Fault
 from finetune.data.faults import listed as shown
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml
 from finetune.discover.class_lists import ClassList, find_class_list, is_background
+from finetune.discover.damage import REACH
 from finetune.discover.mask_values import MaskValues, inspect
 from finetune.discover.recognise import Layout
 from finetune.discover.value_labels import LabelGuess, guess_labels
@@ -18,7 +21,7 @@ from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
 from finetune.labels.rules import NO_LABEL
 from finetune.labels.translation import Labels
-from finetune.pictures.references import MASK_SUFFIXES
+from finetune.pictures.references import LOSSY_SUFFIXES, MASK_SUFFIXES
 from finetune.recipe import read_data
 
 _FEWEST_VALUES = 3
@@ -71,7 +74,21 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
             )
         against = f"not the preset {preset}: {reason}"
         values = replace(values, assumed=(*values.assumed, against))
-    return guess_labels(values, classes)
+    return _lossy(files, values, guess_labels(values, classes))
+
+
+def _lossy(files: Sequence[Path], values: MaskValues, guess: LabelGuess) -> LabelGuess:
+    """Lets lossy files hold ids only with a tolerance."""
+    lossy = [file for file in files if file.suffix.lower() in LOSSY_SUFFIXES]
+    if not lossy or values.kind == "colors" or "tolerance" in guess.labels:
+        return guess
+    gap = int(np.diff(sorted(values.counts)).min(initial=255))
+    if gap > 2 * REACH:  # undamaged by luck; other masks may not be
+        return replace(guess, labels={**guess.labels, "tolerance": min(127, gap // 2)})
+    raise UserError(
+        f"{lossy[0]}: JPEG and WebP change the values of pixels, so ids in them are damaged. "
+        f"Export the masks as PNG ({', '.join(MASK_SUFFIXES)} are read)."
+    )
 
 
 def _references(layout: Layout, faults: list[Fault] | None, preset: str | None = None) -> list[str]:

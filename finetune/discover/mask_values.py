@@ -1,5 +1,7 @@
 """The values of a data set's masks, from some of them."""
 
+import functools
+import operator
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from finetune.discover.damage import Levels, look_at
 from finetune.errors import UserError
-from finetune.labels.colors import RGB
+from finetune.labels.colors import RGB, pack
 from finetune.pictures.opening import opened
 from finetune.pictures.reading import read_colors, read_mask
 from finetune.pictures.references import Picture
@@ -18,6 +21,8 @@ NUM_MASKS = (200, 2000)
 """Fewest and most masks to look at."""
 NUM_PIXELS = 2**28
 """Pixels to look at, between these limits."""
+_GREY = 8
+"""Most levels between the channels of a grey after JPEG."""
 MAX_COLORS = 256
 """Most colours of classes; JPEG and smooth resizing make thousands."""
 
@@ -34,6 +39,12 @@ class MaskValues:
     bits: bool = False
     """Whether some masks store one bit per pixel, and others 0 and 255 for the same."""
     assumed: tuple[str, ...] = ()
+    levels: Levels | None = field(default=None, repr=False)
+    """Of masks that are all grey, in ids, colours or palettes; else None."""
+    grey_palette: bool = False
+    """Whether `levels` are those of a palette, whose numbers differ from them."""
+    num_of_one_bit: int = 0
+    """Masks of one bit a pixel; their levels are 0 and 255."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,7 @@ class _Mask:
     bits: bool = False
     palette: tuple[RGB, ...] | None = None
     """None if each number has the grey of the same value."""
+    levels: Levels | None = field(default=None, repr=False)
 
 
 def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
@@ -91,7 +103,18 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
     bits = any(mask.bits for mask in masks) and 255 in of_bytes and of_bytes <= {0, 255}
     palettes = [mask.palette for mask in masks if mask.palette is not None]
     colorful = (p for p in palettes if any(len(set(color)) > 1 for color in p))
-    return MaskValues(kind, counts, next(colorful, None), len(chosen), bits, assumed)
+    levels = [mask.levels for mask in masks if mask.levels is not None]
+    return MaskValues(
+        kind,
+        counts,
+        next(colorful, None),
+        len(chosen),
+        bits,
+        assumed,
+        functools.reduce(operator.add, levels) if len(levels) == len(masks) else None,
+        kind == "ids" and bool(palettes),
+        sum(mask.bits for mask in masks),
+    )
 
 
 def spread(items: Sequence[Any], number: int) -> list[Any]:
@@ -128,16 +151,40 @@ def _mask(file: Picture, as_colors: bool) -> _Mask:
         mode = image.mode
         flat = image.getpalette() if mode == "P" else None
     in_colors = as_colors or mode in ("RGB", "RGBA", "RGBX", "LA", "PA")
-    values, numbers = count_values(read_colors(file) if in_colors else read_mask(file))
+    raw = read_colors(file) if in_colors else read_mask(file)
+    values, numbers = count_values(raw)
     counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     if in_colors:
-        return _Mask(file, "colors", counts)
+        return _Mask(file, "colors", counts, levels=_levels(raw, _greys_of(values)))
     palette = None
     if flat is not None:
         colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
         if any(color != (i, i, i) for i, color in enumerate(colors)):
             palette = tuple(colors)
-    return _Mask(file, "ids", counts, mode == "1", palette)
+    greys = values * 255 if mode == "1" else values if values[-1] < 256 else None
+    if palette is not None and greys is not None:
+        shown = [pack(palette[value]) for value in values.tolist() if value < len(palette)]
+        greys = _greys_of(np.array(shown)) if len(shown) == len(values) else None
+    return _Mask(file, "ids", counts, mode == "1", palette, _levels(raw, greys, values))
+
+
+def _greys_of(colors: np.ndarray) -> np.ndarray | None:
+    """The levels of colours 0xRRGGBB; None if one is not nearly grey."""
+    channels = np.stack([colors >> 16, colors >> 8 & 255, colors & 255])
+    return channels[1] if np.ptp(channels, axis=0).max(initial=0) <= _GREY else None
+
+
+def _levels(
+    raw: np.ndarray, greys: np.ndarray | None, values: np.ndarray | None = None
+) -> Levels | None:
+    """Where levels stand in a mask whose `values`, if they are not colours, look like `greys`."""
+    if greys is None:
+        return None
+    if values is None:
+        return look_at((raw >> 8 & 255).astype(np.uint8))
+    table = np.zeros(256, np.uint8)
+    table[values] = greys
+    return look_at(table[raw.astype(np.uint8)])
 
 
 def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

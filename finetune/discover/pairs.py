@@ -11,8 +11,7 @@ from finetune.discover.glances import Look, glance
 from finetune.discover.layout import Layout, Tree, split_in, unused, with_splits
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
-from finetune.pictures.opening import opened
-from finetune.pictures.references import LOSSY_SUFFIXES, MASK_SUFFIXES
+from finetune.pictures.references import LOSSY_SUFFIXES
 
 _NUM_LOOKED_AT = 8  # pairs of a layout
 _MATCHING = 0.9  # share of names that images and masks must have in common
@@ -116,7 +115,6 @@ def _grouped(
         found = f"one file per class: {', '.join(classes[:12])}"
         yield _layout(tree, pattern, keys, splits, (found,), classes)
     for key, own in left.items():
-        _check_suffixes(own.files)
         yield _layout(tree, key, [key], own.splits)
 
 
@@ -179,17 +177,3 @@ def _layout(
     patterns = {pattern for part in parts for pattern in (part.images, part.masks)}
     folders = [pattern.replace("{split}", split) for pattern in patterns for split in splits]
     return unused(tree, layout, folders)
-
-
-def _check_suffixes(files: Sequence[tuple[Path, Path]]) -> None:
-    """Refuses masks if most of them are in files that change ids."""
-    bad = [mask for _, mask in files if mask.suffix.lower() not in MASK_SUFFIXES]
-    if 2 * len(bad) <= len(files):
-        return
-    with opened(bad[0]) as mask:
-        if mask.mode == "RGB":  # colours: those near a class's colour count as its
-            return
-    raise UserError(
-        f"{bad[0]}: JPEG and WebP change the values of pixels, so ids in them are damaged. "
-        f"Export the masks as PNG ({', '.join(MASK_SUFFIXES)} are read)."
-    )

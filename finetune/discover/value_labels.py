@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from finetune.discover.class_lists import ClassList, is_background
+from finetune.discover.damage import Damage, find_damage
 from finetune.discover.mask_values import MAX_COLORS, MaskValues
 from finetune.errors import UserError
 from finetune.labels.colors import distances, pack, unpack
@@ -47,12 +48,79 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         UserError: There are fewer than two classes, too many colours, or the list and the masks
             contradict each other.
     """
-    if values.kind == "colors":
+    seen = None if values.bits or _lists_all(values, listed) else values.levels
+    if seen is not None and (damage := find_damage(seen)) is not None:
+        guess = _of_damaged(values, damage, listed)
+    elif values.kind == "colors":
         guess = _of_colors(values, listed)
     else:
         found = f"masks hold ids: {_shown(sorted(values.counts))} ({values.num_masks} looked at)"
         guess = _of_ids(values, listed, found)
     return replace(guess, assumed=(*values.assumed, *guess.assumed), listed=listed)
+
+
+def _lists_all(values: MaskValues, listed: ClassList | None) -> bool:
+    """Whether a list says what every value means, so that none is damage."""
+    if listed is None or listed.colors is not None or values.kind != "ids":
+        return False
+    raw = range(len(listed.names)) if listed.values is None else listed.values
+    return set(values.counts) - set(NO_LABEL) <= {*raw}
+
+
+def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) -> LabelGuess:
+    """The painted values are classes, and every other level counts as the nearest one.
+
+    Raises:
+        UserError: The painted values cannot be told.
+    """
+    painted = list(damage.values)
+    shown = _shown(painted)
+    found = [
+        f"masks hold {damage.num_others} grey levels that nobody painted, {damage.share:.2%} of "
+        f"pixels, as after smooth resizing or JPEG ({values.num_masks} looked at)"
+    ]
+    if values.num_of_one_bit and values.kind == "ids":
+        raise UserError(
+            f"the {found[0]}, and {values.num_of_one_bit} masks of one bit, whose 1 would be "
+            "one of these levels. Save all masks in one kind."
+        )
+    if not damage.is_clear:
+        raise UserError(
+            f"the {found[0]}; painted may be {shown}, but others may hide between them. Export the "
+            "masks again (nearest-neighbour resizing, PNG), or start from recipes/folder.yaml with "
+            "labels.names, labels.map={PAINTED VALUE: CLASS, ...} and labels.tolerance."
+        )
+    names, reasons = [f"class_{value}" for value in painted], _unused(values, listed)
+    if len(painted) == 2:
+        names = ["background", "thing"]
+    if listed is not None and listed.colors is None:
+        own = list(listed.names)
+        if listed.values is not None and set(listed.values) >= {*painted}:
+            own = [listed.names[listed.values.index(value)] for value in painted]
+        elif len(own) == len(painted) - 1 and not any(map(is_background, own)):
+            own = ["background", *own]
+        if len(own) == len(painted):
+            if listed.values is None:
+                _check_background(values, listed, own, (painted[0],))
+            names, reasons = own, []
+            found.append(f"names of classes in {listed.file.name}")
+    named = names != ["background", "thing"] and not reasons and listed is not None
+    as_colors = values.kind == "colors" or values.grey_palette
+    key = "#{0:02X}{0:02X}{0:02X}".format if as_colors else int
+    labels = {
+        **({"kind": "colors"} if as_colors else {}),
+        "names": names,
+        "map": {key(value): i for i, value in enumerate(painted)},
+        "ignore": [],
+        "tolerance": damage.tolerance,
+    }
+    pairs = ", ".join(f"{value} is {name}" for value, name in zip(painted, names, strict=True))
+    assumed = [
+        *reasons,
+        f"painted values are {shown}, and a pixel between them is of the nearest class's "
+        f"(labels.tolerance): {pairs}" + ("" if named else " (rename them in labels.names)"),
+    ]
+    return LabelGuess(labels, tuple(found), tuple(assumed), known=named)
 
 
 def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:

@@ -23,6 +23,11 @@ def unpack(value: int) -> RGB:
     return value >> 16, value >> 8 & 255, value & 255
 
 
+def is_grey(value: int) -> bool:
+    """Whether a colour 0xRRGGBB has three equal channels."""
+    return value % 0x010101 == 0
+
+
 def distances(values: np.ndarray, table: np.ndarray) -> np.ndarray:
     """(N, M): the largest difference in a channel between N colours and M others, 0xRRGGBB."""
     return np.abs(_channels(values)[:, None] - _channels(table)).max(-1)

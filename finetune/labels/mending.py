@@ -34,6 +34,16 @@ def mended_levels(mask: np.ndarray, values: tuple[int, ...], tolerance: int) -> 
     return np.where(places == NONE, mask, np.array(values, mask.dtype).take(places, mode="clip"))
 
 
+def mended_greys(mask: np.ndarray, levels: tuple[int, ...], tolerance: int) -> np.ndarray:
+    """The same for colours 0xRRGGBB, int32 (H, W), where all painted ones are grey."""
+    channels = np.stack([mask >> 16, mask >> 8 & 255, mask & 255]).astype(np.uint8)
+    grey = channels[1]
+    nearest = np.array(levels)[_nearest_of_all(levels, 255, 256)].take(grey)
+    near = np.abs(channels.astype(np.int16) - nearest).max(0) <= tolerance
+    mended = mended_levels(grey, levels, tolerance).astype(np.int32) * 0x010101
+    return np.where(near, mended, mask)
+
+
 def _nearest_of_all(values: tuple[int, ...], tolerance: int, size: int) -> np.ndarray:
     """Level -> place of the nearest value, or `NONE`; int16 (size,)."""
     levels, table = np.arange(size), np.array(values)
@@ -45,10 +55,10 @@ def _unrimmed(
     mask: np.ndarray, places: np.ndarray, nearest: np.ndarray, values: np.ndarray
 ) -> None:
     """Changes `places` on ramps between values that are not neighbours."""
-    low, high = nearest.take(cv2.erode(mask, _WINDOW)), nearest.take(cv2.dilate(mask, _WINDOW))
+    low, high = nearest[cv2.erode(mask, _WINDOW)], nearest[cv2.dilate(mask, _WINDOW)]
     on_ramp = (low != NONE) & (low < places) & (places < high)
     for place in np.unique(places[on_ramp]).tolist():
-        exact = (cv2.absdiff(mask, int(values[place])) <= _EXACT).astype(np.uint8)
+        exact = (np.abs(mask.astype(np.int32) - values[place]) <= _EXACT).astype(np.uint8)
         own = cv2.boxFilter(exact, -1, (3, 3), normalize=False) * exact >= _TOGETHER
         rim = on_ramp & (places == place) & (cv2.dilate(own.astype(np.uint8), _WINDOW) == 0)
         below, above = low[rim], high[rim]

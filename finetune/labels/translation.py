@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.labels.colors import RGB, default_colors, mended
+from finetune.labels.colors import RGB, default_colors, is_grey, mended
+from finetune.labels.mending import mended_greys, mended_levels
 from finetune.labels.rules import (
     NO_OBJECT,
     UNCOUNTED,
@@ -45,7 +46,7 @@ class Labels:
     """Whether raw values without a rule are ignored. Otherwise they are an error."""
     kind: Kind = "ids"
     tolerance: int = 0
-    """How far each channel of a colour may be off."""
+    """How far a value, or each channel of a colour, may be off."""
 
     @classmethod
     def build(
@@ -77,8 +78,9 @@ class Labels:
             background: Class of the pixels that no object covers, in forms that mark objects.
                 Without it, -1 must stand in `map` or `ignore`.
             unknown: What happens to raw values without a rule.
-            tolerance: How far each channel of a colour may be off. A pixel gets the class of the
-                nearest colour; where two are equally near, that of the lower number.
+            tolerance: How far an id, or each channel of a colour, may be off, as smooth resizing
+                and lossy compression leave them. A pixel gets the class of the nearest one; where
+                two are equally near, that of the lower number. See `labels.mending`.
 
         Raises:
             UserError: The block contradicts itself; the message names the field.
@@ -94,10 +96,6 @@ class Labels:
             reduce_zero=reduce_zero,
             background=background,
         )
-        if tolerance and kind == "ids":
-            raise UserError(
-                "labels.tolerance: applies to colours only. Set labels.kind=colors, or remove it."
-            )
         palette, ordered = palette or default_colors(len(names)), tuple(sorted(rules.items()))
         return cls(names, palette, ordered, unknown == "ignore", kind, tolerance)
 
@@ -165,6 +163,8 @@ class Labels:
         Raises:
             UserError: A value has no rule, unless such values are ignored.
         """
+        if self.tolerance and mask.dtype.kind in "iu":
+            mask = self.mended(mask)
         if mask.dtype == np.uint8 and mask.ndim == 2 and self._byte_table is not None and mask.size:
             encoded = cv2.LUT(np.ascontiguousarray(mask), self._byte_table)  # 4 x as fast as take()
             if not (encoded == _NO_RULE_BYTE).any():
@@ -185,8 +185,6 @@ class Labels:
     def _class_ids(self, mask: np.ndarray) -> np.ndarray:
         size = 2**24 if self.kind == "colors" else 2**16
         low, high = (int(mask.min()), int(mask.max())) if mask.size else (0, 0)
-        if self.tolerance and low >= 0 and high < size:
-            mask = self.mended(mask)
         if low < _LOWEST or high >= size:  # too many for a table
             values, inverse = np.unique(mask, return_inverse=True)
             known = dict(self.rules)
@@ -198,10 +196,17 @@ class Labels:
         return table.take(mask.astype(np.intp) - _LOWEST) + _NO_RULE
 
     def mended(self, mask: np.ndarray) -> np.ndarray:
-        """Colours 0xRRGGBB, those within the tolerance replaced by the nearest one with a rule."""
-        if not self.tolerance:
+        """Raw values, those within the tolerance replaced by the nearest one with a rule."""
+        low, high = (int(mask.min()), int(mask.max())) if mask.size else (0, 0)
+        if not self.tolerance or low < 0 or high >= (2**24 if self.kind == "colors" else 2**16):
             return mask
-        return mended(mask, tuple(raw for raw, _ in self.rules if raw >= 0), self.tolerance)
+        values = tuple(raw for raw, _ in self.rules if raw >= 0)
+        if self.kind == "ids":
+            levels = mask.astype(np.uint8 if high < 256 else np.uint16)
+            return mended_levels(levels, values, self.tolerance)
+        if all(is_grey(value) for value in values):
+            return mended_greys(mask, tuple(value & 255 for value in values), self.tolerance)
+        return mended(mask, values, self.tolerance)
 
     @functools.cached_property
     def _byte_table(self) -> np.ndarray | None:

@@ -95,8 +95,10 @@ class LabelsSection(Section):
     unknown: Literal["error", "ignore"] = Field(
         "error", description="what to do with mask values without a rule"
     )
-    tolerance: Annotated[int, Field(ge=0, le=127)] = Field(
-        0, description="largest difference in each channel of a colour"
+    tolerance: Annotated[int, Field(ge=0, le=32767)] = Field(
+        0,
+        description="largest difference of a value, or of each channel of a colour, from a "
+        "class's; for masks damaged by smooth resizing or JPEG",
     )
     reduce_zero: bool = Field(
         False, description="mask value 0 is ignored and value v is class v - 1 (ADE20K)"

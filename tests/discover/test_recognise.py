@@ -226,11 +226,17 @@ def test_links_are_followed_and_circles_are_not(tmp_path):
     assert data_of(layout) == FOLDERS
 
 
-def test_masks_in_files_that_do_not_keep_ids(tmp_path):
-    array = np.kron(MASK, np.ones((8, 8), np.uint8)) * 100
-    pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}.jpg", array)
+def test_ids_that_lossy_files_do_not_keep(tmp_path):
+    ids = np.kron(MASK, np.ones((8, 8), np.uint8))
+    pairs(tmp_path / "near", "images/{split}/{name}.jpg", "masks/{split}/{name}.jpg", ids)
+    (layout,) = recognise(tmp_path / "near")
     with pytest.raises(UserError, match="JPEG and WebP change"):
-        recognise(tmp_path)
+        guess(tmp_path / "near", layout)
+    pairs(tmp_path / "far", "images/{split}/{name}.jpg", "masks/{split}/{name}.jpg", ids * 100)
+    (layout,) = recognise(tmp_path / "far")
+    labels = guess(tmp_path / "far", layout).labels
+    assert labels["tolerance"] > 0
+    assert [round(value, -1) for value in labels["map"]] == [0, 100, 200]
 
 
 def test_masks_in_gif(tmp_path):

@@ -131,7 +131,6 @@ def test_a_floating_point_mask_is_refused():
         ({"names": ABC, "kind": "colors", "reduce_zero": True}, "labels.reduce_zero"),
         ({"names": ABC, "background": "d"}, "labels.background: 'd'"),
         ({"names": ABC, "background": "a", "ignore": [-1]}, "labels.background: .*-1 already"),
-        ({"names": ABC, "tolerance": 3}, "labels.tolerance: .*labels.kind=colors"),
     ],
 )
 def test_a_contradictory_block_names_its_field(block, message):

@@ -76,7 +76,8 @@ def image_folder(
         }
     else:
         mask_dir = existing_folder(root, masks, split)
-        suffixes = COLOR_MASK_SUFFIXES if labels.kind == "colors" else MASK_SUFFIXES
+        lossy = labels.kind == "colors" or labels.tolerance > 0
+        suffixes = COLOR_MASK_SUFFIXES if lossy else MASK_SUFFIXES
         files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
         taken = set(files.values()) if mask_suffix and image_dir == mask_dir else set()
         mask_files = {key: str(file) for key, file in files.items()}
@@ -254,9 +255,10 @@ def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> No
     files = [file for key in sorted(beside.keys() & unpaired) for file in beside[key]]
     if lossy := [str(file) for file in files if file.suffix.lower() in LOSSY_SUFFIXES]:
         raise UserError(
-            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Class ids do not "
-            "survive this compression: export the masks as PNG. If their colours are the classes, "
-            "set labels.kind=colors, labels.colors, and labels.tolerance=20 for the damage."
+            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Ids next to each "
+            "other do not survive this compression: export the masks as PNG. If their values are "
+            "far apart, such as 0 and 255, set labels.map and labels.tolerance; if their colours "
+            "are the classes, set labels.kind=colors, labels.colors and labels.tolerance=20."
         )
 
 

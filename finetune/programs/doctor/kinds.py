@@ -123,9 +123,13 @@ WARNINGS = {
         "{n} mask[ holds|s hold] values without a rule, which are ignored",
         "labels.unknown=ignore does this. If a value is a class, enter it in labels.map.",
     ),
-    "mended-colors": (
-        "{n} mask[ holds|s hold] damaged colours, read as the nearest class in labels.tolerance",
-        "Use lossless masks (png) to be exact.",
+    "mended-values": (
+        "{n} mask[ holds|s hold] damaged values, read as the nearest class in labels.tolerance",
+        "Use lossless masks (png) that were resized by nearest neighbour to be exact.",
+    ),
+    "far-values": (
+        "{n} mask[ has|s have] many pixels that are far from every class's value",
+        "Look at these masks: they may be blurred, photographs, or of other classes.",
     ),
     "mixed-mask-kinds": (
         "masks store their pixels in several ways",

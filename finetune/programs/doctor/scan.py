@@ -60,7 +60,9 @@ class Facts:
     other_pixels: int = 0
     """Pixels of values without a rule beyond `MAX_VALUES`."""
     mended: int = 0
-    """Pixels whose colour was read as its nearest rule's, within the tolerance."""
+    """Pixels whose value was read as its nearest rule's, within the tolerance."""
+    far: int = 0
+    """Those of them that are farther from it than half the tolerance."""
 
     @property
     def blank(self) -> bool:
@@ -170,4 +172,19 @@ def _with_mask(facts: Facts, exact: np.ndarray, labels: Labels) -> Facts:
         other_values=others,
         other_pixels=other_pixels,
         mended=int((raw != exact).sum()),
+        far=_far(raw, exact, labels),
     )
+
+
+def _far(raw: np.ndarray, exact: np.ndarray, labels: Labels) -> int:
+    """Mended pixels that lie farther from a painted value than half of the tolerance."""
+    changed = raw != exact
+    if not labels.tolerance or not changed.any():
+        return 0
+    before, after = exact[changed].astype(np.int64), raw[changed].astype(np.int64)
+    if labels.kind == "ids":
+        distance = np.abs(before - after)
+    else:
+        channels = (16, 8, 0)
+        distance = np.max([np.abs((before >> c & 255) - (after >> c & 255)) for c in channels], 0)
+    return int((distance > labels.tolerance / 2).sum())

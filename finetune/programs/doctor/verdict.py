@@ -35,6 +35,8 @@ DENSE = 0.5
 MOST_PIXELS = 0.97
 """Share of the pixels that a few values hold together; many values beside them are smears."""
 MOSTLY = 0.5
+FAR = 0.1
+"""Share of a mask's pixels far from every class's value; edges that were smoothed have less."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ def _of_values(splits: Sequence[Split], expected: Expectations) -> Iterator[Faul
                 yield Fault("no-labelled-pixel", (mask,))
             if facts.mended:
                 share = facts.mended / max(1, int(facts.counts.sum()) + facts.other_pixels)
-                yield Fault("mended-colors", (mask,), f"{_pixels(facts.mended)}, {share:.2%}")
+                yield Fault("mended-values", (mask,), f"{_pixels(facts.mended)}, {share:.2%}")
+            if facts.far > FAR * int(facts.counts.sum()):
+                yield Fault("far-values", (mask,), _pixels(facts.far))
     kinds = stored_kinds(splits)
     if len(kinds) > 1:
         what = ", ".join(f"{count} {name}" for name, count in kinds.most_common())

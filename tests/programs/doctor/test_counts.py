@@ -104,6 +104,6 @@ def test_pixels_that_are_passed_over_are_counted(tmp_path, build):
     examination = examined(tmp_path, build)
     (what,) = places(examination, "ignored-value")
     assert "(96 pixels)" in what
-    mended = places(examination, "mended-colors")
+    mended = places(examination, "mended-values")
     assert [text.split(",")[0] for text in mended] == ["20 pixels"] * (build is damaged_colors)
     assert examination.to_json()["splits"]["train"]["uncovered_pixels"] == 96

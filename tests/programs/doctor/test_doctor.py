@@ -101,9 +101,9 @@ def test_colors_within_the_tolerance_are_counted(tmp_path):
     save(damaged, tmp_path / "masks/train/0.png")
     labels = {"kind": "colors", "colors": palette.tolist(), "tolerance": 8}
     done = examine(recipe(tmp_path, labels=labels))
-    assert kinds(done) == {"uncovered-value": {"0.png"}, "mended-colors": {"0.png"}}
+    assert kinds(done) == {"uncovered-value": {"0.png"}, "mended-values": {"0.png"}}
     whats = {finding.kind: finding.places[0].what for finding in done.findings}
-    assert whats["mended-colors"].startswith("7 pixels")
+    assert whats["mended-values"].startswith("7 pixels")
     assert whats["uncovered-value"] == "#5A5A5A (1 pixel)"
     save(regions(1), tmp_path / "masks/train/1.png")
     save(np.ones((64, 96), np.uint16), tmp_path / "masks/train/2.png")

@@ -209,7 +209,7 @@ def test_images_smaller_than_the_crop_or_the_model(size, base_size, kind):
 
 def test_mended_colors_are_counted():
     found = judge(two(train=[facts(77, mended=123)]), EXPECTED)
-    assert [(f.kind, f.places[0].what) for f in found] == [("mended-colors", "123 pixels, 1.23%")]
+    assert [(f.kind, f.places[0].what) for f in found] == [("mended-values", "123 pixels, 1.23%")]
 
 
 def test_masks_of_several_kinds():
