@@ -314,7 +314,7 @@ def recipe(**sections):
     "labels", [{"map": {True: 0, 5: 1}}, {"map": {0: True}}, {"ignore": [True]}]
 )
 def test_yes_and_no_are_no_mask_values(labels):
-    with pytest.raises(UserError, match=r"labels\..*YAML reads yes, no, on and off as true, false"):
+    with pytest.raises(UserError, match=r"labels\..*YAML reads yes, no, on and off so"):
         recipe(labels={"names": ["a", "b"], **labels})
 
 

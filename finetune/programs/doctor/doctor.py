@@ -204,7 +204,7 @@ def examine(
             facts = read_facts(samples, workers=workers, advance=bar.update)
             splits.append(Split(name, list(rows["id"]), images, masks, facts, faults))
     known = guessed is None or guessed.known or any(o.startswith("labels.") for o in overrides)
-    if guessed is not None and not known:
+    if guessed is not None and not known and not labels.tolerance:  # else damage was mended
         labels, seen = _guessed_again(splits, labels, guessed, seen)
     wants_crop = folder is None or any(text.startswith("augment.") for text in overrides)
     expected = Expectations(
@@ -224,6 +224,8 @@ def examine(
 def _folder(target: str, overrides: Sequence[str]) -> Path | None:
     """The folder, or None for a recipe; a target is a recipe if a path is given beside it."""
     path = Path(target).expanduser()
+    if path.is_dir() and path.name != target:  # a path, no bare name
+        return path
     try:
         recipe = find_recipe(target)
     except UserError as error:

@@ -10,6 +10,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import yaml
@@ -429,3 +430,22 @@ def test_ctrl_c_ends_it_at_once_and_leaves_nothing(tmp_path):
     assert "nothing was written" in errors
     assert "Traceback" not in errors
     assert not (tmp_path / "out").exists()
+
+
+def test_damaged_masks_are_counted_and_blurred_ones_named(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        mask = np.zeros((96, 128), np.uint8)
+        mask[20 + i : 70, 30 : 90 - i] = 255
+        smooth = cv2.GaussianBlur(mask, (0, 0), 12 if i == 7 else 1)
+        photo = rng.integers(0, 256, (96, 128, 3), np.uint8)
+        for path, array in (("images", photo), ("masks", smooth)):
+            (tmp_path / "d" / path).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(tmp_path / f"d/{path}/{i:02}.png")
+    done = CliRunner().invoke(cli.app, ["doctor", str(tmp_path / "d"), "-o", str(tmp_path / "o")])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "o/doctor.json").read_text())["findings"]
+    places = {finding["kind"]: finding["places"] for finding in found}
+    assert len(places["mended-values"]) == 12
+    assert [Path(place["files"][0]).name for place in places["far-values"]] == ["07.png"]
+    assert "painted values are 0, 255" in done.output
