@@ -47,17 +47,17 @@ def init(
     from finetune.recipe import SCHEMA_FILE
 
     if source is None and folder is not None:
-        done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice))
+        done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice), _accept)
     elif source is not None and folder is None and re.match("hub:[^@]", source):
         path = source.removeprefix("hub:")
         path, _, revision = (path, "", "") if "://" in path else path.partition("@")
         done = draft_from_table(path, output, revision=revision or None)
     else:
         raise UserError("name either a folder or --from hub:OWNER/NAME")
-    for title, found in (("Seen", done.found), ("Assumed", done.assumed)):
-        print(f"{title}:")
-        for line in found:
-            print(f"  {line}")
+    blocks = ("Seen", done.found), ("Assumed", done.assumed), ("Doubtful", done.doubts)
+    for title, found in blocks:
+        if found:
+            print(f"{title}:", *found, sep="\n  ")
     print(f"\nBeside the recipe: {SCHEMA_FILE}, by which editors complete and check it.")
     print(f"Written: {output}. Next: finetune train {_typed(output)}")
 
@@ -177,6 +177,15 @@ def _chosen(layouts: "Sequence[Layout]", folder: Path | str, choice: int | None)
     if choice is None:
         raise UserError(f"several layouts fit {folder}; choose one with --choice:\n{options}")
     return layouts[choice - 1]
+
+
+def _accept(doubts: "Sequence[str]") -> None:
+    """Asks a person about implausible labels; elsewhere they are only shown."""
+    if not sys.stdin.isatty():
+        return
+    print("Doubtful:", *doubts, sep="\n  ", file=sys.stderr)
+    if not typer.confirm("Write the recipe all the same?", default=True, err=True):
+        raise UserError("the recipe is not written; look at the masks, or at `finetune doctor`")
 
 
 def _typed(path: Path) -> str:

@@ -116,8 +116,9 @@ def find_damage(levels: Levels) -> Damage | None:
     counts, inner, ridge = levels.counts, levels.inner, levels.ridge
     seen = np.flatnonzero(counts)
     total = int(counts.sum())
-    if len(seen) < 3:
-        return None
+    ids = seen[:-1] if seen[-1] == 255 else seen
+    if len(seen) < 3 or (len(ids) <= _DENSE and ids[-1] == len(ids) - 1):
+        return None  # ids from 0 on, however thin, and perhaps 255 for no label
     painted = {int(v) for v in seen if inner[v] >= max(1, _INNER * counts[v])}
     lone = seen[~np.isin(seen, list(painted))]
     if not len(lone):

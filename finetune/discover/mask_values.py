@@ -46,6 +46,11 @@ class MaskValues:
     num_of_one_bit: int = 0
     """Masks of one bit a pixel; their levels are 0 and 255."""
 
+    @property
+    def total(self) -> int:
+        """All pixels that were looked at."""
+        return sum(self.counts.values())
+
 
 @dataclass(frozen=True)
 class _Mask:

@@ -1,7 +1,7 @@
 """The `labels:` block of a recipe from the values of masks."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from finetune.discover.mask_values import MAX_COLORS, MaskValues
 from finetune.errors import UserError
 from finetune.labels.colors import distances, pack, unpack
 from finetune.labels.rules import NO_LABEL
+from finetune.labels.translation import Labels
 
 RARE = 1e-4
 """Share of pixels below which a colour is damage: one of thousands, or one that a list of classes
@@ -20,6 +21,8 @@ lacks."""
 DAMAGED = 1e-2
 """Share of pixels that a damaged colour may have at most, among thousands of colours."""
 TOLERANCE = 24
+FEW, ALL = 1e-3, 0.999
+"""Shares of pixels at which a class is doubtful: below the first, and above the second."""
 MOSTLY = 0.75
 """From this share of pixels on, 0 is probably the background, and not a list's first class."""
 
@@ -35,6 +38,8 @@ class LabelGuess:
     """Whether a file beside the masks says what their values mean."""
     listed: ClassList | None = None
     """The list of classes beside the masks, used or not."""
+    doubts: tuple[str, ...] = ()
+    """Reasons to look at the masks before a training."""
 
 
 def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
@@ -56,7 +61,29 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     else:
         found = f"masks hold ids: {_shown(sorted(values.counts))} ({values.num_masks} looked at)"
         guess = _of_ids(values, listed, found)
-    return replace(guess, assumed=(*values.assumed, *guess.assumed), listed=listed)
+    return replace(
+        guess,
+        assumed=(*values.assumed, *guess.assumed),
+        listed=listed,
+        doubts=tuple(_doubts(values, Labels.build(**guess.labels))),
+    )
+
+
+def _doubts(values: MaskValues, labels: Labels) -> Iterator[str]:
+    """What is implausible in the shares of classes, if each value means what the labels say."""
+    raw = np.array([*values.counts], np.int32)
+    ids = labels.encode(raw[None], "masks")[0]
+    counts = np.bincount(ids, [*values.counts.values()], labels.ignore_index + 1)
+    shares = counts / max(1, values.total)
+    own, ignored = shares[: labels.num_labels], float(shares[labels.ignore_index])
+    few = int((own < FEW).sum())
+    if labels.num_labels > 4 and 2 * few > labels.num_labels:
+        yield f"{few} of {labels.num_labels} classes have less than {FEW:.1%} of the pixels each"
+    if ignored > 0.5:
+        yield f"{ignored:.0%} of the pixels are ignored"
+    if own.max() > ALL:
+        name = labels.names[int(own.argmax())]
+        yield f"{own.max():.2%} of the pixels are {name}"
 
 
 def _lists_all(values: MaskValues, listed: ClassList | None) -> bool:
@@ -145,6 +172,8 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
             # Counted from 0, this value is beyond the last name: the list counts from 1.
             names, first = (["background", *names], 0) if 0 in counted else (names, 1)
         raw = tuple(range(first, first + len(names)))
+    slips = {value for value in counted - set(raw) if values.counts[value] < RARE * values.total}
+    seen, counted = seen - slips, counted - slips
     # 0 and 255 alone are two classes; neither means "no label".
     fits = seen <= set(raw) or (counted <= set(raw) and counted > {0})
     if not fits or values.bits or len(names) < 2:
@@ -166,6 +195,13 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
         assumed.append(f"{ignored[0]} is not a class and is ignored")
     elif 255 in raw:
         labels["ignore"] = []
+    if slips:
+        labels["ignore"] = [*labels.get("ignore", [255]), *sorted(slips)]
+        pixels = sum(values.counts[value] for value in slips)
+        assumed.append(
+            f"{_shown(sorted(slips))}, {pixels} pixels in all, not in {listed.file.name}, is a "
+            "slip and is ignored (`finetune doctor` names the masks)"
+        )
     return LabelGuess(labels, tuple(lines), tuple(assumed))
 
 

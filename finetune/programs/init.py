@@ -44,22 +44,30 @@ class Draft:
     recipe: Recipe
     found: tuple[str, ...]
     assumed: tuple[str, ...]
+    doubts: tuple[str, ...] = ()
 
 
-def draft(root: Path, output: Path, choose: Callable[[Sequence[Layout]], Layout]) -> Draft:
+def draft(
+    root: Path,
+    output: Path,
+    choose: Callable[[Sequence[Layout]], Layout],
+    accept: Callable[[Sequence[str]], None] = lambda doubts: None,
+) -> Draft:
     """Looks at a folder and writes the recipe to `output`.
 
     Args:
         root: The folder.
         output: The recipe's file, .yaml or .yml, which must not exist.
         choose: Takes one of the layouts (one or more), or raises a UserError.
+        accept: Is shown the doubts about the labels, if there are any, before the recipe is
+            written; it may raise a UserError.
 
     Raises:
         UserError: `output` exists, or the folder's content is unknown or contradicts itself.
     """
     _check_output(output)
     root = root.expanduser().absolute()
-    return _written(choose(recognise(root)), root, output)
+    return _written(choose(recognise(root)), root, output, accept)
 
 
 def draft_from_table(path: str, output: Path, *, revision: str | None = None) -> Draft:
@@ -84,7 +92,12 @@ def _check_output(output: Path) -> None:
         raise UserError(f"{output}: exists and is not overwritten. Choose another name with -o.")
 
 
-def _written(layout: Layout, root: Path, output: Path) -> Draft:
+def _written(
+    layout: Layout,
+    root: Path,
+    output: Path,
+    accept: Callable[[Sequence[str]], None] = lambda doubts: None,
+) -> Draft:
     labels = guess(root, layout)
     count: int | None
     if layout.table is not None and not layout.table.is_here:
@@ -106,6 +119,8 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
         # Beside the recipe: an editor opens no files of a package and, offline, no URL.
         f"# yaml-language-server: $schema=./{SCHEMA_FILE}",
         f"# Written by `finetune init` for {root.name}.",
+        *(["# Doubtful (look at the masks before you train):"] if labels.doubts else []),
+        *(f"# - {line}" for line in labels.doubts),
         "# Seen:",
         *(f"# - {line}" for line in found),
         "# Assumed (change what is wrong):",
@@ -115,10 +130,12 @@ def _written(layout: Layout, root: Path, output: Path) -> Draft:
     lines = ["".join(c if c.isprintable() else "?" for c in line) for line in lines]
     text = "\n".join(lines) + "\n" + to_yaml(sections)
     recipe = recipe_from_values(yaml.safe_load(text), output)
+    if labels.doubts:
+        accept(labels.doubts)
     make_folder(output.parent)
     write_whole(output.with_name(SCHEMA_FILE), json.dumps(recipe_schema(), indent=1) + "\n")
     write_whole(output, text)
-    return Draft(text, recipe, tuple(found), (*assumed, *reasons))
+    return Draft(text, recipe, tuple(found), (*assumed, *reasons), labels.doubts)
 
 
 def _images(layout: Layout, labels: LabelGuess) -> tuple[datasets.Dataset, ChannelGuess]:

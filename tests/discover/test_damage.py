@@ -178,6 +178,9 @@ SETS = {
         )
         for i in range(4)
     ],
+    "stripes of a pixel on void": [
+        np.where(np.arange(40)[:, None] < 9, np.arange(60) % 3, 255) for _ in range(4)
+    ],
     "black and white": [painted(i, (0, 255)) for i in range(4)],
     "trimaps": [painted(i, (0, 128, 255)) for i in range(4)],
     "patches": [

@@ -248,3 +248,29 @@ def test_smoothed_black_and_white_is_a_mistake():
     counts = {level * 0x010101: 1 for level in range(256)}
     with pytest.raises(UserError, match="smooth resizing"):
         guess_labels(colors({**counts, 0: 5000, 0xFFFFFF: 5000}), None)
+
+
+def test_a_slip_does_not_cost_the_list_of_classes():
+    values = MaskValues("ids", Counter({0: 90_000, 1: 5_000, 2: 5_000, 77: 1}), None, 12)
+    guess = guess_labels(values, listed("background", "box", "disc"))
+    assert guess.labels["names"] == ["background", "box", "disc"]
+    ignored = {77: None, 255: None}
+    assert meaning(guess) == {0: "background", 1: "box", 2: "disc", **ignored}
+    assert any("77, 1 pixels in all" in line and "slip" in line for line in guess.assumed)
+    many = MaskValues("ids", Counter({0: 90_000, 1: 5_000, 2: 5_000, 77: 500}), None, 12)
+    assert len(guess_labels(many, listed("background", "box", "disc")).labels["names"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("counts", "doubt"),
+    [
+        ({0: 999_995, 1: 5}, "100.00% of the pixels are background"),
+        ({0: 100, 1: 100, 2: 100, 255: 900}, "75% of the pixels are ignored"),
+        ({0: 9_000, 1: 1_000, 2: 2, 3: 2, 4: 2, 5: 2}, "4 of 6 classes have less than 0.1%"),
+        ({0: 900, 255: 100}, None),
+        ({0: 500, 1: 300, 2: 200}, None),
+    ],
+)
+def test_implausible_shares_are_doubts(counts, doubt):
+    guess = guess_labels(MaskValues("ids", Counter(counts), None, 9), None)
+    assert [doubt in line for line in guess.doubts] == ([True] if doubt else [])

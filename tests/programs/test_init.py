@@ -657,3 +657,26 @@ def test_what_is_assumed_stands_in_the_recipe(camvid, tmp_path):
     output, done = init(tmp_path / "data")
     assert done.exit_code == 0
     assert "# - 0 is background, 255 car" in output.read_text()
+
+
+def test_doubts_stand_on_top_and_a_person_is_asked(tmp_path, monkeypatch):
+    for i in range(6):
+        mask = np.full((40, 60), 255, np.uint8)
+        mask[:10] = np.arange(60) % 3
+        photo = np.random.default_rng(i).integers(0, 256, (40, 60, 3), np.uint8)
+        put(photo, tmp_path / f"d/images/{i}.png")
+        put(np.kron(mask[::2, ::2], np.ones((2, 2), np.uint8)), tmp_path / f"d/masks/{i}.png")
+    asked = []
+    done = draft(tmp_path / "d", tmp_path / "r.yaml", lambda layouts: layouts[0], asked.append)
+    assert asked == [done.doubts]
+    assert done.doubts == ("75% of the pixels are ignored",)
+    lines = done.text.splitlines()
+    assert lines[2:4] == [
+        "# Doubtful (look at the masks before you train):",
+        "# - 75% of the pixels are ignored",
+    ]
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    with pytest.raises(UserError, match="the recipe is not written"):
+        draft(tmp_path / "d", tmp_path / "no.yaml", lambda layouts: layouts[0], cli.data._accept)
+    assert not (tmp_path / "no.yaml").exists()
