@@ -200,9 +200,9 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
         pixels = sum(values.counts[value] for value in slips)
         assumed.append(
             f"{_shown(sorted(slips))}, {pixels} pixels in all, not in {listed.file.name}, is a "
-            "slip and is ignored (`finetune doctor` names the masks)"
+            "slip and is ignored (`finetune doctor FOLDER` names the masks)"
         )
-    return LabelGuess(labels, tuple(lines), tuple(assumed))
+    return LabelGuess(labels, tuple(lines), tuple(assumed), known=not slips)
 
 
 def _check_background(
