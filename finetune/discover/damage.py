@@ -4,6 +4,7 @@ A value that somebody painted stands in the middle of a region somewhere, or is 
 that a thin thing reaches. A value of damage stands between two others, or beside one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -71,6 +72,12 @@ class Damage:
     """Whether the values explain the masks; otherwise some may be missing or wrong."""
 
 
+def may_be_ids(seen: Sequence[int]) -> bool:
+    """Whether levels are few or are ids from 0 on, however thin, and perhaps 255 for no label."""
+    ids = seen[:-1] if seen[-1:] == [255] else seen
+    return len(seen) < 3 or (len(ids) <= _DENSE and ids[-1] == len(ids) - 1)
+
+
 def look_at(mask: np.ndarray) -> Levels:
     """Counts the levels of a mask, uint8 (H, W)."""
     mask = _without_repeats(mask)
@@ -116,9 +123,8 @@ def find_damage(levels: Levels) -> Damage | None:
     counts, inner, ridge = levels.counts, levels.inner, levels.ridge
     seen = np.flatnonzero(counts)
     total = int(counts.sum())
-    ids = seen[:-1] if seen[-1] == 255 else seen
-    if len(seen) < 3 or (len(ids) <= _DENSE and ids[-1] == len(ids) - 1):
-        return None  # ids from 0 on, however thin, and perhaps 255 for no label
+    if may_be_ids(seen.tolist()):
+        return None
     painted = {int(v) for v in seen if inner[v] >= max(1, _INNER * counts[v])}
     lone = seen[~np.isin(seen, list(painted))]
     if not len(lone):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.discover.damage import Levels, look_at
+from finetune.discover.damage import Levels, look_at, may_be_ids
 from finetune.errors import UserError
 from finetune.labels.colors import RGB, pack
 from finetune.pictures.opening import opened
@@ -21,6 +21,8 @@ NUM_MASKS = (200, 2000)
 """Fewest and most masks to look at."""
 NUM_PIXELS = 2**28
 """Pixels to look at, between these limits."""
+NUM_LEVELS = 64
+"""Masks in which the places of levels are looked at."""
 _GREY = 8
 """Most levels between the channels of a grey after JPEG."""
 MAX_COLORS = 256
@@ -40,7 +42,8 @@ class MaskValues:
     """Whether some masks store one bit per pixel, and others 0 and 255 for the same."""
     assumed: tuple[str, ...] = ()
     levels: Levels | None = field(default=None, repr=False)
-    """Of masks that are all grey, in ids, colours or palettes; else None."""
+    """Of the masks with the most values, if all are grey, in ids, colours or palettes, and some
+    values may be damage."""
     grey_palette: bool = False
     """Whether `levels` are those of a palette, whose numbers differ from them."""
     num_of_one_bit: int = 0
@@ -62,7 +65,8 @@ class _Mask:
     bits: bool = False
     palette: tuple[RGB, ...] | None = None
     """None if each number has the grey of the same value."""
-    levels: Levels | None = field(default=None, repr=False)
+    greys: dict[int, int] | None = field(default=None, repr=False)
+    """The level of each value; None if the mask is not grey."""
 
 
 def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
@@ -108,7 +112,6 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
     bits = any(mask.bits for mask in masks) and 255 in of_bytes and of_bytes <= {0, 255}
     palettes = [mask.palette for mask in masks if mask.palette is not None]
     colorful = (p for p in palettes if any(len(set(color)) > 1 for color in p))
-    levels = [mask.levels for mask in masks if mask.levels is not None]
     return MaskValues(
         kind,
         counts,
@@ -116,7 +119,7 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
         len(chosen),
         bits,
         assumed,
-        functools.reduce(operator.add, levels) if len(levels) == len(masks) else None,
+        _levels_of(masks),
         kind == "ids" and bool(palettes),
         sum(mask.bits for mask in masks),
     )
@@ -160,36 +163,48 @@ def _mask(file: Picture, as_colors: bool) -> _Mask:
     values, numbers = count_values(raw)
     counts = dict(zip(values.tolist(), numbers.tolist(), strict=True))
     if in_colors:
-        return _Mask(file, "colors", counts, levels=_levels(raw, _greys_of(values)))
+        return _Mask(file, "colors", counts, greys=_greys_of(values, values))
     palette = None
     if flat is not None:
         colors = [(flat[i], flat[i + 1], flat[i + 2]) for i in range(0, len(flat) - 2, 3)]
         if any(color != (i, i, i) for i, color in enumerate(colors)):
             palette = tuple(colors)
-    greys = values * 255 if mode == "1" else values if values[-1] < 256 else None
-    if palette is not None and greys is not None:
-        shown = [pack(palette[value]) for value in values.tolist() if value < len(palette)]
-        greys = _greys_of(np.array(shown)) if len(shown) == len(values) else None
-    return _Mask(file, "ids", counts, mode == "1", palette, _levels(raw, greys, values))
+    greys: dict[int, int] | None = None
+    if mode == "1":
+        greys = {value: 255 * value for value in counts}
+    elif palette is None and values[-1] < 256:
+        greys = {value: value for value in counts}
+    elif palette is not None and values[-1] < len(palette):
+        greys = _greys_of(values, np.array([pack(palette[value]) for value in counts]))
+    return _Mask(file, "ids", counts, mode == "1", palette, greys)
 
 
-def _greys_of(colors: np.ndarray) -> np.ndarray | None:
-    """The levels of colours 0xRRGGBB; None if one is not nearly grey."""
+def _greys_of(values: np.ndarray, colors: np.ndarray) -> dict[int, int] | None:
+    """The levels of values with these colours 0xRRGGBB; None if one is not nearly grey."""
     channels = np.stack([colors >> 16, colors >> 8 & 255, colors & 255])
-    return channels[1] if np.ptp(channels, axis=0).max(initial=0) <= _GREY else None
-
-
-def _levels(
-    raw: np.ndarray, greys: np.ndarray | None, values: np.ndarray | None = None
-) -> Levels | None:
-    """Where levels stand in a mask whose `values`, if they are not colours, look like `greys`."""
-    if greys is None:
+    if np.ptp(channels, axis=0).max(initial=0) > _GREY:
         return None
-    if values is None:
-        return look_at((raw >> 8 & 255).astype(np.uint8))
+    return dict(zip(values.tolist(), channels[1].tolist(), strict=True))
+
+
+def _levels_of(masks: Sequence[_Mask]) -> Levels | None:
+    seen = {level for mask in masks for level in (mask.greys or {}).values()}
+    if may_be_ids(sorted(seen)) or any(mask.greys is None for mask in masks):
+        return None
+    # Damage makes many values.
+    most = sorted(masks, key=lambda mask: -len(mask.values))[:NUM_LEVELS]
+    with ThreadPoolExecutor(4) as pool:
+        return functools.reduce(operator.add, pool.map(_levels, most))
+
+
+def _levels(mask: _Mask) -> Levels:
+    if mask.kind == "colors":
+        return look_at((read_colors(mask.file) >> 8 & 255).astype(np.uint8))
+    assert mask.greys is not None
     table = np.zeros(256, np.uint8)
-    table[values] = greys
-    return look_at(table[raw.astype(np.uint8)])
+    table[[*mask.greys]] = [*mask.greys.values()]
+    raw = read_mask(mask.file)
+    return look_at(table[np.where(raw, 1, 0) if raw.dtype.kind == "b" else raw])
 
 
 def count_values(raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -103,8 +103,8 @@ def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) ->
     painted = list(damage.values)
     shown = _shown(painted)
     found = [
-        f"masks hold {damage.num_others} grey levels that nobody painted, {damage.share:.2%} of "
-        f"pixels, as after smooth resizing or JPEG ({values.num_masks} looked at)"
+        f"masks hold {damage.num_others} grey levels that nobody painted ({damage.share:.2%} of "
+        f"the pixels, where they are most), as after smooth resizing or JPEG"
     ]
     if values.num_of_one_bit and values.kind == "ids":
         raise UserError(
