@@ -14,9 +14,10 @@ from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml
 from finetune.discover.class_lists import ClassList, find_class_list, is_background
 from finetune.discover.damage import REACH
+from finetune.discover.guesses import LabelGuess
 from finetune.discover.mask_values import MaskValues, inspect
 from finetune.discover.recognise import Layout
-from finetune.discover.value_labels import LabelGuess, guess_labels
+from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
 from finetune.labels.rules import NO_LABEL

@@ -1,14 +1,22 @@
 """The `labels:` block of a recipe from the values of masks."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from finetune.discover.class_lists import ClassList, is_background
 from finetune.discover.damage import Damage, find_damage
+from finetune.discover.guesses import (
+    MOSTLY,
+    LabelGuess,
+    check_background,
+    doubts,
+    listing,
+    unused,
+)
 from finetune.discover.mask_values import MAX_COLORS, MaskValues
 from finetune.errors import UserError
 from finetune.labels.colors import distances, pack, unpack
@@ -21,25 +29,6 @@ lacks."""
 DAMAGED = 1e-2
 """Share of pixels that a damaged colour may have at most, among thousands of colours."""
 TOLERANCE = 24
-FEW, ALL = 1e-3, 0.999
-"""Shares of pixels at which a class is doubtful: below the first, and above the second."""
-MOSTLY = 0.75
-"""From this share of pixels on, 0 is probably the background, and not a list's first class."""
-
-
-@dataclass(frozen=True)
-class LabelGuess:
-    """A `labels:` block, with lines about what was seen and what was assumed."""
-
-    labels: dict[str, Any]
-    found: tuple[str, ...]
-    assumed: tuple[str, ...]
-    known: bool = True
-    """Whether a file beside the masks says what their values mean."""
-    listed: ClassList | None = None
-    """The list of classes beside the masks, used or not."""
-    doubts: tuple[str, ...] = ()
-    """Reasons to look at the masks before a training."""
 
 
 def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
@@ -59,31 +48,14 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     elif values.kind == "colors":
         guess = _of_colors(values, listed)
     else:
-        found = f"masks hold ids: {_shown(sorted(values.counts))} ({values.num_masks} looked at)"
+        found = f"masks hold ids: {listing(sorted(values.counts))} ({values.num_masks} looked at)"
         guess = _of_ids(values, listed, found)
     return replace(
         guess,
         assumed=(*values.assumed, *guess.assumed),
         listed=listed,
-        doubts=tuple(_doubts(values, Labels.build(**guess.labels))),
+        doubts=tuple(doubts(values, Labels.build(**guess.labels))),
     )
-
-
-def _doubts(values: MaskValues, labels: Labels) -> Iterator[str]:
-    """What is implausible in the shares of classes, if each value means what the labels say."""
-    raw = np.array([*values.counts], np.int32)
-    ids = labels.encode(raw[None], "masks")[0]
-    counts = np.bincount(ids, [*values.counts.values()], labels.ignore_index + 1)
-    shares = counts / max(1, values.total)
-    own, ignored = shares[: labels.num_labels], float(shares[labels.ignore_index])
-    few = int((own < FEW).sum())
-    if labels.num_labels > 4 and 2 * few > labels.num_labels:
-        yield f"{few} of {labels.num_labels} classes have less than {FEW:.1%} of the pixels each"
-    if ignored > 0.5:
-        yield f"{ignored:.0%} of the pixels are ignored"
-    if own.max() > ALL:
-        name = labels.names[int(own.argmax())]
-        yield f"{own.max():.2%} of the pixels are {name}"
 
 
 def _lists_all(values: MaskValues, listed: ClassList | None) -> bool:
@@ -101,7 +73,7 @@ def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) ->
         UserError: The painted values cannot be told.
     """
     painted = list(damage.values)
-    shown = _shown(painted)
+    shown = listing(painted)
     found = [
         f"masks hold {damage.num_others} grey levels that nobody painted ({damage.share:.2%} of "
         f"the pixels, where they are most), as after smooth resizing or JPEG"
@@ -117,7 +89,7 @@ def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) ->
             "masks again (nearest-neighbour resizing, PNG), or start from recipes/folder.yaml with "
             "labels.names, labels.map={PAINTED VALUE: CLASS, ...} and labels.tolerance."
         )
-    names, reasons = [f"class_{value}" for value in painted], _unused(values, listed)
+    names, reasons = [f"class_{value}" for value in painted], unused(values, listed)
     if len(painted) == 2:
         names = ["background", "thing"]
     if listed is not None and listed.colors is None:
@@ -128,7 +100,7 @@ def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) ->
             own = ["background", *own]
         if len(own) == len(painted):
             if listed.values is None:
-                _check_background(values, listed, own, (painted[0],))
+                check_background(values, listed, own, (painted[0],))
             names, reasons = own, []
             found.append(f"names of classes in {listed.file.name}")
     named = names != ["background", "thing"] and not reasons and listed is not None
@@ -182,7 +154,7 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
     labels: dict[str, Any] = {"names": names}
     lines = [found, f"names of classes in {listed.file.name}"]
     if listed.values is None:
-        _check_background(values, listed, names, raw)
+        check_background(values, listed, names, raw)
         added = "" if names == list(listed.names) else ", whose first class is 1"
         order = ", ".join(f"{v} is {name}" for v, name in list(zip(raw, names, strict=True))[:3])
         more = ", ..." if len(names) > 3 else ""
@@ -199,35 +171,22 @@ def _by_list(values: MaskValues, listed: ClassList, found: str) -> LabelGuess | 
         labels["ignore"] = [*labels.get("ignore", [255]), *sorted(slips)]
         pixels = sum(values.counts[value] for value in slips)
         assumed.append(
-            f"{_shown(sorted(slips))}, {pixels} pixels in all, not in {listed.file.name}, is a "
+            f"{listing(sorted(slips))}, {pixels} pixels in all, not in {listed.file.name}, is a "
             "slip and is ignored (`finetune doctor FOLDER` names the masks)"
         )
     return LabelGuess(labels, tuple(lines), tuple(assumed), known=not slips)
 
 
-def _check_background(
-    values: MaskValues, listed: ClassList, names: Sequence[str], raw: Sequence[int]
-) -> None:
-    """Refuses a list if its first class is a thing, but would have nearly all pixels."""
-    share = values.counts[0] / max(1, sum(values.counts.values()))
-    if share >= MOSTLY and 0 in raw and not is_background(names[0]):
-        raise UserError(
-            f"{listed.file}: its first class is {names[0]}, but {share:.0%} of the pixels are 0, "
-            f"as for a background. Write the value of each class before its name, one per line: "
-            f"`0: {names[0]}` if this is right, or `0: background`, `1: {names[0]}`."
-        )
-
-
 def _of_two_values(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:
     """0 is the background, and 1, 255 or 65535 the thing."""
     seen = sorted(values.counts)
-    names, lines, assumed = ["background", "thing"], [found], _unused(values, listed)
+    names, lines, assumed = ["background", "thing"], [found], unused(values, listed)
     if listed is not None and listed.values is None and listed.colors is None:
         own = list(listed.names)
         if len(own) == 1 and not is_background(own[0]):
             own = ["background", *own]
         if len(own) == 2:
-            _check_background(values, listed, own, (0, 1))
+            check_background(values, listed, own, (0, 1))
             names, assumed = own, []
             lines.append(f"names of classes in {listed.file.name}")
     named = names != ["background", "thing"]
@@ -271,7 +230,7 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
     else:
         classes = list(range(highest + 1))
     labels["names"] = [f"class_{value}" for value in classes]
-    reasons = _unused(values, listed) or ["no list of them was found"]
+    reasons = unused(values, listed) or ["no list of them was found"]
     assumed.append(f"names of classes are made up: {reasons[0]} (labels.names)")
     if 0 not in seen and classes[0] == 0:
         assumed.append("0 is class_0 although no mask holds it, so that ids are those of the masks")
@@ -281,16 +240,6 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
         labels["colors"] = [list(values.palette[value]) for value in classes]
         lines.append("colours of classes in the masks' palette")
     return LabelGuess(labels, tuple(lines), tuple(assumed), known=False)
-
-
-def _unused(values: MaskValues, listed: ClassList | None) -> list[str]:
-    """Why a list cannot be used."""
-    if listed is None:
-        return []
-    if listed.colors is not None and values.kind == "ids":
-        return [f"{listed.file.name} lists colours, but masks hold ids"]
-    held = _shown(sorted(values.counts))
-    return [f"{listed.file.name} lists {len(listed.names)} names, but masks hold {held}"]
 
 
 # ------------------------------------------------------------------------------------------ colours
@@ -336,7 +285,7 @@ def _of_grey(values: MaskValues, listed: ClassList | None) -> LabelGuess:
             "smooth resizing. Resize them again with nearest neighbour."
         )
     ids = MaskValues("ids", levels, None, values.num_masks)
-    shown = _shown(sorted(levels))
+    shown = listing(sorted(levels))
     found = f"masks hold colours that are all grey: {shown} ({values.num_masks} looked at)"
     guess = _of_ids(ids, listed, found)
     labels = dict(guess.labels)
@@ -402,7 +351,7 @@ def _strangers(
         assumed.append(f"colours up to {tolerance} per channel off count as the nearest class's")
     if far:
         labels["unknown"] = "ignore"
-        shown = _shown([f"#{v:06X}" for v in sorted(far, key=lambda v: -counts[v])])
+        shown = listing([f"#{v:06X}" for v in sorted(far, key=lambda v: -counts[v])])
         assumed.append(f"{len(far)} colours are far from every class's and are ignored: {shown}")
     return labels
 
@@ -421,8 +370,3 @@ def _apart(frequent: Sequence[int]) -> list[int]:
         if len(table) > MAX_COLORS:
             break
     return table
-
-
-def _shown(values: Sequence[object]) -> str:
-    texts = [*map(str, values)]
-    return ", ".join(texts) if len(texts) <= 12 else f"{', '.join(texts[:8])}, ... {texts[-1]}"
