@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from finetune.errors import UserError
-from finetune.labels.rules import NO_OBJECT
+from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 from finetune.labels.translation import Labels
 from finetune.pictures.reading import mask_size, read_colors, read_mask
 from finetune.pictures.references import PATHS, Pictures
@@ -104,6 +104,42 @@ class ClassFiles:
                 )
             raw[_covers(mask)] = int(value)
         return raw
+
+
+@dataclass(frozen=True)
+class PanopticMasks:
+    """COCO's PNGs of segments; the reference is {"file": path, "segments": {id: category}, ...}.
+
+    A colour is the id R + 256 G + 65536 B of a segment. 0 is no label.
+    """
+
+    def name(self, reference: str) -> str:
+        return str(json.loads(reference)["file"])
+
+    def files(self, reference: str) -> list[Path]:
+        return [Path(self.name(reference))]
+
+    def size(self, reference: str) -> Size | None:
+        return mask_size(Path(self.name(reference)), of_ids=False)
+
+    def read(self, reference: str, size: Size) -> np.ndarray:
+        """Category ids, `UNCOUNTED` where there is no label; int32."""
+        content = json.loads(reference)
+        colors = read_colors(Path(content["file"]))  # 0xRRGGBB; segments count from red
+        numbers = (colors & 255) << 16 | colors & 0xFF00 | colors >> 16
+        categories = {0: UNCOUNTED} | {int(k): value for k, value in content["segments"].items()}
+        known = np.array(sorted(categories))
+        values = np.array([categories[number] for number in known.tolist()], np.int32)
+        places = np.minimum(np.searchsorted(known, numbers), len(known) - 1)
+        if (strange := known[places] != numbers).any():
+            number, pixels = int(numbers[strange][0]), int(strange.sum())
+            raise UserError(
+                f"{content['file']}: has segment {number} (R + 256 G + 65536 B), which its "
+                f"segments_info in {content['where']} does not list; {pixels} pixels are of no "
+                "listed segment. Export both again.",
+                kind="bad-annotation",
+            )
+        return values[places]
 
 
 def _covers(mask: np.ndarray) -> np.ndarray:

@@ -149,6 +149,8 @@ def wrong_segmentation(segmentation: Any, size: Size) -> str:
     if not isinstance(segmentation, list) or not segmentation:
         return "has no segmentation (a box says nothing about pixels)"
     for polygon in segmentation:
+        if isinstance(polygon, list) and len(polygon) in (0, 2, 4):
+            return "has points or lines in place of polygons, which need 3 or more points"
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "has a polygon that is not 3 or more pairs of x and y"
         is_numeric = set(map(type, polygon)) <= {int, float}

@@ -10,6 +10,7 @@ import numpy as np
 
 from finetune.data.faults import Fault
 from finetune.data.faults import listed as shown
+from finetune.data.samples import preflight
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import read_data_yaml
 from finetune.discover.class_lists import ClassList, find_class_list, is_background
@@ -46,6 +47,8 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
     source = layout.data["source"]
     if source == "coco":
         return _coco_labels(layout)
+    if source == "coco-panoptic":
+        return _panoptic_labels(layout, faults)
     if source == "ultralytics":
         return _ultralytics_labels(layout, faults)
     if layout.classes:
@@ -186,6 +189,33 @@ def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, 
 
 def _coco_labels(layout: Layout) -> LabelGuess:
     """Classes by category id, from the files of all splits."""
+    kept, found, assumed = _categories(layout)
+    names, background, more = _with_background(list(dict.fromkeys(kept.values())), "object")
+    names = [background, *(name for name in names if name != background)]
+    ids = {number: names.index(name) for number, name in kept.items()}
+    labels = {"names": names, "background": background, "map": ids, "ignore": []}
+    return LabelGuess(labels, (found,), (*more, *assumed))
+
+
+def _panoptic_labels(layout: Layout, faults: list[Fault] | None) -> LabelGuess:
+    """Classes by category id, things and stuff; some PNGs are read, for their segments."""
+    kept, found, assumed = _categories(layout)
+    names = list(dict.fromkeys(kept.values()))
+    ids = {number: names.index(name) for number, name in kept.items()}
+    labels: dict[str, Any] = {"names": names, "map": ids, "ignore": []}
+    if faults is None:
+        data = read_data(layout.data)
+        for split in dict.fromkeys((data.train_split, data.val_split)):
+            preflight(open_split(data, Labels.build(**labels), split))
+    assumed += [
+        "pixels of segment 0 have no label and are ignored",
+        "segments with iscrowd 1 count as their category",
+    ]
+    return LabelGuess(labels, (found,), tuple(assumed))
+
+
+def _categories(layout: Layout) -> tuple[dict[int, str], str, list[str]]:
+    """The names of the categories that are classes, with what was found and assumed."""
     names_of: dict[int, tuple[str, Path]] = {}
     for own in layout.categories:
         for number, name in own.names.items():
@@ -199,10 +229,7 @@ def _coco_labels(layout: Layout) -> LabelGuess:
     # Roboflow writes a category of all categories, which no object has.
     left_out = {number for number in names_of if number == 0 and number not in used}
     kept = {n: name for n, (name, _) in sorted(names_of.items()) if n not in left_out}
-    names, background, assumed = _with_background(list(dict.fromkeys(kept.values())), "object")
-    names = [background, *(name for name in names if name != background)]
-    ids = {number: names.index(name) for number, name in kept.items()}
-    labels = {"names": names, "background": background, "map": ids, "ignore": []}
+    assumed = []
     if left_out:
         assumed.append(f"category 0, {names_of[0][0]}, is left out: no object has it")
     by_name: dict[str, list[int]] = defaultdict(list)
@@ -213,8 +240,7 @@ def _coco_labels(layout: Layout) -> LabelGuess:
             assumed.append(f"categories {', '.join(map(str, numbers))} are one class, {name}")
     first, *others = (own.file.name for own in layout.categories)
     more = f" and {len(others)} more" if others else ""
-    found = f"{len(kept)} categories in {first}{more}"
-    return LabelGuess(labels, (found,), tuple(assumed))
+    return kept, f"{len(kept)} categories in {first}{more}", assumed
 
 
 def _ultralytics_labels(layout: Layout, faults: list[Fault] | None) -> LabelGuess:

@@ -71,6 +71,8 @@ def _ade20k(root: Path) -> Layout | None:
     splits = _common_folders(inner / "images", inner / "annotations")
     if not splits or not set(splits) <= {"training", "validation", "testing"}:
         return None
+    if _is_panoptic(inner):
+        return None
     return _layout("ade20k", inner, "images and annotations with ADE20K's splits", splits)
 
 
@@ -78,9 +80,17 @@ def _coco_stuff(root: Path) -> Layout | None:
     for masks in ("stuffthingmaps_trainval2017", "stuffthingmaps", "annotations"):
         splits = _common_folders(root / "images", root / masks)
         if splits and set(splits) <= {"train2017", "val2017"}:
+            if masks == "annotations" and _is_panoptic(root):
+                return None
             found = f"images and {masks} with COCO-Stuff's splits"
             return _layout("coco-stuff", root, found, splits)
     return None
+
+
+def _is_panoptic(root: Path) -> bool:
+    """Whether a JSON file gives segments categories: then the masks are numbers of segments."""
+    files = (*root.glob("*.json"), *root.glob("*/*.json"))
+    return any(b'"segments_info"' in file.read_bytes() for file in files if file.is_file())
 
 
 def _camvid(root: Path) -> Layout | None:

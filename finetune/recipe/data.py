@@ -17,6 +17,11 @@ Overlap = Annotated[
     Field(description="where objects overlap: area, the smallest wins; order, the last wins"),
 ]
 ImageFolder = Annotated[str, Field(description="folder of the images, below path")]
+MaskFolder = Annotated[
+    str,
+    Field(description="folder of the masks, below path; with {class}, one file a class"),
+]
+AnnotationFile = Annotated[str, Field(description="the file of objects or segments, below path")]
 
 
 class DataSection(Section):
@@ -145,10 +150,7 @@ class FolderData(FileData):
 
     source: Literal["folder"] = "folder"
     images: ImageFolder = "images/{split}"
-    masks: str = Field(
-        "masks/{split}",
-        description="folder of the masks, below path; with {class}, one file a class",
-    )
+    masks: MaskFolder = "masks/{split}"
     image_suffix: str = Field("", description="end of image names, e.g. _image")
     mask_suffix: str = Field(
         "", description="end of mask names, e.g. _mask; with {class}, one file a class"
@@ -188,10 +190,19 @@ class CocoData(FileData):
 
     source: Literal["coco"]
     images: ImageFolder = "images/{split}"
-    annotations: str = Field(
-        "annotations/{split}.json", description="the file of objects, below path"
-    )
+    annotations: AnnotationFile = "annotations/{split}.json"
     overlap: Overlap = "area"
+
+
+class PanopticData(FileData):
+    """COCO's panoptic PNGs, and their JSON."""
+
+    patterns = ("annotations",)
+
+    source: Literal["coco-panoptic"]
+    images: ImageFolder = "images/{split}"
+    masks: MaskFolder = "masks/{split}"
+    annotations: AnnotationFile = "annotations/{split}.json"
 
 
 class UltralyticsData(FileData):
@@ -207,7 +218,9 @@ class OfficialData(FileData):
     source: Literal["camvid", "ade20k", "cityscapes", "voc", "coco-stuff"]
 
 
-AnySource = ShapesData | FolderData | HubData | CocoData | UltralyticsData | OfficialData
+AnySource = (
+    ShapesData | FolderData | HubData | CocoData | PanopticData | UltralyticsData | OfficialData
+)
 SOURCE_CLASSES: tuple[type[DataSection], ...] = get_args(AnySource)
 SOURCES: dict[str, type[DataSection]] = {
     source: section

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.discover import annotations
+from finetune.data import coco_json
 from finetune.discover.layout import split_in
 from finetune.discover.layout_labels import guess
 from finetune.discover.recognise import recognise
@@ -397,7 +397,7 @@ def test_a_coco_file_is_parsed_once_to_be_understood(tmp_path, monkeypatch):
         coco_file(tmp_path, split, {1: "car"}, [1, 1])
     calls = []
     real = json.loads
-    monkeypatch.setattr(annotations.json, "loads", lambda text: calls.append(1) or real(text))
+    monkeypatch.setattr(coco_json.json, "loads", lambda text: calls.append(1) or real(text))
     (layout,) = recognise(tmp_path)
     guess(tmp_path, layout)
     assert len(calls) == 2

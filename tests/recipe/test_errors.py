@@ -37,7 +37,10 @@ from finetune.recipe import load_recipe
         (["augment.crop=[28,64]"], "augment.crop: .*28.*29 pixels"),
         (["augment.scale=[2,1]"], r"augment.scale: .*smallest, largest"),
         (["train.global_batch=6", "train.micro_batch=4"], "train.global_batch: 6 .*micro_batch=4"),
-        (["data.images=x"], "data.images: read by source coco / folder, not shapes"),
+        (
+            ["data.images=x"],
+            "data.images: read by source coco / coco-panoptic / folder, not shapes",
+        ),
         (["data.source=folder"], "data.path: missing"),
         (["data.cache=yes"], "data.cache: .*'auto', 'disk' or 'none'"),
         (["labels.names=[a]"], "labels.names: .*background"),

@@ -13,6 +13,7 @@ from finetune.data.sources import archives
 from finetune.data.sources.coco import coco
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.hub import hub, hub_shards
+from finetune.data.sources.panoptic import panoptic
 from finetune.data.sources.shapes import shapes
 from finetune.data.sources.ultralytics import ultralytics
 from finetune.data.splits import by_fraction, by_list
@@ -88,6 +89,7 @@ OPENERS: dict[str, Opener] = {
     "folder": _opener(image_folder, "images", "masks", "image_suffix", "mask_suffix"),
     "hub": _hub,
     "coco": _opener(coco, "images", "annotations", "overlap"),
+    "coco-panoptic": _opener(panoptic, "images", "masks", "annotations"),
     "ultralytics": _opener(ultralytics, "overlap"),
     "camvid": _opener(archives.camvid),
     "ade20k": _opener(archives.ade20k),
