@@ -42,7 +42,7 @@ if os.name == "posix":
 
 Mode = Literal["auto", "disk", "none"]
 
-_FORMAT = 4
+_FORMAT = 5
 _SUFFIX = ".samples"
 _NUM_LOOKED_AT = 16  # rows of a table
 

@@ -5,8 +5,7 @@ Pictures are files, or encoded bytes out of a table. Every fault is a `UserError
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
-from PIL.TiffImagePlugin import TiffImageFile
+from PIL import Image, ImageFile
 
 from finetune.errors import UserError
 from finetune.pictures.channels import (
@@ -18,7 +17,7 @@ from finetune.pictures.channels import (
     unknown_range,
 )
 from finetune.pictures.opening import opened, opened_whole, raw_mode
-from finetune.pictures.orientation import orientation_of, swaps_sides, upright
+from finetune.pictures.orientation import orientation_of, upright, upright_image, upright_size
 from finetune.pictures.plain import decode_plain
 from finetune.pictures.references import Picture
 from finetune.pictures.tiffs import is_tiff, pillow_header, read_tiff, tiff_form, tiff_to_read
@@ -76,7 +75,7 @@ def from_pillow(name: object, image: Image.Image, num_channels: int = 3) -> np.n
 
     Messages call it `name`.
     """
-    image = ImageOps.exif_transpose(image)  # moves whole pixels, faster than numpy
+    image = upright_image(image)
     mode = check_mode(name, image, num_channels)
     if image.mode == "F" or is_deep_grey(image):
         return _deep_grey(name, image, num_channels)
@@ -94,7 +93,7 @@ def _deep_grey(name: object, image: Image.Image, num_channels: int) -> np.ndarra
 
 
 def read_mask(picture: Picture) -> np.ndarray:
-    """Reads the raw values of a mask: palette indices, never their colours.
+    """Reads the raw values of a mask, upright: palette indices, never their colours.
 
     Returns:
         (H, W) bool, uint8, uint16 or int32: the numbers that the file stores.
@@ -108,12 +107,12 @@ def read_mask(picture: Picture) -> np.ndarray:
         _check_mask_mode(picture, mask)
         _check_one_frame(picture, mask, is_mask=True)
         spread = _SPREAD_GREY.get(raw_mode(mask))
-        values = np.array(mask)
+        values = np.array(upright_image(mask))
     return values // np.uint8(spread) if spread else values
 
 
 def read_colors(picture: Picture) -> np.ndarray:
-    """Reads the colours of a mask, a palette's too: int32 (H, W), 0xRRGGBB.
+    """Reads the colours of a mask, upright, a palette's too: int32 (H, W), 0xRRGGBB.
 
     Raises:
         UserError: The file cannot be read, or holds no 8 bit colours.
@@ -132,7 +131,7 @@ def read_colors(picture: Picture) -> np.ndarray:
                 kind="mask-not-colors",
             )
         _check_one_frame(picture, mask, is_mask=True)
-        rgb = np.array(mask.convert("RGB"))
+        rgb = np.array(upright_image(mask).convert("RGB"))
     packed = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGRA).view("<i4")[..., 0]
     return packed & 0xFFFFFF
 
@@ -149,13 +148,7 @@ def image_size(picture: Picture, *, expected: tuple[int, int] | None = None) -> 
     if is_tiff(picture) and pillow_header(picture)[0] is None:
         return tiff_form(picture).size
     with opened(picture) as image:
-        size = image.height, image.width
-        if isinstance(image, TiffImageFile):  # whose size newer versions of Pillow turn
-            size = image.tag_v2[ExifTags.Base.ImageLength], image.tag_v2[ExifTags.Base.ImageWidth]
-        may_be_turned = image.format != "PNG" or "exif" in image.info or size != (expected or size)
-        if may_be_turned and swaps_sides(orientation_of(image)):
-            return size[::-1]
-        return size
+        return upright_size(image, expected=expected)
 
 
 def image_dtype(picture: Picture, num_channels: int) -> np.dtype:
@@ -194,7 +187,7 @@ def channels_to_keep(picture: Picture) -> int:
 
 
 def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
-    """Height and width of a mask, which is never turned, from its header.
+    """Height and width of a mask, upright, from its header.
 
     Raises:
         UserError: The file cannot be opened, or holds colours where there must be ids.
@@ -202,7 +195,7 @@ def mask_size(picture: Picture, *, of_ids: bool) -> tuple[int, int]:
     with opened(picture) as mask:
         if of_ids:
             _check_mask_mode(picture, mask)
-        return mask.height, mask.width
+        return upright_size(mask)
 
 
 def stored_as(picture: Picture) -> str:

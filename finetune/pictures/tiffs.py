@@ -18,10 +18,10 @@ from PIL import Image, UnidentifiedImageError
 from finetune.errors import UserError
 from finetune.pictures.channels import grey, other_channels, unknown_range
 from finetune.pictures.opening import max_pixels, named, source_of, too_large
-from finetune.pictures.orientation import swaps_sides, upright
+from finetune.pictures.orientation import orientation_in, swaps_sides, upright
 from finetune.pictures.references import Picture
 
-_BITS, _ORIENTATION, _SAMPLES, _PLANAR = 258, 274, 277, 284  # tags
+_BITS, _ORIENTATION, _SAMPLES, _PLANAR, _XMP = 258, 274, 277, 284, 700  # tags
 _PLANES = 2
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of a page's kind: a smaller copy, a mask
 
@@ -79,8 +79,10 @@ def _pages(picture: Picture) -> Iterator[list[Any]]:
 
 
 def _orientation(page: Any) -> int:
-    tag = page.tags.get(_ORIENTATION)
-    return int(tag.value) if tag is not None else 1
+    tag, xmp = page.tags.get(_ORIENTATION), page.tags.get(_XMP)
+    if tag is not None:
+        return int(tag.value)
+    return orientation_in(xmp.value) if xmp is not None else 1
 
 
 @functools.cache
