@@ -2,37 +2,125 @@
 
 import hashlib
 import re
-from pathlib import Path
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import takewhile
+from pathlib import Path, PurePosixPath
 
 import datasets
 
 from finetune.data.faults import Faults, each, listed
 from finetune.errors import UserError
+from finetune.pictures.references import COLOR_MASK_SUFFIXES
+
+
+class ListedNames:
+    """Finds samples by the lines of lists: ids, file names or paths, and columns after them.
+
+    A line may be an id, `image mask` (as in PaddleSeg), or a name with numbers after it (as in
+    Oxford-IIIT Pet and VOC). Paths may begin in another folder than here.
+    """
+
+    def __init__(self, ids: Sequence[str], images: Sequence[str], masks: Sequence[str]) -> None:
+        self._ids = {_plain(name): place for place, name in enumerate(ids)}
+        self._lengths = [len(PurePosixPath(name).parts) for name in ids]
+        self._images = [PurePosixPath(_plain(path)).with_suffix("").parts for path in images]
+        self._masks = masks
+        self._by_name: dict[str, list[int]] = defaultdict(list)
+        for place, parts in enumerate(self._images):
+            self._by_name[parts[-1]].append(place)
+
+    def place(self, line: str) -> int | None:
+        """The sample's index, None if there is none.
+
+        Raises:
+            UserError: The line names another mask than the sample's.
+        """
+        for name, mask in _columns(_plain(line)):
+            for plain in (name, _SUFFIX.sub("", name)):
+                place = self._ids.get(plain, self._by_path(plain))
+                if place is not None:
+                    self._check_mask(place, mask)
+                    return place
+        return None
+
+    def _by_path(self, name: str) -> int | None:
+        """The one image whose path ends as this one does, from the folder of the images on."""
+        parts = [part for part in PurePosixPath(name).parts if part not in ("/", ".", "..")]
+        found = []
+        for place in self._by_name.get(parts[-1], ()) if parts else ():
+            own = self._images[place]
+            both = zip(reversed(own), reversed(parts), strict=False)
+            common = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both))
+            if common == len(parts) or common > self._lengths[place]:
+                found.append(place)
+        return found[0] if len(found) == 1 else None
+
+    def _check_mask(self, place: int, mask: str) -> None:
+        own = PurePosixPath(_plain(self._masks[place]))
+        is_file = own.suffix.lower() in COLOR_MASK_SUFFIXES and _SUFFIX.search(mask)
+        if is_file and PurePosixPath(mask).stem != own.stem:
+            raise UserError(
+                f"data.split_list: a list names the mask {mask}, but names pair its image with "
+                f"{own}. Rename the masks, or correct the list."
+            )
+
+
+_SUFFIX = re.compile(
+    "(?:" + "|".join(map(re.escape, COLOR_MASK_SUFFIXES)) + ")$", flags=re.IGNORECASE
+)
+_TWO_FILES = re.compile(rf"(.+?{_SUFFIX.pattern[:-1]})\s+(\S.*)", flags=re.IGNORECASE)
+
+
+def _plain(name: str) -> str:
+    """A name in one Unicode form, with slashes."""
+    return unicodedata.normalize("NFC", name.strip()).replace("\\", "/")
+
+
+def _columns(line: str) -> Iterator[tuple[str, str]]:
+    """The readings of a line: the name of an image, and what may be that of its mask."""
+    yield line, ""
+    for separator in "\t,;":
+        first, found, rest = line.partition(separator)
+        if found:
+            yield first.strip(), rest.split(separator)[0].strip()
+    if found_files := _TWO_FILES.fullmatch(line):
+        yield found_files[1], found_files[2]
+    first, *others = line.split() or [""]
+    if others and all(re.fullmatch(r"[-+]?\d+", other) for other in others):
+        yield first, ""
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines of a list, without empty ones and comments.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"data.split_list: {file} cannot be read ({error}).") from error
+    return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datasets.Dataset:
-    """The samples that a text file names, one id per line, with or without a file type.
+    """The samples that a text file names, one per line; `ListedNames` has the forms of lines.
 
     `faults` takes names without a sample; with None they are an error.
 
     Raises:
-        UserError: The file cannot be read, is empty, or names a missing sample.
+        UserError: The file cannot be read, is empty, or names a missing sample or another mask.
     """
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.split_list: {file} cannot be read ({error}).") from error
-    places = {name: index for index, name in enumerate(data.with_format(None)["id"][:])}
-    found = {
-        line: places.get(line, places.get(re.sub(r"\.[A-Za-z]{2,5}$", "", line)))
-        for line in map(str.strip, lines)
-        if line
-    }
+    rows = data.with_format(None)
+    names = ListedNames(rows["id"][:], rows["image"][:], rows["mask"][:])
+    found = {line: names.place(line) for line in lines_of(file)}
     if missing := [line for line, place in found.items() if place is None]:
         if faults is None:
             raise UserError(
-                f"data.split_list: {file} names samples that do not exist: {listed(missing)}. "
-                "Correct the list."
+                f"data.split_list: {file} names samples that do not exist, or lack an image or a "
+                f"mask: {listed(missing)}. Correct the list."
             )
         faults += each("listed-but-missing", missing, f"named in {file}")
     if len(missing) == len(found):

@@ -12,6 +12,7 @@ from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
 
 TRAIN_NAMES = ("train", "training", "train2017", "trainset", "train_set", "trainval")
 VAL_NAMES = ("val", "validation", "valid", "val2017", "dev", "test", "testing", "test2017")
+LIST_SUFFIXES = (".txt", ".lst", ".list", ".csv")
 VAL_FRACTION = 0.1
 
 MAX_FILES = 200_000
@@ -62,7 +63,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tree:
-    """The pictures and JSON files below a folder, found in one walk."""
+    """The pictures, JSON files and lists below a folder, found in one walk."""
 
     root: Path
     folders: dict[PurePosixPath, dict[str, Path]]
@@ -70,6 +71,8 @@ class Tree:
     json_files: tuple[Path, ...]
     twins: tuple[Path, Path] | None
     """The first two pictures of a folder that differ in their file type only."""
+    lists: tuple[Path, ...]
+    """Text files that the names of splits are in."""
     is_whole: bool
     """Whether the walk saw every file: there are no more than `MAX_FILES`."""
 
@@ -84,6 +87,7 @@ def walk(root: Path) -> Tree:
     """Walks a folder as the sources do: follows links, skips hidden files."""
     folders: dict[PurePosixPath, dict[str, Path]] = {}
     json_files: list[Path] = []
+    lists: list[Path] = []
     twins: tuple[Path, Path] | None = None
     count, entered = 0, {os.path.realpath(root)}
     for directory, subfolders, names in os.walk(root, followlinks=True):
@@ -99,6 +103,9 @@ def walk(root: Path) -> Tree:
                 continue
             if suffix == ".json":
                 json_files.append(Path(directory, name))
+            elif suffix in LIST_SUFFIXES:
+                if split_in(PurePosixPath(os.path.splitext(name)[0])).name:
+                    lists.append(Path(directory, name))
             elif suffix in IMAGE_SUFFIXES or suffix in MASK_SUFFIXES:
                 path = Path(directory, name)
                 first = stems.setdefault(path.stem, path)
@@ -107,8 +114,9 @@ def walk(root: Path) -> Tree:
             folders[PurePosixPath(Path(directory).relative_to(root).as_posix())] = stems
         count += len(names)
         if count > MAX_FILES:
-            return Tree(root, folders, tuple(sorted(json_files)), twins, is_whole=False)
-    return Tree(root, dict(sorted(folders.items())), tuple(sorted(json_files)), twins, True)
+            break
+    files = tuple(sorted(json_files)), twins, tuple(sorted(lists))
+    return Tree(root, dict(sorted(folders.items())), *files, is_whole=count <= MAX_FILES)
 
 
 def _is_new(path: str, entered: set[str]) -> bool:
@@ -123,7 +131,7 @@ def _is_new(path: str, entered: set[str]) -> bool:
 # ---------------------------------------------------------------------------------- names of splits
 
 _NAMES = "|".join(sorted((*TRAIN_NAMES, *VAL_NAMES), key=len, reverse=True))
-_THINGS = "annot|annotation|mask|label|image|img|data|set|gt|seg|segmentation"
+_THINGS = "annot|annotation|mask|label|image|img|data|set|gt|seg|segmentation|list"
 _FORMS = tuple(
     re.compile(form, re.IGNORECASE)
     for form in (

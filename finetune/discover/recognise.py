@@ -12,6 +12,7 @@ from finetune.discover.annotations import coco_files, ultralytics, why_no_json
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs, why_none
+from finetune.discover.split_lists import with_lists
 from finetune.discover.tables import table, table_folder
 from finetune.errors import UserError
 
@@ -41,5 +42,6 @@ def recognise(root: Path) -> list[Layout]:
             f"(x.jpg and x_mask.png). {why_no_json(tree)}{why_none(tree)}"
             "Start from recipes/folder.yaml."
         )
+    layouts = [with_lists(tree, layout) for layout in layouts]
     refuse_without_training(tree, layouts)
     return layouts

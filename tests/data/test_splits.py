@@ -10,7 +10,9 @@ from finetune.errors import UserError
 
 
 def data(ids) -> datasets.Dataset:
-    return datasets.Dataset.from_dict({"id": list(ids)})
+    ids = list(ids)
+    files = {key: [f"/set/{key}s/{name}.png" for name in ids] for key in ("image", "mask")}
+    return datasets.Dataset.from_dict({"id": ids, **files})
 
 
 FRAMES = [f"town{video}/clip_{video}_{frame:03}" for video in range(10) for frame in range(7)]
@@ -22,12 +24,58 @@ def test_a_list_takes_ids_with_and_without_file_types(tmp_path):
 
 
 def test_a_list_that_is_wrong(tmp_path):
-    for content, message in (("a\nx\ny.png\n", "do not exist: x, y.png"), ("\n", "no samples")):
+    for content, message in (("a\nx\ny.png\n", "do not exist, .*: x, y.png"), ("\n", "no samples")):
         (tmp_path / "val.txt").write_text(content)
         with pytest.raises(UserError, match=message):
             by_list(data(["a", "b"]), tmp_path / "val.txt")
     with pytest.raises(UserError, match="cannot be read"):
         by_list(data(["a"]), tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "d/a b.1",
+        "d/a b.1.png",
+        "images/d/a b.1.png masks/d/a b.1.png",
+        "images/d/a b.1.png\tmasks/d/a b.1.png",
+        "/home/x/set/images/d/a b.1.png,/home/x/set/masks/d/a b.1.png",
+        "images\\d\\a b.1.jpg",
+        "./images/d/a b.1",
+        "set/images/d/a b.1",
+        "a b.1.png",
+    ],
+)
+def test_a_line_that_names_a_sample(tmp_path, line):
+    (tmp_path / "val.txt").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n# a comment\n")
+    found = by_list(data(["a b", "b.1", "d/a b.1", "e/a"]), tmp_path / "val.txt")
+    assert found["id"] == ["d/a b.1"]
+
+
+@pytest.mark.parametrize("line", ["cat_1 1 2 1", "cat_1 -1", "cat_1  1", "images/cat_1.jpg"])
+def test_numbers_after_a_name(tmp_path, line):
+    (tmp_path / "val.txt").write_text(line)
+    assert by_list(data(["cat", "cat_1", "cat_11"]), tmp_path / "val.txt")["id"] == ["cat_1"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("images/e/a.png", "do not exist"),  # another folder than any image's
+        ("b.png", "do not exist"),  # two of this name
+        ("a masks", "do not exist"),
+        ("images/a.png masks/c.png", "names the mask masks/c.png"),
+    ],
+)
+def test_a_line_that_names_none_or_another_mask(tmp_path, line, message):
+    (tmp_path / "val.txt").write_text(line)
+    with pytest.raises(UserError, match=message):
+        by_list(data(["a", "x/b", "y/b", "c"]), tmp_path / "val.txt")
+
+
+def test_names_in_two_unicode_forms(tmp_path):
+    (tmp_path / "val.txt").write_text("Cafe\u0301.png\n", encoding="utf-8")
+    assert by_list(data(["Caf\u00e9", "b"]), tmp_path / "val.txt")["id"] == ["Caf\u00e9"]
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.1, 0.5, 0.99])

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import datasets
 
 from finetune.data.columns import Columns
-from finetune.data.faults import Faults
+from finetune.data.faults import Fault, Faults
 from finetune.data.samples import with_channels
 from finetune.data.sources import archives
 from finetune.data.sources.coco import coco
@@ -20,6 +20,8 @@ from finetune.data.splits import by_fraction, by_list
 from finetune.data.stream import Streamed
 from finetune.labels.translation import Labels
 from finetune.recipe.data import DataSection, FileData, HubData, ShapesData, StoredData
+
+_PARTNERS = ("image-without-mask", "mask-without-image")
 
 
 def open_split(
@@ -49,10 +51,17 @@ def _part(data: StoredData, labels: Labels, split: str, faults: Faults) -> datas
         whole = open_all(data, labels, data.train_split, faults)
         parts = by_fraction(whole, data.val_fraction, seed=data.split_seed, group=data.split_group)
         return parts[split != data.train_split]
-    found = open_all(data, labels, split, faults)
     if not isinstance(data, FileData) or data.split_list is None:
-        return found
+        return open_all(data, labels, split, faults)
     file = Path(data.path).expanduser() / data.split_list.replace("{split}", split)
+    own: list[Fault] = []
+    found = open_all(data, labels, split, own)
+    # Files that no list names may lack a partner.
+    serious = [fault for fault in own if fault.kind not in _PARTNERS]
+    if faults is not None:
+        faults += serious
+    elif serious:
+        found = open_all(data, labels, split, None)
     return by_list(found, file, faults)
 
 
