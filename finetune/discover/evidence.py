@@ -13,6 +13,7 @@ from typing import NamedTuple
 from finetune.discover.glances import Look
 from finetune.discover.layout import SplitName, Tree, split_in
 from finetune.discover.mask_values import spread
+from finetune.pictures.references import JPEG_SUFFIXES
 
 SEPARATORS = "_-."
 
@@ -114,8 +115,7 @@ def _without_crossings(images: _Folder, others: Sequence[_Folder]) -> Iterator[_
 def _may_hold(folder: _Folder, look: Look, *, masks: bool) -> bool:
     """Whether one of a few files is a mask or, with masks=False, an image."""
     return any(
-        (not masks and file.suffix.lower() in (".jpg", ".jpeg"))
-        or look(file).is_mask in (masks, None)
+        (not masks and file.suffix.lower() in JPEG_SUFFIXES) or look(file).is_mask in (masks, None)
         for file in spread(list(folder.stems.values()), _NUM_GLANCED_AT)
     )
 

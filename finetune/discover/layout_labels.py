@@ -1,6 +1,6 @@
 """The `labels:` block of a layout: what its masks mean."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from finetune.discover.recognise import Layout
 from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
-from finetune.labels.rules import NO_LABEL
+from finetune.labels.rules import NO_LABEL, UNCOUNTED
 from finetune.labels.translation import Labels
 from finetune.pictures.references import LOSSY_SUFFIXES, MASK_SUFFIXES
 from finetune.recipe import read_data
@@ -61,7 +61,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         if rows.labels is not None:
             return LabelGuess(rows.labels, ("classes of its index",), ())
         values = inspect([mask for _, mask in rows.pictures], lenient=lenient)
-        return guess_labels(values, find_class_list([root]) if rows.is_here else None)
+        return _guess_of(values, find_class_list([root]) if rows.is_here else None)
     preset = _preset(root, source)
     files = [Path(reference) for reference in _references(layout, faults, preset)]
     folders = [root, Path(layout.data["path"]), *(file.parent for file in files[:1])]
@@ -78,7 +78,22 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
             )
         against = f"not the preset {preset}: {reason}"
         values = replace(values, assumed=(*values.assumed, against))
-    return _lossy(files, values, guess_labels(values, classes))
+    return _lossy(files, values, _guess_of(values, classes))
+
+
+def _guess_of(values: MaskValues, listed: ClassList | None) -> LabelGuess:
+    """The guess of the ids that may be classes; the others are ignored, and named."""
+    counts = Counter({v: number for v, number in values.counts.items() if v not in values.absent})
+    guess = guess_labels(replace(values, counts=counts), listed)
+    if UNCOUNTED in values.absent:
+        line = "pixels that GDAL's tag calls 'no data' are ignored"
+        guess = replace(guess, found=(*guess.found, line))
+    if not (absent := sorted(values.absent - {UNCOUNTED})):
+        return guess
+    own = guess.labels.get("ignore", [255] if len(guess.labels["names"]) <= 255 else [])
+    labels = {**guess.labels, "ignore": [*own, *(value for value in absent if value not in own)]}
+    line = f"{', '.join(map(str, absent))}: no class (negative, or GDAL's 'no data'), so ignored"
+    return replace(guess, labels=labels, assumed=(*guess.assumed, line))
 
 
 def _lossy(files: Sequence[Path], values: MaskValues, guess: LabelGuess) -> LabelGuess:

@@ -16,6 +16,7 @@ from finetune.labels.colors import RGB, pack
 from finetune.pictures.opening import opened
 from finetune.pictures.reading import read_colors, read_mask
 from finetune.pictures.references import Picture
+from finetune.pictures.tiffs import nodata_of
 
 NUM_MASKS = (200, 2000)
 """Fewest and most masks to look at."""
@@ -48,6 +49,8 @@ class MaskValues:
     """Whether `levels` are those of a palette, whose numbers differ from them."""
     num_of_one_bit: int = 0
     """Masks of one bit a pixel; their levels are 0 and 255."""
+    absent: frozenset[int] = frozenset()
+    """Ids that are no class: negative ones, and what a GeoTIFF calls "no data", but not 0."""
 
     @property
     def total(self) -> int:
@@ -67,6 +70,7 @@ class _Mask:
     """None if each number has the grey of the same value."""
     greys: dict[int, int] | None = field(default=None, repr=False)
     """The level of each value; None if the mask is not grey."""
+    nodata: float | None = None
 
 
 def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
@@ -122,6 +126,8 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
         _levels_of(masks),
         kind == "ids" and bool(palettes),
         sum(mask.bits for mask in masks),
+        frozenset(value for value in counts if value < 0)
+        | frozenset(int(v) for v in (m.nodata for m in masks) if v and v > 0 and v in counts),
     )
 
 
@@ -172,11 +178,11 @@ def _mask(file: Picture, as_colors: bool) -> _Mask:
     greys: dict[int, int] | None = None
     if mode == "1":
         greys = {value: 255 * value for value in counts}
-    elif palette is None and values[-1] < 256:
+    elif palette is None and values[0] >= 0 and values[-1] < 256:
         greys = {value: value for value in counts}
     elif palette is not None and values[-1] < len(palette):
         greys = _greys_of(values, np.array([pack(palette[value]) for value in counts]))
-    return _Mask(file, "ids", counts, mode == "1", palette, greys)
+    return _Mask(file, "ids", counts, mode == "1", palette, greys, nodata_of(file))
 
 
 def _greys_of(values: np.ndarray, colors: np.ndarray) -> dict[int, int] | None:

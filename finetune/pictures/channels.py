@@ -2,7 +2,7 @@
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from finetune.errors import UserError
 from finetune.pictures.opening import raw_mode
@@ -51,7 +51,7 @@ def is_deep_grey(image: Image.Image) -> bool:
     return image.mode == "I" or image.mode.startswith("I;16")
 
 
-def is_deep_png(image: ImageFile.ImageFile, num_channels: int) -> bool:
+def is_deep_png(image: Image.Image, num_channels: int) -> bool:
     """Whether it is a PNG with alpha in 16 bit, which Pillow reduces to 8."""
     wanted = {1: "LA;16B", 2: "LA;16B", 4: "RGBA;16B"}.get(num_channels)
     return image.format == "PNG" and wanted is not None and raw_mode(image) == wanted

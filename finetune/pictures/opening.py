@@ -7,11 +7,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
-from PIL import Image, ImageFile
+from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngImageFile
 
 from finetune.errors import UserError
+from finetune.pictures.numbers import is_npy, npy_picture, tiff_picture
 from finetune.pictures.references import Encoded, Picture, encoded_bytes
 
 MAX_PIXELS = 178_956_970
@@ -63,25 +65,45 @@ def check_pixels(what: object, size: tuple[int, int], limit: int | None) -> None
 
 
 @contextmanager
-def opened(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+def opened(picture: Picture) -> Iterator[Image.Image]:
     """Opens a picture with Pillow; errors in the block carry the picture's name.
 
     Pillow gets an open file: by its name, Pillow 12 maps an uncompressed TIFF into memory and
     decodes it to noise if it lies on its side.
     """
     with named(picture):
+        if is_npy(picture):
+            yield npy_picture(picture, max_pixels())
+            return
         file = io.BytesIO(picture.data) if isinstance(picture, Encoded) else picture.open("rb")
-        with file, Image.open(file) as image:
+        with file, _pillows(picture, file) as image:
             yield image
 
 
+def _pillows(picture: Picture, file: IO[bytes]) -> Image.Image:
+    try:
+        return Image.open(file)
+    except UnidentifiedImageError:
+        if (image := tiff_picture(picture)) is None:
+            raise
+        return image
+
+
 @contextmanager
-def opened_whole(picture: Picture) -> Iterator[ImageFile.ImageFile]:
+def opened_whole(picture: Picture) -> Iterator[Image.Image]:
     """The same for reading the pixels. Pillow decodes PNGs with a wrong checksum without a word."""
     with opened(picture) as image:
         if image.format == "PNG":
             whole_png(encoded_bytes(picture))
         yield image
+
+
+def npy_as_png(picture: Picture) -> bytes:
+    """The picture of an `.npy` file as PNG, with the same numbers."""
+    file = io.BytesIO()
+    with opened(picture) as image:
+        image.save(file, "PNG")
+    return file.getvalue()
 
 
 def whole_png(data: bytes) -> PngImageFile:
@@ -133,9 +155,10 @@ def too_large(picture: object, what: str, limit: int) -> UserError:
     )
 
 
-def raw_mode(image: ImageFile.ImageFile) -> str:
+def raw_mode(image: Image.Image) -> str:
     """Pillow's name for how the file stores its pixels; "" once they are loaded."""
-    if not image.tile:
+    tile = getattr(image, "tile", None)
+    if not tile:
         return ""
-    args = image.tile[0][3]
+    args = tile[0][3]
     return str(args[0] if isinstance(args, tuple) else args)

@@ -7,7 +7,7 @@ reads XMP where there is no EXIF data.
 import re
 
 import numpy as np
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.TiffImagePlugin import TiffImageFile
 
 _SIGNS = (b"eXIf", b"Exif\0", b"Raw profile type", b"com.adobe.xmp", b":Orientation")
@@ -50,9 +50,7 @@ def upright_image(image: Image.Image) -> Image.Image:
     return ImageOps.exif_transpose(image)
 
 
-def upright_size(
-    image: ImageFile.ImageFile, *, expected: tuple[int, int] | None = None
-) -> tuple[int, int]:
+def upright_size(image: Image.Image, *, expected: tuple[int, int] | None = None) -> tuple[int, int]:
     """Height and width, from the header.
 
     A PNG may have its EXIF data behind the pixels; only one of another size than `expected` is

@@ -7,7 +7,7 @@ import numpy as np
 
 from finetune.pictures.opening import max_pixels, whole_png
 from finetune.pictures.orientation import may_be_turned
-from finetune.pictures.references import Picture, encoded_bytes
+from finetune.pictures.references import JPEG_SUFFIXES, Picture, encoded_bytes
 
 
 def decode_plain(picture: Picture) -> np.ndarray | None:
@@ -17,7 +17,7 @@ def decode_plain(picture: Picture) -> np.ndarray | None:
     the way to an array. Returns None for any other file and for files that may be damaged, which
     Pillow then reads or names.
     """
-    if isinstance(picture, Path) and picture.suffix.lower() not in (".jpg", ".jpeg", ".png"):
+    if isinstance(picture, Path) and picture.suffix.lower() not in (*JPEG_SUFFIXES, ".png"):
         return None
     try:
         data = encoded_bytes(picture)

@@ -5,9 +5,10 @@ Pictures are files, or encoded bytes out of a table. Every fault is a `UserError
 
 import cv2
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image
 
 from finetune.errors import UserError
+from finetune.labels.rules import UNCOUNTED
 from finetune.pictures.channels import (
     check_mode,
     grey,
@@ -16,11 +17,20 @@ from finetune.pictures.channels import (
     read_deep_png,
     unknown_range,
 )
+from finetune.pictures.numbers import whole_numbers
 from finetune.pictures.opening import opened, opened_whole, raw_mode
 from finetune.pictures.orientation import orientation_of, upright, upright_image, upright_size
 from finetune.pictures.plain import decode_plain
 from finetune.pictures.references import Picture
-from finetune.pictures.tiffs import is_tiff, pillow_header, read_tiff, tiff_form, tiff_to_read
+from finetune.pictures.tiffs import (
+    is_tiff,
+    nodata_of,
+    num_pages,
+    pillow_header,
+    read_tiff,
+    tiff_form,
+    tiff_to_read,
+)
 
 # Pillow spreads the grey levels of 2 and 4 bit files over 0..255: class ids times these.
 _SPREAD_GREY = {"L;2": 85, "L;4": 17}
@@ -32,6 +42,7 @@ _STORED = {
     "P": "palette",
     "PA": "palette with transparency",
     "I": "32 bit numbers",
+    "F": "floating point",
     "RGB": "colours",
     "RGBA": "colours with transparency",
 }
@@ -96,7 +107,8 @@ def read_mask(picture: Picture) -> np.ndarray:
     """Reads the raw values of a mask, upright: palette indices, never their colours.
 
     Returns:
-        (H, W) bool, uint8, uint16 or int32: the numbers that the file stores.
+        (H, W) bool, uint8, uint16 or int32: the numbers that the file stores. `UNCOUNTED` stands
+        where a TIFF of floating point or signed numbers has its "no data" (GDAL's tag).
 
     Raises:
         UserError: The file cannot be read, or holds colours.
@@ -107,7 +119,13 @@ def read_mask(picture: Picture) -> np.ndarray:
         _check_mask_mode(picture, mask)
         _check_one_frame(picture, mask, is_mask=True)
         spread = _SPREAD_GREY.get(raw_mode(mask))
-        values = np.array(upright_image(mask))
+        is_float, values = mask.mode == "F", np.array(upright_image(mask))
+        if is_float:
+            values = whole_numbers(values, nodata_of(picture), UNCOUNTED)
+        elif values.dtype.kind == "i" and values.min() < 0:
+            if UNCOUNTED in values:
+                raise ValueError(f"it holds {UNCOUNTED}, which stands for pixels that do not count")
+            values = np.where(values == nodata_of(picture), UNCOUNTED, values)
     return values // np.uint8(spread) if spread else values
 
 
@@ -210,8 +228,8 @@ def stored_as(picture: Picture) -> str:
         return "16 bit grey" if image.mode.startswith("I;16") else image.mode
 
 
-def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
-    if mask.mode not in ("1", "L", "P", "I") and not mask.mode.startswith("I;16"):
+def _check_mask_mode(picture: Picture, mask: Image.Image) -> None:
+    if mask.mode not in ("1", "L", "P", "I", "F") and not mask.mode.startswith("I;16"):
         raise UserError(
             f"{picture}: the mask is {mask.mode} (colours, or several channels); masks must hold "
             "class ids: one channel of whole numbers, or a palette. If its colours are the "
@@ -220,12 +238,15 @@ def _check_mask_mode(picture: Picture, mask: ImageFile.ImageFile) -> None:
         )
 
 
-def _check_one_frame(picture: Picture, image: ImageFile.ImageFile, *, is_mask: bool) -> None:
+def _check_one_frame(picture: Picture, image: Image.Image, *, is_mask: bool) -> None:
     """Refuses several frames or pages; Pillow gives the first of them without a word.
 
-    In images only animations are refused; an MPO counts as one picture.
+    In images only animations are refused; an MPO counts as one picture. Smaller copies in a
+    TIFF, as in cloud-optimised ones, do not count.
     """
     frames = getattr(image, "n_frames", 1) if is_mask or image.format in _MOVING else 1
+    if frames > 1 and image.format == "TIFF":
+        frames = num_pages(picture)
     if frames > 1:
         what = "the mask has" if is_mask else "the image is an animation of"
         raise UserError(

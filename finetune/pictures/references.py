@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
-MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif")  # lossless only: JPEG changes ids
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".pjpeg", ".pjp")
+IMAGE_SUFFIXES = (*JPEG_SUFFIXES, ".png", ".webp", ".tif", ".tiff", ".bmp", ".npy")
+MASK_SUFFIXES = (".png", ".bmp", ".tif", ".tiff", ".gif", ".npy")  # lossless: JPEG changes ids
+LOSSY_SUFFIXES = (*JPEG_SUFFIXES, ".webp")
 COLOR_MASK_SUFFIXES = tuple(dict.fromkeys((*IMAGE_SUFFIXES, *MASK_SUFFIXES)))
 
 

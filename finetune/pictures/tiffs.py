@@ -17,11 +17,13 @@ from PIL import Image, UnidentifiedImageError
 
 from finetune.errors import UserError
 from finetune.pictures.channels import grey, other_channels, unknown_range
+from finetune.pictures.numbers import main_pages
 from finetune.pictures.opening import max_pixels, named, source_of, too_large
 from finetune.pictures.orientation import orientation_in, swaps_sides, upright
 from finetune.pictures.references import Picture
 
 _BITS, _ORIENTATION, _SAMPLES, _PLANAR, _XMP = 258, 274, 277, 284, 700  # tags
+_NODATA = 42113  # GDAL's tag
 _PLANES = 2
 _REDUCED, _TRANSPARENCY = 1, 4  # bits of a page's kind: a smaller copy, a mask
 
@@ -97,6 +99,29 @@ def _missing(compression: int, predictor: int) -> str:
         except (KeyError, ValueError, ImportError):
             return str(names(number).name) if number in set(names) else f"number {number}"
     return ""
+
+
+def num_pages(picture: Picture) -> int:
+    """The pages of a TIFF, without smaller copies of others."""
+    import tifffile
+
+    with named(picture), tifffile.TiffFile(source_of(picture)) as file:
+        return main_pages(file)
+
+
+def nodata_of(picture: Picture) -> float | None:
+    """GDAL's value for "no data" in a TIFF; None for any other picture."""
+    if not is_tiff(picture):
+        return None
+    import tifffile
+
+    with named(picture), tifffile.TiffFile(source_of(picture)) as file:
+        tag = file.pages.first.tags.get(_NODATA)
+        text = str(tag.value).strip("\0 ") if tag is not None else ""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
 
 
 # ------------------------------------------------------------------ which library reads which TIFF

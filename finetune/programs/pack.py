@@ -35,6 +35,8 @@ from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.machine import usable_cores
 from finetune.pictures.encoding import as_png
+from finetune.pictures.numbers import is_npy
+from finetune.pictures.opening import npy_as_png
 from finetune.pictures.references import Encoded
 from finetune.publish.markdown import escaped
 from finetune.recipe import Recipe, to_yaml
@@ -183,7 +185,9 @@ def _write(path: Path, shard: _Shard, workers: int, bar: "tqdm[Any]") -> list[in
 def _encoded(reader: ReadSamples, image: str, mask: str, name: str) -> dict[str, Any]:
     _, class_ids = reader.read(image, mask)
     picture = reader.pictures.open(image)
-    if isinstance(picture, Encoded):
+    if is_npy(picture):  # no other program reads these in a table
+        suffix, content = ".png", npy_as_png(picture)
+    elif isinstance(picture, Encoded):
         suffix, content = "", picture.data
     else:
         suffix = picture.suffix.lower()

@@ -19,7 +19,7 @@ from finetune.data.sources.hub import open_table, split_names
 from finetune.errors import UserError
 from finetune.pictures.references import IMAGE_SUFFIXES, PATHS, Picture, Pictures
 
-KNOWN = (*IMAGE_SUFFIXES, ".gif", ".jfif", ".avif")
+KNOWN = (*IMAGE_SUFFIXES, ".gif", ".avif")
 """Types of images; files of other types in folders are skipped."""
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi", ".webm", ".m4v")
 
