@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from unicodedata import normalize
 
 from finetune.discover.glances import Look
 from finetune.discover.layout import SplitName, Tree, split_in
@@ -153,6 +154,10 @@ def _add_evidence(
     same = images is masks
     matches: dict[tuple[str, str], list[tuple[Path, Path]]] = defaultdict(list)
     for stem, file in images.stems.items():
+        whole = "" if same or stem in masks.stems else normalize("NFC", file.name)
+        if whole in masks.stems:  # x.jpg.png, as Supervisely names the mask of x.jpg
+            matches["", ""].append((file, masks.stems[whole]))
+            continue
         for base, own in _bases(stem):
             others = masks.starts.get(base, ())
             for other in others if len(others) <= _MANY_KINDS else ():

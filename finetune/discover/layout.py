@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
+from unicodedata import normalize
 
 from finetune.errors import UserError
 from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
@@ -79,7 +80,7 @@ class Tree:
     def picture(self, relative: str) -> bool:
         """Whether there is such a picture."""
         path = PurePosixPath(relative)
-        file = self.folders.get(path.parent, {}).get(path.stem)
+        file = self.folders.get(path.parent, {}).get(normalize("NFC", path.stem))
         return file is not None and (file.name == path.name or (self.root / path).is_file())
 
 
@@ -108,7 +109,7 @@ def walk(root: Path) -> Tree:
                     lists.append(Path(directory, name))
             elif suffix in IMAGE_SUFFIXES or suffix in MASK_SUFFIXES:
                 path = Path(directory, name)
-                first = stems.setdefault(path.stem, path)
+                first = stems.setdefault(normalize("NFC", path.stem), path)
                 twins = twins or ((first, path) if first != path else None)
         if stems:
             folders[PurePosixPath(Path(directory).relative_to(root).as_posix())] = stems

@@ -27,7 +27,7 @@ def _layout(source: str, folder: Path, found: str, splits: Iterable[str]) -> Lay
 def _voc(root: Path) -> Layout | None:
     for folder in (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*"))):
         lists = folder / "ImageSets" / "Segmentation"
-        splits = sorted(file.stem for file in lists.glob("*.txt"))
+        splits = sorted(f.stem for f in lists.glob("*.txt") if not f.name.startswith("."))
         names = ("JPEGImages", "SegmentationClass")
         if not splits or not all((folder / name).is_dir() for name in names):
             continue

@@ -4,6 +4,7 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.discover.evidence import SEPARATORS, Evidence, Key, gather
@@ -14,6 +15,7 @@ from finetune.errors import UserError
 from finetune.pictures.references import LOSSY_SUFFIXES
 
 _NUM_LOOKED_AT = 8  # pairs of a layout
+_CLASS = re.compile("[-_.]class[-_.](?=.)", re.IGNORECASE)
 _MATCHING = 0.9  # share of names that images and masks must have in common
 
 
@@ -113,7 +115,14 @@ def _grouped(
             left = {key: found for key, found in left.items() if key not in keys}
         splits = set().union(*(evidence[key].splits for key in keys))
         found = f"one file per class: {', '.join(classes[:12])}"
-        yield _layout(tree, pattern, keys, splits, (found,), classes)
+        layout = _layout(tree, pattern, keys, splits, (found,), classes)
+        if _CLASS.match(pattern.mask_suffix):
+            beside = [k for k in left if k not in keys and k[:3] == pattern[:3]]
+            left = {key: own for key, own in left.items() if key not in (*keys, *beside)}
+            if endings := ", ".join(sorted(f"*{key.mask_suffix}" for key in beside)):
+                line = f"the masks of single classes are used, not those beside them: {endings}"
+                layout = replace(layout, assumed=(*layout.assumed, line))
+        yield layout
     for key, own in left.items():
         yield _layout(tree, key, [key], own.splits)
 
@@ -122,21 +131,24 @@ def _of_classes(
     tree: Tree, accepted: dict[Key, Evidence], evidence: dict[Key, Evidence]
 ) -> Iterator[tuple[dict[Key, str], Key]]:
     """Groups of layouts that differ in one word, which may be a class: {layout: word}, pattern."""
-    by_ending: dict[Key, list[Key]] = defaultdict(list)
+    by_ending: dict[tuple[Key, str], list[Key]] = defaultdict(list)
     for key, found in evidence.items():
         if key.mask_suffix and found.matched >= _MATCHING * found.expected:
-            by_ending[key._replace(mask_suffix="")].append(key)
-    for whole, keys in by_ending.items():
+            # RectLabel writes x_class_cat.png beside x_all_objects.png and x_object1.png.
+            named = _CLASS.match(key.mask_suffix)
+            by_ending[key._replace(mask_suffix=""), named[0] if named else ""].append(key)
+    for (whole, named), keys in by_ending.items():
         # Rare classes have too few files to be accepted on their own.
         matched = sum(evidence[key].matched for key in keys)
-        if len(keys) < 2 or 8 * matched < evidence[keys[0]].all_masks:
+        if (len(keys) < 2 and not named) or 8 * matched < evidence[keys[0]].all_masks:
             continue
         first, last = min(key[3] for key in keys), max(key[3] for key in keys)
         same = [one == other for one, other in zip(first, last, strict=False)]
         common = first[: [*same, False].index(False)]
-        common = re.sub(rf"[^{re.escape(SEPARATORS)}]*$", "", common)
+        common = named or re.sub(rf"[^{re.escape(SEPARATORS)}]*$", "", common)
         names = {key: key.mask_suffix[len(common) :] for key in keys}
-        if common and all(names.values()) and not any(map(str.isdigit, names.values())):
+        numbered = not named and any(map(str.isdigit, names.values()))
+        if common and all(names.values()) and not numbered:
             yield names, whole._replace(mask_suffix=common + "{class}")
     by_folder: dict[tuple[Key, int], list[Key]] = defaultdict(list)
     for key in accepted:

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Set
 from pathlib import Path
+from unicodedata import normalize
 
 import datasets
 
@@ -89,6 +90,7 @@ def image_folder(
         )
     if isinstance(form, ClassFiles) and mask_files:
         mask_files = dict.fromkeys(image_files, "{}") | mask_files
+    mask_files = _by_whole_names(image_files, mask_files, image_dir)
     keys = sorted(image_files.keys() & mask_files.keys())
     if faults is None or not keys:
         if labels.kind == "ids" and (unpaired := image_files.keys() - mask_files.keys()):
@@ -99,6 +101,18 @@ def image_folder(
     return as_samples(
         [image_files[key] for key in keys], [mask_files[key] for key in keys], keys, labels, form
     )
+
+
+def _by_whole_names(
+    images: dict[str, Path], masks: dict[str, str], image_dir: Path
+) -> dict[str, str]:
+    """The masks; x.jpg.png, as Supervisely names it, is that of x.jpg."""
+    whole = {
+        normalize("NFC", path.relative_to(image_dir).as_posix()): key
+        for key, path in images.items()
+        if key not in masks
+    }
+    return {whole.get(key, key) if key not in images else key: m for key, m in masks.items()}
 
 
 def _class_files(
@@ -121,7 +135,9 @@ def _class_files(
         for key, file in files_by_key(root / own, MASK_SUFFIXES, ending, taken, faults).items():
             found.setdefault(key, {})[class_id] = file
             taken.add(file)
-    if not has_folders and (others := sorted({*_files(folder, MASK_SUFFIXES)} - taken)):
+    fixed = suffix.partition("{class}")[0]  # files without it are other things
+    others = sorted(f for f in {*_files(folder, MASK_SUFFIXES)} - taken if fixed in f.stem)
+    if not has_folders and others:
         if faults is None:
             raise UserError(
                 f"data.mask_suffix: {len(others)} files in {folder} end in no name of "
@@ -190,13 +206,15 @@ def files_by_key(
     """
     files: dict[str, Path] = {}
     for path in _files(folder, suffixes):
-        if not path.stem.endswith(name_suffix) or (skip and path in skip):
+        stem = normalize("NFC", path.stem)
+        if not stem.endswith(normalize("NFC", name_suffix)) or (skip and path in skip):
             continue
         key = _key(path, folder, name_suffix)
         if key in files:
             if faults is None:
                 raise UserError(
-                    f"data.path: {files[key]} and {path} differ in their file type only, so "
+                    f"data.path: {files[key]} and {path} differ in their file type only (or in "
+                    "the Unicode form of their names), so "
                     f"their mask is not clear. Remove one of them."
                 )
             # Keep the same one, in whatever order the disk lists them.
@@ -244,9 +262,13 @@ def _other_types(folder: Path, name_suffix: str) -> dict[str, list[Path]]:
 
 
 def _key(path: Path, folder: Path, name_suffix: str) -> str:
-    """The key of an image and its mask: the relative path without file type and suffix."""
-    stem = path.stem.removesuffix(name_suffix) or path.stem
-    return path.relative_to(folder).with_name(stem).as_posix()
+    """The key of an image and its mask: the relative path without file type and suffix.
+
+    Macs write names in another Unicode form than Windows and Linux; keys have one.
+    """
+    stem, suffix = (normalize("NFC", text) for text in (path.stem, name_suffix))
+    key = path.relative_to(folder).with_name(stem.removesuffix(suffix) or stem).as_posix()
+    return normalize("NFC", key)
 
 
 def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> None:
