@@ -140,6 +140,19 @@ def _id_to_label(file: Path, text: str) -> ClassList | None:
     return ClassList(file, tuple(n for _, n in pairs), values=tuple(value for value, _ in pairs))
 
 
+def _machine_colors(file: Path, text: str) -> ClassList | None:
+    """Supervisely's `obj_class_to_machine_color.json`: the grey of each class; 0 is no object."""
+    content = json.loads(text)
+    if not isinstance(content, dict) or not all(isinstance(c, list) for c in content.values()):
+        return None
+    pairs = [(name, _rgb(color)) for name, color in content.items()]
+    if any(len(set(color)) > 1 for _, color in pairs):
+        return ClassList(file, tuple(n for n, _ in pairs), colors=tuple(c for _, c in pairs))
+    if all(any(color) for _, color in pairs):
+        pairs = [("background", (0, 0, 0)), *pairs]
+    return ClassList(file, tuple(n for n, _ in pairs), values=tuple(c[0] for _, c in pairs))
+
+
 def _names(file: Path, text: str) -> ClassList | None:
     """`classes.txt` and the like: lines of `name` or `0: name`; # begins a comment."""
     lines = [line.strip() for line in text.splitlines()]
@@ -165,6 +178,7 @@ _READERS: dict[Callable[[Path, str], ClassList | None], tuple[str, ...]] = {
     _label_map: ("labelmap.txt",),
     _color_and_name_lines: ("label_colors.txt",),
     _id_to_label: ("id2label.json", "*id2label.json", "classes.json"),
+    _machine_colors: ("obj_class_to_machine_color.json",),
     _names: ("classes.txt", "labels.txt", "class_names.txt", "obj.names"),
 }
 """Reader -> its files."""

@@ -1,5 +1,6 @@
 """Names of images and masks as disks and tools write them."""
 
+import json
 from pathlib import Path
 from unicodedata import normalize
 
@@ -79,7 +80,9 @@ def test_supervisely(tmp_path: Path, suffixes):
         name = f"p{number}.{suffixes[number % 2]}"
         save(image, tmp_path / f"ds0/img/{name}")
         save(ids, tmp_path / f"ds0/masks_machine/{name}.png")
-    check(tmp_path, ["class_0", "class_1", "class_2"], lambda name: int(name[1:]))
+    colors = {"box": [1, 1, 1], "bin": [2, 2, 2]}
+    (tmp_path / "obj_class_to_machine_color.json").write_text(json.dumps(colors))
+    check(tmp_path, ["background", "box", "bin"], lambda name: int(name[1:]))
 
 
 def test_supervisely_with_a_mask_of_another_image(tmp_path: Path):
