@@ -135,8 +135,8 @@ def _of_classes(
     for key, found in evidence.items():
         if key.mask_suffix and found.matched >= _MATCHING * found.expected:
             # RectLabel writes x_class_cat.png beside x_all_objects.png and x_object1.png.
-            named = _CLASS.match(key.mask_suffix)
-            by_ending[key._replace(mask_suffix=""), named[0] if named else ""].append(key)
+            start = _CLASS.match(key.mask_suffix)
+            by_ending[key._replace(mask_suffix=""), start[0] if start else ""].append(key)
     for (whole, named), keys in by_ending.items():
         # Rare classes have too few files to be accepted on their own.
         matched = sum(evidence[key].matched for key in keys)
