@@ -225,16 +225,14 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
         assumed.append(f"{ignored[0]} is not a class and is ignored")
     labels: dict[str, Any] = {"ignore": ignored if ignored or 255 in classes else [255]}
     highest = classes[-1]
-    if sparse:
+    if not sparse:  # masks that were not looked at may hold the values between
+        classes = list(range(classes[0], highest + 1))
+    if classes[0] or sparse:
         labels["map"] = {value: i for i, value in enumerate(classes)}
-    else:
-        classes = list(range(highest + 1))
     labels["names"] = [f"class_{value}" for value in classes]
     reasons = unused(values, listed) or ["no list of them was found"]
     assumed.append(f"names of classes are made up: {reasons[0]} (labels.names)")
-    if 0 not in seen and classes[0] == 0:
-        assumed.append("0 is class_0 although no mask holds it, so that ids are those of the masks")
-    elif classes[0] == 0 and not ignored:
+    if classes[0] == 0 and not ignored:
         assumed.append("0 is a class (if it means 'no label', put it into labels.ignore)")
     if values.palette and highest < len(values.palette):
         labels["colors"] = [list(values.palette[value]) for value in classes]

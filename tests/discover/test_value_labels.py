@@ -274,3 +274,10 @@ def test_a_slip_does_not_cost_the_list_of_classes():
 def test_implausible_shares_are_doubts(counts, doubt):
     guess = guess_labels(MaskValues("ids", Counter(counts), None, 9), None)
     assert [doubt in line for line in guess.doubts] == ([True] if doubt else [])
+
+
+def test_no_class_below_the_lowest_value():
+    values = MaskValues("ids", Counter({1: 500, 2: 300, 3: 200}), None, 9)
+    guess = guess_labels(values, None)
+    assert guess.labels["names"] == ["class_1", "class_2", "class_3"]
+    assert meaning(guess) == {1: "class_1", 2: "class_2", 3: "class_3", 255: None}
