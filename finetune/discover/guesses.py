@@ -9,6 +9,7 @@ import numpy as np
 from finetune.discover.class_lists import ClassList, is_background
 from finetune.discover.mask_values import MaskValues
 from finetune.errors import UserError
+from finetune.labels.rules import NO_LABEL
 from finetune.labels.translation import Labels
 
 FEW, ALL = 1e-3, 0.999
@@ -53,6 +54,8 @@ def check_background(
     values: MaskValues, listed: ClassList, names: Sequence[str], raw: Sequence[int]
 ) -> None:
     """Refuses a list if its first class is a thing, but would have nearly all pixels."""
+    if len(names) > 2 and set(raw) == set(values.counts) - set(NO_LABEL):
+        return  # with a background before them, the last class would never occur
     share = values.counts[0] / max(1, sum(values.counts.values()))
     if share >= MOSTLY and 0 in raw and not is_background(names[0]):
         raise UserError(

@@ -42,6 +42,8 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         UserError: There are fewer than two classes, too many colours, or the list and the masks
             contradict each other.
     """
+    if listed is not None and values.kind == "ids":
+        listed = listed.of_ids(set(values.counts) - set(NO_LABEL), values.palette)
     seen = None if values.bits or _lists_all(values, listed) else values.levels
     if seen is not None and (damage := find_damage(seen)) is not None:
         guess = _of_damaged(values, damage, listed)
@@ -50,9 +52,11 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     else:
         found = f"masks hold ids: {listing(sorted(values.counts))} ({values.num_masks} looked at)"
         guess = _of_ids(values, listed, found)
+    unread = () if listed is None else listed.unread
+    passed = [f"not read as a list of classes: {message}" for message in unread]
     return replace(
         guess,
-        assumed=(*values.assumed, *guess.assumed),
+        assumed=(*values.assumed, *passed, *guess.assumed),
         listed=listed,
         doubts=tuple(doubts(values, Labels.build(**guess.labels))),
     )
