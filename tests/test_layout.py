@@ -44,7 +44,6 @@ TESTS_OF = {
     "data.samples": "data/sources/test_folders.py",
     "data.shards": "data/test_stream.py",
     "data.sources.opening": "data/test_loader.py",
-    "data.sources.ultralytics": "data/test_objects.py",
     "data.threads": "programs/test_pack.py",
     "discover": "discover/test_recognise.py",
     "discover.channels": "pictures/test_channels.py",

@@ -1,5 +1,6 @@
 """Data sets with annotation files: Ultralytics' data.yaml and COCO's JSON."""
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +13,8 @@ from finetune.data.coco_json import CocoFile, objects_file, panoptic_file, parse
 from finetune.data.masks import PanopticMasks
 from finetune.data.named_files import as_posix, located, own_names
 from finetune.data.sources.panoptic import segments_reference
-from finetune.data.sources.ultralytics import read_data_yaml
+from finetune.data.sources.ultralytics import holds_object, read_data_yaml
+from finetune.data.text import read_text
 from finetune.discover.layout import Categories, Layout, Tree, split_in, unused, with_splits
 from finetune.errors import UserError
 from finetune.pictures.reading import mask_size
@@ -27,6 +29,8 @@ def ultralytics(root: Path) -> Layout | None:
         UserError: There is a data.yaml, and it is invalid.
     """
     files = [*root.glob("data.yaml"), *sorted(root.glob("*.yaml")), *sorted(root.glob("*.yml"))]
+    if not (root / "data.yaml").exists() and _is_label_studio(root):
+        files.append(root / "data.yaml")
     for file in dict.fromkeys(files):
         try:
             content = read_data_yaml(file)
@@ -44,17 +48,25 @@ def ultralytics(root: Path) -> Layout | None:
         splits = [key for key in ("train", "val", "test") if content.get(key)]
         path = root if file.name == "data.yaml" else file
         what = "masks" if content.get("masks_dir") else "polygons"
-        found = f"{file.name} in Ultralytics' form, {what}"
+        found = f"{file.name if file.exists() else 'classes.txt'} in Ultralytics' form, {what}"
         data = {"source": "ultralytics", "path": str(path)}
         return with_splits(Layout(data, (found,)), splits)
     return None
 
 
+def _is_label_studio(root: Path) -> bool:
+    """Whether there are `classes.txt`, images, and text files of objects in `labels/`."""
+    if not ((root / "classes.txt").is_file() and (root / "images").is_dir()):
+        return False
+    texts = itertools.islice((root / "labels").rglob("*.txt"), _NUM_TRIED)
+    return any(map(holds_object, texts))
+
+
 def _names_a_split(file: Path) -> bool:
     """Whether a YAML file describes a data set; recipes and other settings may lie beside it."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = yaml.safe_load(read_text(file))
+    except (UserError, yaml.YAMLError):
         return False
     return isinstance(content, dict) and {"train", "names"} <= set(content)
 

@@ -12,7 +12,7 @@ from finetune.data.faults import Fault
 from finetune.data.faults import listed as shown
 from finetune.data.samples import preflight
 from finetune.data.sources.opening import open_split
-from finetune.data.sources.ultralytics import read_data_yaml
+from finetune.data.sources.ultralytics import has_image, meanings, read_data_yaml
 from finetune.discover.class_lists import ClassList, find_class_list, is_background
 from finetune.discover.damage import REACH
 from finetune.discover.guesses import LabelGuess
@@ -260,9 +260,19 @@ def _categories(layout: Layout) -> tuple[dict[int, str], str, list[str]]:
 
 def _ultralytics_labels(layout: Layout, faults: list[Fault] | None) -> LabelGuess:
     path = Path(layout.data["path"])
-    content = read_data_yaml(path / "data.yaml" if path.is_dir() else path)
+    file = path / "data.yaml" if path.is_dir() else path
+    content = read_data_yaml(file)
     names = content["names"]
     found = [f"{len(names)} names in its `names`"]
+    known = meanings(content, file)
+    if "label_mapping" in content:
+        found.append(f"{len(known)} mask values in its `label_mapping`")
+        if 255 not in known:
+            known[255] = None
+        ignored = [raw for raw, name in known.items() if name is None]
+        raw_map = {raw: names.index(name) for raw, name in known.items() if name is not None}
+        labels = {"names": names, "map": raw_map, "ignore": ignored}
+        return LabelGuess(labels, tuple(found), ("255 is not a class and is ignored",))
     if content.get("masks_dir"):
         return LabelGuess({"names": names}, tuple(found), ("255 is not a class and is ignored",))
     named, background, assumed = _with_background(names, "polygon")
@@ -287,7 +297,7 @@ def _refuse_texts_alone(texts: Sequence[Path], faults: list[Fault] | None) -> No
         file
         for folder in {text.parent for text in texts if text.is_file()}
         for file in folder.glob("*.txt")
-        if file not in expected and file.name.lower() not in _NOT_POLYGONS
+        if file not in expected and file.name.lower() not in _NOT_POLYGONS and not has_image(file)
     )
     if alone and faults is None:
         raise UserError(
