@@ -4,13 +4,14 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import datasets
 
 from finetune.data.faults import Faults, each, listed
+from finetune.data.text import read_text
 from finetune.errors import UserError
 from finetune.pictures.references import COLOR_MASK_SUFFIXES
 
@@ -99,16 +100,22 @@ def lines_of(file: Path) -> list[str]:
         UserError: The file cannot be read.
     """
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"data.split_list: {file} cannot be read ({error}).") from error
+        lines = read_text(file).splitlines()
+    except UserError as error:
+        raise UserError(f"data.split_list: {error}") from error
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
-def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datasets.Dataset:
+def by_list(
+    data: datasets.Dataset,
+    file: Path,
+    faults: Faults = None,
+    left_out: Callable[[str], bool] = lambda name: False,
+) -> datasets.Dataset:
     """The samples that a text file names, one per line; `ListedNames` has the forms of lines.
 
-    `faults` takes names without a sample; with None they are an error.
+    `faults` takes names without a sample; with None they are an error, but for those that are
+    `left_out`.
 
     Raises:
         UserError: The file cannot be read, is empty, or names a missing sample or another mask.
@@ -116,14 +123,14 @@ def by_list(data: datasets.Dataset, file: Path, faults: Faults = None) -> datase
     rows = data.with_format(None)
     names = ListedNames(rows["id"][:], rows["image"][:], rows["mask"][:])
     found = {line: names.place(line) for line in lines_of(file)}
-    if missing := [line for line, place in found.items() if place is None]:
+    if missing := [x for x, place in found.items() if place is None and not left_out(x)]:
         if faults is None:
             raise UserError(
                 f"data.split_list: {file} names samples that do not exist, or lack an image or a "
                 f"mask: {listed(missing)}. Correct the list."
             )
         faults += each("listed-but-missing", missing, f"named in {file}")
-    if len(missing) == len(found):
+    if all(place is None for place in found.values()):
         raise UserError(f"data.split_list: {file} names no samples. Write one id per line.")
     return data.select(sorted({place for place in found.values() if place is not None}))
 

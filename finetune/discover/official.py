@@ -5,13 +5,16 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from finetune.data.sources.folders import files_by_key
 from finetune.discover.layout import Layout, with_splits
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
 from finetune.pictures.opening import opened
+from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 _CAMVID_NAME = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
 _NUM_LOOKED_AT = 8
+_VOC_IMAGES = ("JPEGImages", "images", "Images", "img", "imgs")
 
 
 def official(root: Path) -> Layout | None:
@@ -25,22 +28,40 @@ def _layout(source: str, folder: Path, found: str, splits: Iterable[str]) -> Lay
 
 
 def _voc(root: Path) -> Layout | None:
+    """VOC, and what CVAT exports as "Segmentation mask" in its folders."""
     for folder in (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*"))):
         lists = folder / "ImageSets" / "Segmentation"
         splits = sorted(f.stem for f in lists.glob("*.txt") if not f.name.startswith("."))
-        names = ("JPEGImages", "SegmentationClass")
-        if not splits or not all((folder / name).is_dir() for name in names):
+        is_cvat = (folder / "labelmap.txt").is_file()
+        masks = folder / "SegmentationClass"
+        images = next(
+            (folder / n for n in _VOC_IMAGES[: None if is_cvat else 1] if (folder / n).is_dir()),
+            None,
+        )
+        if images is None or not masks.is_dir() or not (splits or is_cvat):
             continue
-        found = f"{folder.name}: JPEGImages, SegmentationClass and ImageSets, as in VOC"
-        if not _holds_colors((folder / "SegmentationClass").glob("*.png")):
+        found = f"{folder.name}: {images.name}, SegmentationClass and "
+        found += "ImageSets, as in VOC" if splits else "labelmap.txt, as CVAT exports them"
+        has_colors = _holds_colors(masks.rglob("*.png"))
+        if not has_colors and not is_cvat:
             return _layout("voc", folder, found, splits)
-        layout = _layout("folder", folder, f"{found}, with masks of colours", splits)
-        data = {**layout.data, "images": names[0], "masks": names[1]}
+        found += ", with masks of colours" if has_colors else ""
+        layout = _layout("folder", folder, found, splits)
+        data = {**layout.data, "images": images.name, "masks": masks.name}
+        assumed = [*layout.assumed]
         if "val_fraction" not in data:
-            lists_of = {"split_list": "ImageSets/Segmentation/{split}.txt"}
-            return replace(layout, data={**data, **lists_of})
-        all_used = "all pictures are used, also those that ImageSets does not list"
-        return replace(layout, data=data, assumed=(*layout.assumed, all_used))
+            data["split_list"] = "ImageSets/Segmentation/{split}.txt"
+        elif splits:
+            assumed.append("all pictures are used, also those that ImageSets does not list")
+        keys = files_by_key(images, IMAGE_SUFFIXES, "").keys()
+        if is_cvat and (alone := keys - files_by_key(masks, MASK_SUFFIXES, "").keys()):
+            data["without_mask"] = "skip"
+            assumed.append(
+                f"{len(alone)} of {len(keys)} images, such as {min(alone)}, have no mask, as "
+                "frames without annotation, and are left out (data.without_mask); give them masks "
+                "of background if they show nothing else"
+            )
+        return replace(layout, data=data, assumed=tuple(assumed))
     return None
 
 

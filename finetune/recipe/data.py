@@ -155,6 +155,9 @@ class FolderData(FileData):
     mask_suffix: str = Field(
         "", description="end of mask names, e.g. _mask; with {class}, one file a class"
     )
+    without_mask: Literal["error", "skip"] = Field(
+        "error", description="images without a mask: an error, or left out, also of split_list"
+    )
 
 
 class HubData(StoredData):

@@ -15,7 +15,7 @@ NAMES = {"names": ["a", "b"]}
 COMMON = {"source", "train_split", "val_split", "image_mean", "image_std", "workers", "cache"}
 OWN = {
     "shapes": {"train_samples", "val_samples", "size"},
-    "folder": {"split_list", "images", "masks", "image_suffix", "mask_suffix"},
+    "folder": {"split_list", "images", "masks", "image_suffix", "mask_suffix", "without_mask"},
     "hub": {"revision", "subset", "image_column", "mask_column", "id_column", "streaming"},
     "coco": {"split_list", "images", "annotations", "overlap"},
     "coco-panoptic": {"split_list", "images", "masks", "annotations"},

@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Iterator, Set
 from pathlib import Path
+from typing import Literal
 from unicodedata import normalize
 
 import datasets
@@ -34,6 +35,7 @@ def image_folder(
     masks: str = "masks/{split}",
     image_suffix: str = "",
     mask_suffix: str = "",
+    without_mask: Literal["error", "skip"] = "error",
     faults: Faults = None,
 ) -> datasets.Dataset:
     """Pairs two folders, nested ones included, by relative path without the file type.
@@ -49,6 +51,7 @@ def image_folder(
         image_suffix: End of image names before the file type, such as "_leftImg8bit". Other files
             in the folder are left alone.
         mask_suffix: The same for mask names, such as "_mask".
+        without_mask: Whether an image without a mask is an error, or left out.
         faults: Takes files without a partner and similar faults. With None they are an error.
 
     Returns:
@@ -92,6 +95,8 @@ def image_folder(
         mask_files = dict.fromkeys(image_files, "{}") | mask_files
     mask_files = _by_whole_names(image_files, mask_files, image_dir)
     keys = sorted(image_files.keys() & mask_files.keys())
+    if without_mask == "skip" and keys:
+        image_files = {key: image_files[key] for key in keys}
     if faults is None or not keys:
         if labels.kind == "ids" and (unpaired := image_files.keys() - mask_files.keys()):
             _check_not_lossy(mask_dir, mask_suffix, unpaired)

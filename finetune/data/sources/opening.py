@@ -19,7 +19,8 @@ from finetune.data.sources.ultralytics import ultralytics
 from finetune.data.splits import by_fraction, by_list
 from finetune.data.stream import Streamed
 from finetune.labels.translation import Labels
-from finetune.recipe.data import DataSection, FileData, HubData, ShapesData, StoredData
+from finetune.pictures.references import IMAGE_SUFFIXES
+from finetune.recipe.data import DataSection, FileData, FolderData, HubData, ShapesData, StoredData
 
 _PARTNERS = ("image-without-mask", "mask-without-image")
 
@@ -62,7 +63,16 @@ def _part(data: StoredData, labels: Labels, split: str, faults: Faults) -> datas
         faults += serious
     elif serious:
         found = open_all(data, labels, split, None)
-    return by_list(found, file, faults)
+    return by_list(found, file, faults, _left_out(data, split))
+
+
+def _left_out(data: FileData, split: str) -> Callable[[str], bool]:
+    """Whether a name in a list is that of an image which the recipe leaves out."""
+    if not isinstance(data, FolderData) or data.without_mask == "error":
+        return lambda name: False
+    folder = Path(data.path).expanduser() / data.images.replace("{split}", split)
+    ends = [data.image_suffix + suffix for suffix in ("", *IMAGE_SUFFIXES)]
+    return lambda name: any((folder / (name + end)).is_file() for end in ends)
 
 
 def stream_split(data: HubData, labels: Labels, split: str, *, num_channels: int = 3) -> Streamed:
@@ -95,7 +105,9 @@ def _opener(layout: Callable[..., datasets.Dataset], *keys: str) -> "Opener":
 
 Opener: TypeAlias = Callable[[Any, Labels, str, Faults], datasets.Dataset]
 OPENERS: dict[str, Opener] = {
-    "folder": _opener(image_folder, "images", "masks", "image_suffix", "mask_suffix"),
+    "folder": _opener(
+        image_folder, "images", "masks", "image_suffix", "mask_suffix", "without_mask"
+    ),
     "hub": _hub,
     "coco": _opener(coco, "images", "annotations", "overlap"),
     "coco-panoptic": _opener(panoptic, "images", "masks", "annotations"),
