@@ -46,7 +46,8 @@ class ClassList:
         for table in filter(None, (palette, greys)):
             id_of = {color: value for value, color in reversed([*enumerate(table)])}
             ids = tuple(id_of[color] for color in self.colors if color in id_of)
-            if len(ids) == len(self.colors) and seen <= set(ids):
+            # Masks may hold further greys, as damage.
+            if len(ids) == len(self.colors) and (table is greys or seen <= set(ids)):
                 return replace(self, values=ids, colors=None)
         # CVAT's masks of one channel hold the places in its list.
         return replace(self, colors=None) if self.file.name == "labelmap.txt" else self

@@ -101,7 +101,7 @@ def test_colours_of_ids(tmp_path):
     found = find_class_list([tmp_path])
     assert found.of_ids({0}, None).values == (0, 255)
     assert found.of_ids({0, 1}, [(255, 255, 255), (0, 0, 0)]).values == (1, 0)
-    assert found.of_ids({0, 7}, None) == found
+    assert found.of_ids({0, 7, 250}, None).values == (0, 255)
     (tmp_path / "class_dict.csv").write_text(",name,r,g,b\n0,bg,9,9,0\n1,car,9,0,0\n")
     found = find_class_list([tmp_path]).of_ids({0, 1}, None)
     assert (found.values, found.colors) == ((0, 1), None)
