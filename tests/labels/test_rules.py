@@ -69,7 +69,7 @@ CAR_IS_1 = Labels.build(NAMES, map={1: "car", 2: "dog"}, background="background"
     ("categories", "labels", "message"),
     [
         ({1: "dog", 2: "car"}, CAR_IS_1, r"1 is 'dog' there, but in labels it means 'car'"),
-        ({1: "Dog "}, CAR_IS_1, r"1 is 'Dog ' there, but in labels it means 'car'"),
+        ({1: "Dog "}, CAR_IS_1, r"1 is 'Dog' there, but in labels it means 'car'"),
         # Ids that count from 1 without a map, and the id that is ignored unless said otherwise.
         ({1: "background"}, Labels.build(NAMES), r"1 is 'background' there, .* means 'car'"),
         ({255: "car"}, Labels.build(NAMES), "255 is 'car' there, but in labels it is ignored"),
@@ -108,7 +108,7 @@ def test_categories_that_only_look_like_a_contradiction(tmp_path):
     [
         ([], r"4 of 4 annotations have no segmentation: 1, 2, 11, 12\. Outline.*iscrowd"),
         (None, "have no segmentation"),
-        ([[1, 2, 3, 4]], "annotation 1 has a polygon that is not 3 or more pairs"),
+        ([[1, 2, 3, 4]], "annotation 1 has points or lines in place of polygons"),
         ([SQUARE, [*SQUARE, 7]], "annotation 1 has a polygon that is not 3 or more pairs"),
         ([[*SQUARE, 1, float("nan")]], "annotation 1 has a polygon whose coordinates"),
         ([[*SQUARE, 1, True]], "annotation 1 has a polygon whose coordinates"),
@@ -139,8 +139,8 @@ def test_the_doctor_gets_objects_without_a_segmentation_and_keeps_the_others(tmp
     ("key", "values", "message"),
     [
         ("images", {"file_name": "1.png"}, r"file_name '1\.png' stands twice in `images`"),
-        ("images", {"id": 1}, "id 1 stands twice in `images`"),
-        ("annotations", {"iscrowd": "0"}, "iscrowd of annotation 1 is '0'; it must be 0 or 1"),
+        ("images", {"id": 1}, "id '?1'? stands twice in `images`"),
+        ("annotations", {"iscrowd": "x"}, "iscrowd is missing or wrong in a row of .annotations."),
         ("annotations", {"image_id": 1.5, "segmentation": [SQUARE * 1000]}, "image_id is missing"),
     ],
 )
