@@ -59,8 +59,8 @@ class PolygonFiles:
                     "correct the line or the names."
                 )
             scaled = [x * (width, height)[i % 2] for i, x in enumerate(points)]
-            objects.append((value, _of_polygons([scaled], size), where))
-        return _painted(objects, size, self.overlap)
+            objects.append((value, encoded_polygons([scaled], size), where))
+        return painted(objects, size, self.overlap)
 
 
 def _polygon_line(text: str, where: str) -> tuple[int, list[float]]:
@@ -135,8 +135,8 @@ class CocoObjects:
                 crowds.append((UNCOUNTED, rle, where))
             else:
                 objects.append((category, rle, where))
-        raw = _painted(objects, size, self.overlap)
-        return np.where(raw == NO_OBJECT, _painted(crowds, size, "order"), raw)
+        raw = painted(objects, size, self.overlap)
+        return np.where(raw == NO_OBJECT, painted(crowds, size, "order"), raw)
 
 
 def wrong_segmentation(segmentation: Any, size: Size) -> str:
@@ -182,7 +182,7 @@ def _encoded(segmentation: Any, size: Size, where: str) -> dict[str, Any]:
     if what := wrong_segmentation(segmentation, size):
         raise UserError(f"{where} {what}.")
     if isinstance(segmentation, list):
-        return _of_polygons(segmentation, size)
+        return encoded_polygons(segmentation, size)
     try:
         return coco.frPyObjects({"size": list(size), "counts": _counts(segmentation)}, *size)
     except (TypeError, ValueError, OverflowError) as error:
@@ -219,17 +219,21 @@ def _runs(text: str) -> list[int]:
     return counts
 
 
-def _of_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
+def encoded_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
     """Polygons of one object, in pixels, as compressed RLE, by COCO's rule for edges."""
     from pycocotools import mask as coco
 
     return coco.merge(coco.frPyObjects(polygons, *size))
 
 
-def _painted(
+def painted(
     objects: Sequence[tuple[int, dict[str, Any], str]], size: Size, overlap: Overlap
 ) -> np.ndarray:
-    """Raw values from (value, compressed RLE, where), decoded one at a time to save memory."""
+    """Raw values from (value, compressed RLE, where), decoded one at a time to save memory.
+
+    Raises:
+        UserError: An RLE cannot be read; names where it stands.
+    """
     from pycocotools import mask as coco
 
     raw = np.full(size, NO_OBJECT, np.int32)

@@ -1,8 +1,8 @@
-"""Data sets with annotation files: Ultralytics' data.yaml and COCO's JSON."""
+"""Data sets with annotation files: Ultralytics' data.yaml, COCO's JSON and labelme's."""
 
 import itertools
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from finetune.data.coco_json import CocoFile, objects_file, panoptic_file, parsed
+from finetune.data.labelme_json import IGNORED, read_shapes
 from finetune.data.masks import PanopticMasks
 from finetune.data.named_files import as_posix, located, own_names
 from finetune.data.sources.panoptic import segments_reference
@@ -135,6 +136,70 @@ def _content(file: Path) -> dict[str, Any] | None:
     rows = content["annotations"]
     has_objects = any(isinstance(row, dict) and row.get("segmentation") for row in rows)
     return content if has_objects else None
+
+
+def labelme_files(tree: Tree) -> Iterator[Layout]:
+    """A layout if most JSON files are labelme's: the folders of images and of JSON files.
+
+    Raises:
+        UserError: A shape is invalid, or of a kind without pixels.
+    """
+    shapes: dict[Path, list[dict[str, Any]]] = {}
+    for turn, file in enumerate(tree.json_files):
+        if turn == _NUM_TRIED and not shapes:
+            return
+        try:
+            found = read_shapes(file)
+        except UserError:
+            if b'"shapes"' in file.read_bytes():
+                raise
+            continue
+        if found is not None:
+            shapes[file] = found
+    if not shapes:
+        return
+    folders = {PurePosixPath(f.parent.relative_to(tree.root).as_posix()) for f in shapes}
+    names = [split_in(folder) for folder in sorted(folders)]
+    patterns = {name.pattern for name in names}
+    masks = patterns.pop() if len(patterns) == 1 else "."
+    splits = [name.name for name in names] if "{split}" in masks else [""]
+    images = _images_beside(tree, masks, splits, {file.stem for file in shapes})
+    counts = Counter(shape["label"].strip() for found in shapes.values() for shape in found)
+    classes = tuple(sorted(counts.keys() - {IGNORED}))
+    data = {"source": "labelme", "path": str(tree.root), "images": images, "masks": masks}
+    data["overlap"] = "order"  # as labelme draws them
+    stems = {stem for s in splits for stem in _stems(tree, images.replace("{split}", s))}
+    assumed = ["where shapes overlap, the later one wins, as in labelme (data.overlap)"]
+    if alone := stems - {file.stem for file in shapes}:
+        data["without_mask"] = "skip"
+        assumed.append(
+            f"{len(alone)} images, such as {min(alone)}, have no JSON file, as pictures that are "
+            "not annotated yet, and are left out (data.without_mask)"
+        )
+    line = f"{len(shapes)} JSON files of labelme in {masks}, images in {images}"
+    layout = Layout(data, (line,), tuple(assumed), classes=classes)
+    yield unused(tree, with_splits(layout, splits), [images.replace("{split}", s) for s in splits])
+
+
+def _stems(tree: Tree, folder: str) -> set[str]:
+    """The names of the pictures below a folder."""
+    path = PurePosixPath(folder)
+    own = (stems for at, stems in tree.folders.items() if path in (at, *at.parents))
+    return {stem for stems in own for stem in stems}
+
+
+def _images_beside(tree: Tree, masks: str, splits: Sequence[str], names: set[str]) -> str:
+    """The folder that holds most images of the JSON files; theirs, if the images are in them."""
+    candidates = {masks: -1}
+    for folder in tree.folders:
+        pattern = split_in(folder).pattern if splits != [""] else "/".join(folder.parts) or "."
+        candidates.setdefault(pattern, 0)
+    share = {
+        pattern: sum(len(_stems(tree, pattern.replace("{split}", s)) & names) for s in splits)
+        for pattern in candidates
+    }
+    # Among equals the folder of the JSON files, then the deepest.
+    return max(share, key=lambda pattern: (share[pattern], pattern == masks, pattern.count("/")))
 
 
 def why_no_json(tree: Tree) -> str:

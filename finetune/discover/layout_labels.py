@@ -51,6 +51,14 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         return _panoptic_labels(layout, faults)
     if source == "ultralytics":
         return _ultralytics_labels(layout, faults)
+    if source == "labelme":
+        listed = find_class_list([root])
+        known = listed is not None and set(layout.classes) <= set(listed.names)
+        own = listed.names if listed is not None and known else layout.classes
+        names, background, assumed = _with_background(own, "shape")
+        lines = [f"names of classes in {listed.file.name}"] if listed and known else []
+        labels = {"names": names, "background": background, "ignore": []}
+        return LabelGuess(labels, tuple(lines), tuple(assumed))
     if layout.classes:
         names, background, assumed = _with_background(layout.classes, "file")
         assumed.append("where files of several classes overlap, the last of labels.names wins")
@@ -195,7 +203,7 @@ def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
 
 def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, list[str]]:
     """The names with a background class, that class, and lines about it."""
-    background = next((name for name in names if name.lower() == "background"), None)
+    background = next((name for name in names if name.strip("_").lower() == "background"), None)
     if background is not None:
         return [*names], background, [f"pixels outside of every {thing} are {background}"]
     assumed = f"pixels outside of every {thing} are a new class, background (labels.background)"

@@ -14,6 +14,8 @@ from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 _CAMVID_NAME = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
 _NUM_LOOKED_AT = 8
+_TOOLS = {"labelmap.txt": "CVAT exports", "class_names.txt": "labelme2voc writes"}
+"""The file beside VOC's folders -> the tool that made them."""
 _VOC_IMAGES = ("JPEGImages", "images", "Images", "img", "imgs")
 
 
@@ -28,22 +30,23 @@ def _layout(source: str, folder: Path, found: str, splits: Iterable[str]) -> Lay
 
 
 def _voc(root: Path) -> Layout | None:
-    """VOC, and what CVAT exports as "Segmentation mask" in its folders."""
+    """VOC, and what CVAT ("Segmentation mask") and labelme2voc write in its folders."""
     for folder in (root, *sorted(root.glob("VOC*")), *sorted(root.glob("VOCdevkit/VOC*"))):
         lists = folder / "ImageSets" / "Segmentation"
         splits = sorted(f.stem for f in lists.glob("*.txt") if not f.name.startswith("."))
-        is_cvat = (folder / "labelmap.txt").is_file()
+        tools = [own for own in _TOOLS if (folder / own).is_file()]
+        tool = tools[0] if tools and (tools[0] == "labelmap.txt" or not splits) else ""
         masks = folder / "SegmentationClass"
         images = next(
-            (folder / n for n in _VOC_IMAGES[: None if is_cvat else 1] if (folder / n).is_dir()),
+            (folder / n for n in _VOC_IMAGES[: None if tool else 1] if (folder / n).is_dir()),
             None,
         )
-        if images is None or not masks.is_dir() or not (splits or is_cvat):
+        if images is None or not masks.is_dir() or not (splits or tool):
             continue
         found = f"{folder.name}: {images.name}, SegmentationClass and "
-        found += "ImageSets, as in VOC" if splits else "labelmap.txt, as CVAT exports them"
+        found += "ImageSets, as in VOC" if splits else f"{tool}, as {_TOOLS[tool]} them"
         has_colors = _holds_colors(masks.rglob("*.png"))
-        if not has_colors and not is_cvat:
+        if not has_colors and not tool:
             return _layout("voc", folder, found, splits)
         found += ", with masks of colours" if has_colors else ""
         layout = _layout("folder", folder, found, splits)
@@ -54,7 +57,7 @@ def _voc(root: Path) -> Layout | None:
         elif splits:
             assumed.append("all pictures are used, also those that ImageSets does not list")
         keys = files_by_key(images, IMAGE_SUFFIXES, "").keys()
-        if is_cvat and (alone := keys - files_by_key(masks, MASK_SUFFIXES, "").keys()):
+        if tool and (alone := keys - files_by_key(masks, MASK_SUFFIXES, "").keys()):
             data["without_mask"] = "skip"
             assumed.append(
                 f"{len(alone)} of {len(keys)} images, such as {min(alone)}, have no mask, as "

@@ -8,7 +8,7 @@ together.
 
 from pathlib import Path
 
-from finetune.discover.annotations import coco_files, ultralytics, why_no_json
+from finetune.discover.annotations import coco_files, labelme_files, ultralytics, why_no_json
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs, why_none
@@ -31,14 +31,15 @@ def recognise(root: Path) -> list[Layout]:
     if known is not None:
         return [known]
     tree = walk(root)
-    layouts = [*coco_files(tree)] or pairs(tree)
+    layouts = [*coco_files(tree)] or [*labelme_files(tree)] or pairs(tree)
     if not layouts and (known := table_folder(root)) is not None:
         return [known]
     if not layouts:
         raise UserError(
             f"{root}: no pairs of images and masks found. Looked for a data.yaml, for COCO's JSON, "
-            "for the official folders of ADE20K, Cityscapes, VOC, COCO-Stuff and CamVid, and for "
-            "two folders with the same names in them, or names that differ at their end only "
+            "for labelme's, for the official folders of ADE20K, Cityscapes, VOC, COCO-Stuff and "
+            "CamVid, and for two folders with the same names in them, or names that differ at "
+            "their end only "
             f"(x.jpg and x_mask.png). {why_no_json(tree)}{why_none(tree)}"
             "Start from recipes/folder.yaml."
         )

@@ -21,6 +21,10 @@ MaskFolder = Annotated[
     str,
     Field(description="folder of the masks, below path; with {class}, one file a class"),
 ]
+WithoutMask = Annotated[
+    Literal["error", "skip"],
+    Field(description="images without a mask: an error, or left out, also of split_list"),
+]
 AnnotationFile = Annotated[str, Field(description="the file of objects or segments, below path")]
 
 
@@ -155,9 +159,7 @@ class FolderData(FileData):
     mask_suffix: str = Field(
         "", description="end of mask names, e.g. _mask; with {class}, one file a class"
     )
-    without_mask: Literal["error", "skip"] = Field(
-        "error", description="images without a mask: an error, or left out, also of split_list"
-    )
+    without_mask: WithoutMask = "error"
 
 
 class HubData(StoredData):
@@ -208,6 +210,18 @@ class PanopticData(FileData):
     annotations: AnnotationFile = "annotations/{split}.json"
 
 
+class LabelmeData(FileData):
+    """labelme's JSON files (`masks`), one for each image."""
+
+    patterns = ("images", "masks")
+
+    source: Literal["labelme"]
+    images: ImageFolder = "images/{split}"
+    masks: MaskFolder = "masks/{split}"
+    overlap: Overlap = "area"
+    without_mask: WithoutMask = "error"
+
+
 class UltralyticsData(FileData):
     """Ultralytics' data.yaml."""
 
@@ -222,7 +236,14 @@ class OfficialData(FileData):
 
 
 AnySource = (
-    ShapesData | FolderData | HubData | CocoData | PanopticData | UltralyticsData | OfficialData
+    ShapesData
+    | FolderData
+    | HubData
+    | CocoData
+    | PanopticData
+    | LabelmeData
+    | UltralyticsData
+    | OfficialData
 )
 SOURCE_CLASSES: tuple[type[DataSection], ...] = get_args(AnySource)
 SOURCES: dict[str, type[DataSection]] = {

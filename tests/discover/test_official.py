@@ -10,6 +10,7 @@ from finetune.data.sources.opening import open_split
 from finetune.discover.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.labels.translation import Labels
+from finetune.recipe import recipe_from_values
 from finetune.recipe.data import read_data
 
 COLORS = {"background": (0, 0, 0), "box": (48, 112, 32), "bin: large": (176, 112, 32)}
@@ -64,3 +65,34 @@ def test_cvat_masks(tmp_path, kind, images, lists, without):
             assert split == lists[int(name[1:]) % 2]
     said = [line for line in layout.assumed if "2 of 9 images" in line]
     assert bool(said) == bool(without)
+
+
+def test_what_labelme2voc_wrote(tmp_path):
+    rng = np.random.default_rng(0)
+    masks = {}
+    for i in range(6):
+        mask = np.kron(rng.integers(0, 3, (5, 6)), np.ones((8, 8), int)).astype(np.uint8)
+        photo = rng.integers(0, 256, (*mask.shape, 3), np.uint8)
+        stored = Image.fromarray(mask)
+        stored.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0] + [0] * 759)
+        for folder, picture in (
+            ("JPEGImages", Image.fromarray(photo)),
+            ("SegmentationClassVisualization", Image.fromarray(photo)),
+            ("SegmentationClass", stored),
+            ("SegmentationObject", stored),
+        ):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            suffix = ".png" if picture is stored else ".jpg"
+            picture.save(tmp_path / folder / f"p{i}{suffix}")
+        (tmp_path / "SegmentationClassNpy").mkdir(exist_ok=True)
+        np.save(tmp_path / f"SegmentationClassNpy/p{i}.npy", mask)
+        masks[f"p{i}"] = mask
+    (tmp_path / "class_names.txt").write_text("_background_\nbox\nbin\n")
+    (layout,) = recognise(tmp_path)
+    labels = guess(tmp_path, layout).labels
+    assert labels["names"] == ["_background_", "box", "bin"]
+    recipe = recipe_from_values({"data": layout.data, "labels": labels}, tmp_path / "r.yaml")
+    for split in (recipe.data.train_split, recipe.data.val_split):
+        for sample in open_split(recipe.data, recipe.labels.build(), split):
+            np.testing.assert_array_equal(sample["mask"], masks.pop(sample["id"]))
+    assert not masks

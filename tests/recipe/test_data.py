@@ -19,6 +19,7 @@ OWN = {
     "hub": {"revision", "subset", "image_column", "mask_column", "id_column", "streaming"},
     "coco": {"split_list", "images", "annotations", "overlap"},
     "coco-panoptic": {"split_list", "images", "masks", "annotations"},
+    "labelme": {"split_list", "images", "masks", "overlap", "without_mask"},
     "ultralytics": {"split_list", "overlap"},
     "camvid": {"split_list"},
 }
@@ -62,7 +63,11 @@ def test_a_recipe_without_a_source_is_about_a_folder():
 @pytest.mark.parametrize(
     ("source", "keys", "expected"),
     [
-        ("coco", {"masks": "m"}, "data.masks: read by source coco-panoptic / folder, not coco"),
+        (
+            "coco",
+            {"masks": "m"},
+            "data.masks: read by source coco-panoptic / folder / labelme, ",
+        ),
         ("hub", {"split_list": "x"}, "data.split_list: read by source ade20k / .* / voc, not hub"),
         ("camvid", {"streaming": True}, "data.streaming: read by source hub, not camvid"),
         ("shapes", {"path": "x"}, "data.path: read by source .*, not shapes; take it out or"),

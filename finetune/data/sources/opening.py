@@ -13,6 +13,7 @@ from finetune.data.sources import archives
 from finetune.data.sources.coco import coco
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.hub import hub, hub_shards
+from finetune.data.sources.labelme import labelme
 from finetune.data.sources.panoptic import panoptic
 from finetune.data.sources.shapes import shapes
 from finetune.data.sources.ultralytics import ultralytics
@@ -20,7 +21,15 @@ from finetune.data.splits import by_fraction, by_list
 from finetune.data.stream import Streamed
 from finetune.labels.translation import Labels
 from finetune.pictures.references import IMAGE_SUFFIXES
-from finetune.recipe.data import DataSection, FileData, FolderData, HubData, ShapesData, StoredData
+from finetune.recipe.data import (
+    DataSection,
+    FileData,
+    FolderData,
+    HubData,
+    LabelmeData,
+    ShapesData,
+    StoredData,
+)
 
 _PARTNERS = ("image-without-mask", "mask-without-image")
 
@@ -68,10 +77,10 @@ def _part(data: StoredData, labels: Labels, split: str, faults: Faults) -> datas
 
 def _left_out(data: FileData, split: str) -> Callable[[str], bool]:
     """Whether a name in a list is that of an image which the recipe leaves out."""
-    if not isinstance(data, FolderData) or data.without_mask == "error":
+    if not isinstance(data, FolderData | LabelmeData) or data.without_mask == "error":
         return lambda name: False
     folder = Path(data.path).expanduser() / data.images.replace("{split}", split)
-    ends = [data.image_suffix + suffix for suffix in ("", *IMAGE_SUFFIXES)]
+    ends = [getattr(data, "image_suffix", "") + suffix for suffix in ("", *IMAGE_SUFFIXES)]
     return lambda name: any((folder / (name + end)).is_file() for end in ends)
 
 
@@ -111,6 +120,7 @@ OPENERS: dict[str, Opener] = {
     "hub": _hub,
     "coco": _opener(coco, "images", "annotations", "overlap"),
     "coco-panoptic": _opener(panoptic, "images", "masks", "annotations"),
+    "labelme": _opener(labelme, "images", "masks", "overlap", "without_mask"),
     "ultralytics": _opener(ultralytics, "overlap"),
     "camvid": _opener(archives.camvid),
     "ade20k": _opener(archives.ade20k),
