@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,6 +14,7 @@ from finetune.data.coco_json import CocoFile, objects_file, panoptic_file, parse
 from finetune.data.labelme_json import IGNORED, read_shapes
 from finetune.data.masks import PanopticMasks
 from finetune.data.named_files import as_posix, located, own_names
+from finetune.data.sources.kaggle_rle import RleTable, key_of, read_rle_table
 from finetune.data.sources.panoptic import segments_reference
 from finetune.data.sources.ultralytics import holds_object, read_data_yaml
 from finetune.data.text import read_text
@@ -136,6 +138,54 @@ def _content(file: Path) -> dict[str, Any] | None:
     rows = content["annotations"]
     has_objects = any(isinstance(row, dict) and row.get("segmentation") for row in rows)
     return content if has_objects else None
+
+
+def rle_tables(tree: Tree) -> Iterator[Layout]:
+    """Layouts from CSV files of run lengths beside the folder of their images.
+
+    Raises:
+        UserError: A table is invalid, or its images are in no folder.
+    """
+    groups: dict[tuple[str, str], dict[str, RleTable]] = defaultdict(dict)
+    for file in sorted(tree.root.glob("*.csv"))[:_NUM_TRIED]:
+        try:
+            table = read_rle_table(file)
+        except UserError:
+            if not re.search(rb"(?im)^[^\n]*(encodedpixels|rle)", file.read_bytes()[:4096]):
+                continue
+            raise
+        if table is None or not any(table.rows.values()):
+            continue
+        names = {PurePosixPath(key_of(name)).name for name in table.rows}
+        shares = {folder: len(names & stems.keys()) for folder, stems in tree.folders.items()}
+        folder = max(shares, key=lambda own: (shares[own], -len(own.parts)), default=None)
+        if folder is None or not shares[folder]:
+            raise UserError(f"{file}: none of its {len(names)} images is here. Add their folder.")
+        split = split_in(PurePosixPath(file.stem))
+        images = _split_pattern(folder, split.name) if split.name else str(folder)
+        groups[split.pattern + ".csv", images][split.name] = table
+    for (pattern, images), tables in groups.items():
+        yield _of_tables(tree, pattern, images, tables)
+
+
+def _of_tables(tree: Tree, pattern: str, images: str, tables: Mapping[str, RleTable]) -> Layout:
+    data = {"source": "kaggle-rle", "path": str(tree.root)}
+    data |= {"annotations": pattern, "images": images}
+    categories, assumed = [], []
+    for split, table in sorted(tables.items()):
+        file = tree.root / pattern.replace("{split}", split)
+        used = {number for rows in table.rows.values() for number, _, _ in rows}
+        categories.append(Categories(file, table.names, frozenset(used)))
+        named = {PurePosixPath(key_of(name)).name for name in table.rows}
+        if others := _stems(tree, images.replace("{split}", split)) - named:
+            assumed.append(
+                f"{len(others)} images, such as {min(others)}, are not in {file.name} and are left "
+                "out; an image without objects needs a row with an empty cell"
+            )
+    line = f"{pattern}, a table of run lengths as on Kaggle, images in {images}"
+    layout = Layout(data, (line,), tuple(assumed), categories=tuple(categories))
+    folders = [images.replace("{split}", split) for split in tables]
+    return unused(tree, with_splits(layout, tables), folders)
 
 
 def labelme_files(tree: Tree) -> Iterator[Layout]:

@@ -45,7 +45,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         UserError: The files tell nothing, or contradict each other.
     """
     source = layout.data["source"]
-    if source == "coco":
+    if source in ("coco", "kaggle-rle"):
         return _coco_labels(layout)
     if source == "coco-panoptic":
         return _panoptic_labels(layout, faults)

@@ -8,7 +8,13 @@ together.
 
 from pathlib import Path
 
-from finetune.discover.annotations import coco_files, labelme_files, ultralytics, why_no_json
+from finetune.discover.annotations import (
+    coco_files,
+    labelme_files,
+    rle_tables,
+    ultralytics,
+    why_no_json,
+)
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs, why_none
@@ -31,7 +37,8 @@ def recognise(root: Path) -> list[Layout]:
     if known is not None:
         return [known]
     tree = walk(root)
-    layouts = [*coco_files(tree)] or [*labelme_files(tree)] or pairs(tree)
+    layouts = [*coco_files(tree)] or [*labelme_files(tree)]
+    layouts = layouts or pairs(tree) or [*rle_tables(tree)]
     if not layouts and (known := table_folder(root)) is not None:
         return [known]
     if not layouts:

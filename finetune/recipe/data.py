@@ -199,6 +199,17 @@ class CocoData(FileData):
     overlap: Overlap = "area"
 
 
+class RleData(FileData):
+    """Kaggle's tables of run lengths (`annotations`, a CSV file)."""
+
+    patterns = ("annotations",)
+
+    source: Literal["kaggle-rle"]
+    images: ImageFolder = "images/{split}"
+    annotations: AnnotationFile = "annotations/{split}.json"
+    overlap: Overlap = "area"
+
+
 class PanopticData(FileData):
     """COCO's panoptic PNGs, and their JSON."""
 
@@ -240,6 +251,7 @@ AnySource = (
     | FolderData
     | HubData
     | CocoData
+    | RleData
     | PanopticData
     | LabelmeData
     | UltralyticsData

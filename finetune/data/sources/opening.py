@@ -13,6 +13,7 @@ from finetune.data.sources import archives
 from finetune.data.sources.coco import coco
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.hub import hub, hub_shards
+from finetune.data.sources.kaggle_rle import kaggle_rle
 from finetune.data.sources.labelme import labelme
 from finetune.data.sources.panoptic import panoptic
 from finetune.data.sources.shapes import shapes
@@ -120,6 +121,7 @@ OPENERS: dict[str, Opener] = {
     "hub": _hub,
     "coco": _opener(coco, "images", "annotations", "overlap"),
     "coco-panoptic": _opener(panoptic, "images", "masks", "annotations"),
+    "kaggle-rle": _opener(kaggle_rle, "images", "annotations", "overlap"),
     "labelme": _opener(labelme, "images", "masks", "overlap", "without_mask"),
     "ultralytics": _opener(ultralytics, "overlap"),
     "camvid": _opener(archives.camvid),
