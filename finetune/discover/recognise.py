@@ -1,20 +1,15 @@
 """Finds the images, the masks and the splits of a folder.
 
 Names decide, and a glance at a few files tells masks from images.
-`official` knows the folders of published data sets, `annotations` the files that describe objects,
-`tables` what `datasets` wrote; `pairs` finds two folders, or endings of names, that belong
-together.
+`official` knows the folders of published data sets, `annotations` and `exports` the files that
+describe objects, `tables` what `datasets` wrote; `pairs` finds two folders, or endings of names,
+that belong together.
 """
 
 from pathlib import Path
 
-from finetune.discover.annotations import (
-    coco_files,
-    labelme_files,
-    rle_tables,
-    ultralytics,
-    why_no_json,
-)
+from finetune.discover.annotations import coco_files, ultralytics, why_no_json
+from finetune.discover.exports import labelme_files, rle_tables
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs, why_none
