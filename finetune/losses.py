@@ -27,7 +27,10 @@ class Term(Protocol):
         """The divisor, a float64 scalar that depends on the labels (B, H, W) alone."""
 
     def sums(self, logits: Tensor, labels: Tensor) -> Sums:
-        """The sum over the batch, the same weight, and the number of invalid labels."""
+        """The sum over the batch, the same weight, and the number of invalid labels.
+
+        The sums of images must add up to that of the batch.
+        """
 
 
 class CrossEntropy:

@@ -4,7 +4,9 @@ Loader, loss, metric, model config and card read one `Labels`, built once from t
 `labels:` block. Nothing else in the package reduces zeros, maps, merges, mends or ignores.
 
 A mask's way: `pictures.reading` -> `data.masks` -> `data.samples.ReadSamples` -> `Labels.encode`
-(255 becomes the ignore id) -> `augment` (pads with it) -> `losses` -> `segformer.operators`.
+(255 becomes the ignore id, by the rules of `labels.rules.build_rules`) -> `data.cache` ->
+`data.loader`, with `augment` (pads with it) -> `trainers.segmentation` -> `losses` ->
+`segformer.functional` -> `segformer.operators` (`bands` or `kernels` leave it out).
 """
 
 import functools
