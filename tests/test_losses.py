@@ -44,14 +44,18 @@ def test_the_sum_over_the_weight_is_torch_s_mean(class_weights, options):
     assert torch.allclose(gradient, wanted, rtol=1e-5, atol=1e-8)
 
 
+@pytest.mark.parametrize(
+    ("axis", "step", "size"), [(0, 1, (5, 6)), (1, 7, (20, 24))], ids=["images", "rows"]
+)
 @pytest.mark.parametrize("name", LOSSES)
-def test_sums_of_two_images_are_those_of_each_together(name):
-    """Micro-batches and processes rely on it, and evaluations, which also cut rows."""
+def test_sums_of_parts_add_up_to_that_of_the_whole(name, axis, step, size):
+    """Micro-batches and processes cut between images, evaluations between rows too."""
     torch.manual_seed(0)
-    logits = torch.randn(3, 5, 5, 6, dtype=torch.float64)
+    logits = torch.randn(3, 5, *size, dtype=torch.float64)
     loss = LOSSES[name](5, 255)
     whole = loss.sums(logits, LABELS)
-    parts = [loss.sums(logits[i : i + 1], LABELS[i : i + 1]) for i in range(3)]
+    cut = zip(logits.split(step, 2 * axis), LABELS.split(step, axis), strict=True)
+    parts = [loss.sums(*part) for part in cut]
     for key in ("loss", "weight", "stray"):
         added = sum(float(getattr(part, key)) for part in parts)
         assert added == pytest.approx(float(getattr(whole, key)), rel=1e-9), key

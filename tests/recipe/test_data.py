@@ -42,6 +42,7 @@ def test_keys_of_a_source(source):
 def test_all_sources_are_known_and_opened():
     assert len(SOURCES) > 8
     assert set(SOURCES.values()) == set(SOURCE_CLASSES)
+    assert {SOURCES[source] for source in OWN} == set(SOURCE_CLASSES), "enter its keys in OWN"
     assert OPENERS.keys() == {
         s for s, section in SOURCES.items() if issubclass(section, StoredData)
     }
