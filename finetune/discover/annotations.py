@@ -143,11 +143,11 @@ def why_no_json(tree: Tree) -> str:
         try:
             content = parsed(file)
         except UserError as error:
-            return f"{error} "
+            return str(error)
         if isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content):
             return (
                 f"{file}: is in COCO's form, but no annotation has a segmentation: boxes say "
-                "nothing about pixels. "
+                "nothing about pixels."
             )
     return ""
 

@@ -1,6 +1,5 @@
 """Pairs of folders, or of endings in one folder: one of images, one of masks with their names."""
 
-import functools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,62 +7,39 @@ from dataclasses import replace
 from pathlib import Path
 
 from finetune.discover.evidence import SEPARATORS, Evidence, Key, gather
-from finetune.discover.glances import Look, glance
-from finetune.discover.layout import Layout, Tree, split_in, unused, with_splits
+from finetune.discover.glances import Look
+from finetune.discover.layout import Layout, Tree, unused, with_splits
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
-from finetune.pictures.references import LOSSY_SUFFIXES
 
 _NUM_LOOKED_AT = 8  # pairs of a layout
 _CLASS = re.compile("[-_.]class[-_.](?=.)", re.IGNORECASE)
-_MATCHING = 0.9  # share of names that images and masks must have in common
+MATCHING = 0.9
+"""Share of names that images and masks must have in common."""
 
 
-def pairs(tree: Tree) -> list[Layout]:
+def pairs(tree: Tree, look: Look) -> list[Layout]:
     """The layouts of a folder with one mask per image, or one per image and class.
 
     Raises:
         UserError: No recipe can describe the pairs, or the masks' file type keeps no ids.
     """
-    look = functools.cache(glance)  # looks at each file once
     evidence = gather(tree, look)
     accepted = {key: found for key, found in evidence.items() if _is_accepted(key, found, look)}
     _refuse_scattered(tree, accepted)
     return [*_grouped(tree, accepted, evidence, look)]
 
 
-def why_none(tree: Tree) -> str:
-    """A reason for the lack of pairs, with a space at its end; "" if none is known."""
-    if tree.twins is not None:
-        one, other = tree.twins
-        return (
-            f"{one.name} and {other.name} in {one.parent} differ in their file type only: put the "
-            "masks into a folder of their own. "
-        )
-    by_stem: dict[tuple[str, str], Path] = {}
-    for folder, stems in tree.folders.items():
-        split = split_in(folder).name
-        for stem, file in stems.items():
-            other = by_stem.setdefault((split, stem), file)
-            suffixes = {other.suffix.lower(), file.suffix.lower()}
-            if other is not file and suffixes <= set(LOSSY_SUFFIXES):
-                return (
-                    f"{other} and {file} have the same name, but neither can be a mask: JPEG "
-                    "and WebP change the values of pixels. Export masks as PNG. "
-                )
-    return ""
-
-
 def _is_accepted(key: Key, found: Evidence, look: Look) -> bool:
     """Whether enough names match, and most files look like images and masks."""
-    if found.matched < _MATCHING * found.expected or 8 * found.matched < found.all_masks:
+    if found.matched < MATCHING * found.expected or 8 * found.matched < found.all_masks:
         return False
     if key.mask_suffix == "" and 3 * found.matched < found.all_masks:
         return False  # most masks have an ending
-    return _is_elected(found.files, look)
+    return is_elected(found.files, look)
 
 
-def _is_elected(files: Sequence[tuple[Path, Path]], look: Look) -> bool:
+def is_elected(files: Sequence[tuple[Path, Path]], look: Look) -> bool:
     """Whether most pairs look like an image and a mask."""
     votes = []
     for image, mask in spread(files, _NUM_LOOKED_AT):
@@ -108,7 +84,7 @@ def _grouped(
     for keys, pattern in _of_classes(tree, accepted, evidence):
         files = [pair for key in keys for pair in evidence[key].files]
         some = spread(files, 2 * _NUM_LOOKED_AT)
-        if not all(look(mask).is_binary for _, mask in some) or not _is_elected(files, look):
+        if not all(look(mask).is_binary for _, mask in some) or not is_elected(files, look):
             continue
         classes = tuple(sorted(keys.values()))
         if len(classes) > 2:  # two may also be a mask and its edges: ask the user
@@ -133,7 +109,7 @@ def _of_classes(
     """Groups of layouts that differ in one word, which may be a class: {layout: word}, pattern."""
     by_ending: dict[tuple[Key, str], list[Key]] = defaultdict(list)
     for key, found in evidence.items():
-        if key.mask_suffix and found.matched >= _MATCHING * found.expected:
+        if key.mask_suffix and found.matched >= MATCHING * found.expected:
             # RectLabel writes x_class_cat.png beside x_all_objects.png and x_object1.png.
             start = _CLASS.match(key.mask_suffix)
             by_ending[key._replace(mask_suffix=""), start[0] if start else ""].append(key)

@@ -6,13 +6,16 @@ describe objects, `tables` what `datasets` wrote; `pairs` finds two folders, or 
 that belong together.
 """
 
+import functools
 from pathlib import Path
 
-from finetune.discover.annotations import coco_files, ultralytics, why_no_json
+from finetune.discover.annotations import coco_files, ultralytics
 from finetune.discover.exports import labelme_files, rle_tables
+from finetune.discover.glances import glance
 from finetune.discover.layout import Layout, refuse_without_training, walk
+from finetune.discover.nothing_fits import why_nothing_fits
 from finetune.discover.official import official
-from finetune.discover.pairs import pairs, why_none
+from finetune.discover.pairs import pairs
 from finetune.discover.split_lists import with_lists
 from finetune.discover.tables import table, table_folder
 from finetune.errors import UserError
@@ -32,18 +35,16 @@ def recognise(root: Path) -> list[Layout]:
     if known is not None:
         return [known]
     tree = walk(root)
+    look = functools.cache(glance)  # looks at each file once
     layouts = [*coco_files(tree)] or [*labelme_files(tree)]
-    layouts = layouts or pairs(tree) or [*rle_tables(tree)]
+    layouts = layouts or pairs(tree, look) or [*rle_tables(tree)]
     if not layouts and (known := table_folder(root)) is not None:
         return [known]
     if not layouts:
         raise UserError(
-            f"{root}: no pairs of images and masks found. Looked for a data.yaml, for COCO's JSON, "
-            "for labelme's, for the official folders of ADE20K, Cityscapes, VOC, COCO-Stuff and "
-            "CamVid, and for two folders with the same names in them, or names that differ at "
-            "their end only "
-            f"(x.jpg and x_mask.png). {why_no_json(tree)}{why_none(tree)}"
-            "Start from recipes/folder.yaml."
+            f"{root}: no pairs of images and masks found. {why_nothing_fits(tree, look)} "
+            "docs/data.md lists the forms that are recognised; recipes/folder.yaml is a start for "
+            "others."
         )
     layouts = [with_lists(tree, layout) for layout in layouts]
     refuse_without_training(tree, layouts)
