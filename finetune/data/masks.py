@@ -15,11 +15,19 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 from finetune.labels.translation import Labels
+from finetune.pictures.opening import named
 from finetune.pictures.reading import mask_size, read_colors, read_mask
-from finetune.pictures.references import PATHS, Pictures
+from finetune.pictures.references import PATHS, Pictures, is_lossy
 
 Size = tuple[int, int]
 """Height and width."""
+
+LOSSY_IDS = (
+    "Ids next to each other do not survive this compression: export the masks as PNG. If their "
+    "values are far apart, such as 0 and 255, set labels.map and labels.tolerance; if their "
+    "colours are the classes, set labels.kind=colors, labels.colors and labels.tolerance=20."
+)
+"""What a message about masks in such files says of them."""
 
 
 class MaskForm(Protocol):
@@ -52,6 +60,8 @@ class PictureMasks:
 
     of_ids: bool
     pictures: Pictures = PATHS
+    is_exact: bool = False
+    """Whether the numbers must be those that were painted: no compression with loss keeps them."""
 
     def name(self, reference: Any) -> str:
         return self.pictures.name(reference)
@@ -65,12 +75,18 @@ class PictureMasks:
     def read(self, reference: Any, size: Size) -> np.ndarray:
         """The ids as stored (for a palette, its indices), or the colours as int32 0xRRGGBB."""
         picture = self.pictures.open(reference)
+        with named(picture):
+            if self.is_exact and is_lossy(picture):
+                raise UserError(
+                    f"{self.name(reference)}: the mask is JPEG or WebP inside. {LOSSY_IDS}"
+                )
         return read_mask(picture) if self.of_ids else read_colors(picture)
 
 
 def picture_masks(labels: Labels, pictures: Pictures = PATHS) -> PictureMasks:
     """The form of masks in one picture per image: ids or colours, as the labels say."""
-    return PictureMasks(labels.kind == "ids", pictures)
+    of_ids = labels.kind == "ids"
+    return PictureMasks(of_ids, pictures, is_exact=of_ids and not labels.tolerance)
 
 
 @dataclass(frozen=True)

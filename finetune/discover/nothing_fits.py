@@ -20,8 +20,8 @@ from finetune.pictures.references import JPEG_SUFFIXES, LOSSY_SUFFIXES
 _NUM_FOLDERS, _NUM_LOOKED_AT = 4, 3
 
 _VOLUME = (
-    "a volume, and pictures are read here. nibabel reads it: save each slice of the scan and of "
-    "its labels under one name, `numpy.save('images/x_42.npy', nibabel.load(scan).dataobj[..., 42])`"
+    "a volume, and pictures are read here. nibabel reads it: save each slice of a scan and of "
+    "its labels by one name, `numpy.save('images/x_9.npy', nibabel.load(scan).dataobj[..., 9])`"
 )
 _DICOM = (
     "DICOM, which is not read here. pydicom reads it: save each scan and its labels under one "

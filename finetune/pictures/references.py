@@ -59,3 +59,14 @@ PATHS = PathPictures()
 def encoded_bytes(picture: Picture) -> bytes:
     """The file's bytes, or the bytes themselves."""
     return picture.data if isinstance(picture, Encoded) else picture.read_bytes()
+
+
+def is_lossy(picture: Picture) -> bool:
+    """Whether its first bytes are those of JPEG, WebP or AVIF, whatever its name."""
+    if isinstance(picture, Encoded):
+        head = picture.data[:16]
+    else:
+        with picture.open("rb") as file:
+            head = file.read(16)
+    is_webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return head[:3] == b"\xff\xd8\xff" or is_webp or head[4:12] in (b"ftypavif", b"ftypavis")

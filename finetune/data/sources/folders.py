@@ -14,7 +14,7 @@ from unicodedata import normalize
 import datasets
 
 from finetune.data.faults import Fault, Faults, each, listed
-from finetune.data.masks import ClassFiles, MaskForm, picture_masks
+from finetune.data.masks import LOSSY_IDS, ClassFiles, MaskForm, picture_masks
 from finetune.data.samples import as_samples
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
@@ -282,10 +282,7 @@ def _check_not_lossy(mask_dir: Path, mask_suffix: str, unpaired: Set[str]) -> No
     files = [file for key in sorted(beside.keys() & unpaired) for file in beside[key]]
     if lossy := [str(file) for file in files if file.suffix.lower() in LOSSY_SUFFIXES]:
         raise UserError(
-            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. Ids next to each "
-            "other do not survive this compression: export the masks as PNG. If their values are "
-            "far apart, such as 0 and 255, set labels.map and labels.tolerance; if their colours "
-            "are the classes, set labels.kind=colors, labels.colors and labels.tolerance=20."
+            f"data.masks: {len(lossy)} masks are JPEG or WebP: {listed(lossy)}. {LOSSY_IDS}"
         )
 
 

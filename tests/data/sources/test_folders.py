@@ -1,3 +1,4 @@
+import io
 import pickle
 import struct
 import zlib
@@ -219,6 +220,32 @@ def test_a_coloured_mask_is_refused(tmp_path, channels):
     for read in (lambda: dataset[0], lambda: preflight(dataset)):
         with pytest.raises(UserError, match=r"masks/train/x\.png.*masks must hold class ids"):
             read()
+
+
+@pytest.mark.parametrize(
+    ("form", "options", "is_read"),
+    [
+        ("JPEG", {"quality": 100}, False),
+        ("WEBP", {"quality": 100}, False),
+        ("AVIF", {"quality": 100}, False),
+        ("BMP", {}, True),
+    ],
+)
+def test_ids_in_a_lossy_file_are_refused_whatever_its_name(tmp_path, form, options, is_read):
+    values = np.zeros((16, 16), np.uint8)  # one value a block: these would come back right
+    values[:, 8:] = 1
+    file = io.BytesIO()
+    Image.fromarray(values).save(file, form, **options)
+    image = save(random_image(0, 16, 16), tmp_path / "images/train/x.png")
+    mask = tmp_path / "masks/train/x.png"
+    mask.parent.mkdir(parents=True)
+    mask.write_bytes(file.getvalue())
+    data = one_pair(tmp_path, image, mask)
+    if is_read:
+        assert np.array_equal(data[0]["mask"], values)
+        return
+    with pytest.raises(UserError, match=rf"{mask.name}: the mask is JPEG or WebP.*tolerance"):
+        data[0]
 
 
 def test_an_unknown_value_names_the_mask(tmp_path):
