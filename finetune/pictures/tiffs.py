@@ -38,6 +38,8 @@ class TiffForm:
     dtype: np.dtype
     photometric: str  # "MINISBLACK", "RGB" and so on
     has_alpha: bool  # whether one sample is transparency
+    largest_part: int  # bytes of a strip or tile of the first page, decoded
+    is_turned: bool  # whether the file holds it in another orientation
     missing: str  # the compression for which the package imagecodecs is missing, "" if none is
 
     @property
@@ -80,7 +82,8 @@ def _pages(picture: Picture) -> Iterator[list[Any]]:
         yield pages
 
 
-def _orientation(page: Any) -> int:
+def orientation_tag(page: Any) -> int:
+    """The orientation of a page of tifffile's, 1 to 8; 1 is upright."""
     tag, xmp = page.tags.get(_ORIENTATION), page.tags.get(_XMP)
     if tag is not None:
         return int(tag.value)
@@ -153,12 +156,14 @@ def tiff_form(picture: Picture) -> TiffForm:
         height, width = first.imagelength, first.imagewidth
         photometric = getattr(first.photometric, "name", str(first.photometric))
         return TiffForm(
-            size=(width, height) if swaps_sides(_orientation(first)) else (height, width),
+            size=(width, height) if swaps_sides(orientation_tag(first)) else (height, width),
             samples=first.samplesperpixel,
             pages=len(pages),
             dtype=np.dtype(first.dtype).newbyteorder("="),
             photometric=photometric,
             has_alpha=any(int(sample) in (1, 2) for sample in first.extrasamples),
+            largest_part=int(np.prod(first.chunks)) * first.dtype.itemsize,
+            is_turned=orientation_tag(first) != 1,
             missing=_missing(int(first.compression), int(first.predictor)),
         )
 
@@ -222,7 +227,7 @@ def read_tiff(picture: Picture, tiff: TiffForm, num_channels: int) -> np.ndarray
             pixels = planes[0]
         if getattr(first.photometric, "name", "") == "MINISWHITE":
             pixels = np.iinfo(pixels.dtype).max - pixels
-        pixels = upright(pixels, _orientation(first))
+        pixels = upright(pixels, orientation_tag(first))
         pixels = np.ascontiguousarray(pixels, pixels.dtype.newbyteorder("="))
     if tiff.channels == num_channels != 3:
         return pixels
