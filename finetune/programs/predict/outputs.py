@@ -1,6 +1,7 @@
 """The files written for each picture, and the journal of finished pictures.
 
-    OUT/ids/NAME.png           class ids, 8 bit, or 16 from 257 classes on: always, and last
+    OUT/ids/NAME.png           class ids, 8 bit, or 16 from 257 classes on: always, and last;
+                               NAME.tif, in the same place on Earth, for a GeoTIFF
     OUT/overlay/NAME.jpg       picture, mask and legend
     OUT/palette/NAME.png       the ids with a palette: the classes' colours in any viewer
     OUT/confidence/NAME.png    the probability of each pixel's class, 255 is 1
@@ -29,6 +30,7 @@ from finetune.disk import alone_in, make_folder, write_whole
 from finetune.errors import UserError
 from finetune.pictures.drawing import Color, overlay, with_legend
 from finetune.pictures.encoding import as_jpeg, as_png
+from finetune.pictures.geotiff import Georeference, georeference, write_mask_tiff
 from finetune.pictures.reading import read_mask
 from finetune.programs.predict.inputs import Item
 from finetune.programs.predict.summaries import TABLES, not_written, write_table
@@ -176,8 +178,49 @@ class Outputs:
             drawn = np.asarray(with_legend(drawn, present))
             write_whole(self.path("overlay", name), as_jpeg(drawn))
         row = self.row(prediction.item, mask)
-        write_whole(self.path("ids", name), as_png(mask))
+        if where := georeference(prediction.item.open()):
+            self._write_tiff(name, [mask], mask.shape, where)
+        else:
+            write_whole(self.path("ids", name), as_png(mask))
         return row
+
+    def write_large(
+        self, item: Item, bands: Iterable[np.ndarray], size: tuple[int, int]
+    ) -> dict[str, Any]:
+        """Writes the ids of a picture larger than memory as a TIFF, and nothing else.
+
+        Args:
+            item: The picture.
+            bands: Its class ids, (h, W) from the top.
+            size: (H, W).
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        counts = np.zeros(len(self.names), np.int64)
+
+        def counted() -> Iterator[np.ndarray]:
+            nonlocal counts
+            for band in bands:
+                counts += np.bincount(band.ravel(), minlength=len(counts))
+                yield band
+
+        self._write_tiff(item.name, counted(), size, georeference(item.open()) or ())
+        return self._row(item, size, counts)
+
+    def _write_tiff(
+        self, name: str, bands: Iterable[np.ndarray], size: tuple[int, ...], where: Georeference
+    ) -> None:
+        path = self.folder / "ids" / f"{name}.tif"
+        make_folder(path.parent)
+        temp = path.with_name(f".{path.name}.tmp")
+        dtype = np.dtype(np.uint8 if len(self.names) <= 256 else np.uint16)
+        try:
+            write_mask_tiff(temp, bands, (size[0], size[1]), dtype, where, self.colors)
+            temp.replace(path)
+        except OSError as error:
+            temp.unlink(missing_ok=True)
+            raise not_written(path, error) from error
 
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
         """The journal's line for a picture."""
@@ -312,6 +355,9 @@ class Outputs:
     def _result(self, item: Item) -> Path:
         """The last of a picture's files to be written."""
         folder = "video" if item.is_video else "ids"
+        tiff = self.folder / folder / f"{item.name}.tif"
+        if tiff.exists():
+            return tiff
         return self.folder / folder / f"{item.name}{_SUFFIXES.get(folder, '.png')}"
 
 

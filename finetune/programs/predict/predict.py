@@ -28,9 +28,11 @@ from tqdm import tqdm
 from finetune.data.threads import in_order
 from finetune.errors import UserError
 from finetune.inference import Segmenter
+from finetune.inference.large import large_view, mask_bands
 from finetune.inference.models import digest_of
 from finetune.machine import is_out_of_memory, usable_cores
 from finetune.pictures.drawing import as_rgb
+from finetune.pictures.geotiff import TiffRows
 from finetune.pictures.opening import pixel_limit
 from finetune.pictures.reading import image_size
 from finetune.programs.predict.inputs import Item, collect
@@ -270,9 +272,12 @@ class _Work:
         """Batches of pictures of one size, in order of arrival; at most four batches wait."""
         groups: dict[Any, list[_Read]] = {}
         for one in read:
-            if not one.views:  # one large picture is in memory at a time
+            if not one.views:  # one large picture is in memory at a time, or none
                 try:
-                    yield [self._prepared(one.item)]
+                    if (rows := large_view(self.segmenter, one.item.open())) is not None:
+                        self._large(one.item, rows)
+                    else:
+                        yield [self._prepared(one.item)]
                 except UserError as error:
                     self._fail(one.item, str(error))
                 continue
@@ -284,6 +289,17 @@ class _Work:
             elif sum(map(len, groups.values())) > 4 * MAX_BATCH:
                 yield groups.pop(max(groups, key=lambda key: len(groups[key])))
         yield from groups.values()
+
+    def _large(self, item: Item, rows: TiffRows) -> None:
+        """Predicts a TIFF larger than memory, of which only ids and areas are written."""
+        if left := sorted({*self.outputs.writes} - {"areas"}):
+            size = f"{rows.shape[1]} x {rows.shape[0]} pixels"
+            tqdm.write(f"{item.where}: {size}: ids alone, without {', '.join(left)}", sys.stderr)
+        self.outputs.begin(item)
+        bands = mask_bands(self.segmenter, rows)
+        self.outputs.enter(self.outputs.write_large(item, bands, rows.shape[:2]))
+        self.made += 1
+        self.bar.update()
 
     def _predicted(self, batch: list[_Read]) -> list[Prediction]:
         confidence = "confidence" in self.outputs.writes
