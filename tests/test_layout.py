@@ -51,6 +51,7 @@ TESTS_OF = {
     "discover.mask_values": "discover/test_value_labels.py",
     "errors": "test_cli.py",
     "inference": "inference/test_segment.py",
+    "inference.large": "programs/predict/test_geotiff.py",
     "inference.preprocessing": "inference/test_scores.py",
     "labels": "labels/test_translation.py",
     "machine": "run/test_processes.py",

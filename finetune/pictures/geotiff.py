@@ -160,6 +160,7 @@ class TiffRows:
                 file.filehandle.seek(offset)
                 data = file.filehandle.read(number)
                 segment, place, _ = page.decode(data, index, jpegtables=page.jpegtables)
+                assert segment is not None, "there are bytes"
                 first, last = max(top, rows.start), min(top + tall, rows.stop, height)
                 part = segment[0, first - top : last - top, : width - place[3]]
                 columns = slice(place[3], place[3] + part.shape[1])
