@@ -1,6 +1,7 @@
 """YAML of recipes: a safe reader and a readable writer."""
 
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,16 +12,27 @@ from finetune.errors import UserError, first_line
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that reports duplicate keys as errors."""
+    """A safe loader that reports duplicate keys as errors, and reads integers as people do."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        own = (key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge")  # `<<`
+        keys = [self.construct_object(key, deep=True) for key in own]
         twice = next((key for i, key in enumerate(keys) if key in keys[:i]), None)
         if twice is not None:
             raise yaml.constructor.ConstructorError(
                 None, None, f"the key {twice!r} occurs twice; remove one", node.start_mark
             )
         return super().construct_mapping(node, deep)
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        """Reads 010 as ten and 1:30 as text, as YAML 1.2 does; YAML 1.1 reads 8 and 90."""
+        text = node.value.replace("_", "")
+        if ":" in text:
+            return node.value
+        return super().construct_yaml_int(node) if re.match("[-+]?0[bx]", text) else int(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -31,6 +43,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     try:
         return yaml.load(text, Loader=_Loader)
+    except RecursionError as error:
+        raise UserError(f"{where}: not valid YAML: too many brackets inside each other") from error
     except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-01
         mark = getattr(error, "problem_mark", None)
         place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""

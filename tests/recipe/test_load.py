@@ -128,6 +128,7 @@ def test_lookup_order(tmp_path, monkeypatch):
         ("base: nowhere\n", "no recipe 'nowhere'"),
         ("base: mine\n", "circle"),
         ("a: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+        ("[" * 5000, "mine.yaml: not valid YAML: too many brackets"),
     ],
 )
 def test_broken_files(text, expected, tmp_path):
@@ -135,6 +136,29 @@ def test_broken_files(text, expected, tmp_path):
     with pytest.raises(UserError, match=expected) as caught:
         load_recipe(path)
     assert "mine.yaml" in str(caught.value) or "nowhere" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("010", 10), ("0100", 100), ("1_000", 1000), ("0x10", 16), ("+7", 7)]
+)
+def test_integers_are_decimal_as_in_yaml_1_2(text, steps, tmp_path):
+    path = write(tmp_path, "mine.yaml", f"base: shapes\ntrain: {{steps: {text}, warmup_steps: 0}}")
+    assert load_recipe(path).train.steps == steps
+    overridden = load_recipe("shapes", [f"train.steps={text}", "train.warmup_steps=0"])
+    assert overridden.train.steps == steps
+
+
+def test_no_time_of_day_is_an_integer():
+    with pytest.raises(UserError, match=r"train.steps: must be an integer \(got '1:30'\)"):
+        load_recipe("shapes", ["train.steps=1:30"])
+
+
+def test_yaml_merges_sections(tmp_path):
+    text = "base: shapes\ntrain:\n  <<: {steps: 300, seed: 1}\n  steps: 400\n"
+    with pytest.raises(UserError, match=r"train\.seed: unknown key"):
+        load_recipe(write(tmp_path, "mine.yaml", text))
+    path = write(tmp_path, "mine.yaml", text.replace(", seed: 1", ", lr: 0.5"))
+    assert (load_recipe(path).train.steps, load_recipe(path).train.lr) == (400, 0.5)
 
 
 def test_an_unknown_name_suggests_the_nearest():
