@@ -7,7 +7,7 @@ A new source is a class here, a member of `AnySource`, and an opener in
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, ClassVar, Literal, get_args
 
-from pydantic import BeforeValidator, Field, NonNegativeInt, PositiveFloat, TypeAdapter
+from pydantic import BeforeValidator, Field, PositiveFloat, TypeAdapter
 
 from finetune.recipe.errors import did_you_mean
 from finetune.recipe.section import PositiveInt, Section, Size
@@ -43,7 +43,7 @@ class DataSection(Section):
     image_std: list[PositiveFloat] = Field(
         [0.229, 0.224, 0.225], description="standard deviation per channel, of values in 0..1"
     )
-    workers: NonNegativeInt = Field(
+    workers: Annotated[int, Field(ge=0, le=256)] = Field(
         2,
         description="loader processes per training process; never changes what is loaded (of a "
         "stream, the order)",

@@ -41,6 +41,8 @@ def explain_unknown(dotted: str, source: str) -> str:
     if section == "data" and name in READ_BY:
         readers = " / ".join(sorted(READ_BY[name]))
         return f"read by source {readers}, not {source}; take it out or change data.source"
+    if dotted == "base":
+        return "only a recipe's file names its base; take it out, or write a file that begins so"
     if nearest := _nearest_key(dotted):
         return f"unknown key; did you mean {nearest}?"
     return "unknown key" + (f"; {LOSS_FORM}" if section == "loss" else "")

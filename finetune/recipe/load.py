@@ -132,7 +132,7 @@ def _merge(base: dict[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 def _parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key or key.startswith("-"):
+    if not equals or key.startswith("-") or not all(key.split(".")):
         raise UserError(f"{text!r} is not an override: write key=value, such as train.steps=100")
     return key, parse_yaml(value, text)
 

@@ -4,16 +4,26 @@ import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from pydantic import BeforeValidator, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat
 
 from finetune.labels.translation import Labels
 from finetune.recipe.section import Fraction, PositiveInt, Section, Size
+from finetune.recipe.text import in_line
 from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest_side
 
 Preset = Literal[
     "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
 ]
-MaskValue = int | str
+
+
+def _mask_value(value: Any) -> Any:
+    if isinstance(value, int | str) or (isinstance(value, float) and value.is_integer()):
+        return value
+    raise ValueError(f"must be a whole number or text (got {in_line(value)})")
+
+
+MaskValue = Annotated[int | str, BeforeValidator(_mask_value)]
+"""A union of two types, for which pydantic would give two errors."""
 
 
 class ModelSection(Section):

@@ -56,6 +56,14 @@ from finetune.recipe import load_recipe
         (["--recipe=x"], "is not an override"),
         (["train.steps=[1"], r"train.steps=\[1: not valid YAML: line 1, column 3: exp"),
         (["train=3"], "train: "),
+        (["train.=3"], "'train.=3' is not an override"),
+        (["base=camvid"], "base: only a recipe's file names its base"),
+        (["data.workers=999"], "data.workers: .*less than or equal to 256"),
+        (
+            ["labels.ignore=[1.5]"],
+            r"shapes\.yaml: labels\.ignore\.0: must be a whole number or text \(got 1\.5\)$",
+        ),
+        (["labels.map={a: [1]}"], r"shapes\.yaml: labels\.map\.a: must be .* \(got \[1\]\)$"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
