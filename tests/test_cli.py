@@ -14,6 +14,7 @@ import typer
 import yaml
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
 from typer.testing import CliRunner
 
 import finetune
@@ -279,6 +280,18 @@ def test_eval_opens_no_pickle_and_no_code_and_no_nan(model, tmp_path):
     (folder / "mine.py").write_text(f"open({str(trace)!r}, 'w')")
     assert isinstance(invoke(*arguments).exception, UserError)
     assert not trace.exists()
+
+
+def test_a_missing_folder_below_a_folder_is_no_hub_id(tmp_path, monkeypatch):
+    """A typing mistake is told at once, where a Hub without a network takes half a minute."""
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: pytest.fail("asked"))
+    for name in ("runs/typo", "./typo", "runs/typo/best"):
+        done = invoke("predict", name, "picture.jpg", "-o", "out")
+        assert isinstance(done.exception, UserError)
+        assert "no such folder" in str(done.exception)
+    assert not Path("out").exists()
 
 
 def test_eval_says_what_is_wrong_with_a_model(model, tmp_path):

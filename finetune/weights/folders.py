@@ -27,8 +27,14 @@ def load_config(model: str, what: str) -> SegformerConfig:
     folder = Path(model)
     if (folder / "best" / "config.json").is_file():
         raise UserError(f"{what}: is a run folder; name its model, {model}/best")
-    if model.count("/") != 1 and not folder.exists():
-        raise UserError(f"{what}: there is no such folder, and a Hub id is OWNER/NAME")
+    if not folder.exists():
+        if model.count("/") != 1:
+            raise UserError(f"{what}: there is no such folder, and a Hub id is OWNER/NAME")
+        if folder.parent.is_dir():  # the Hub is slow to say no, above all without a network
+            raise UserError(
+                f"{what}: {folder.parent} holds no such folder. (For a model of the Hub, start "
+                f"where no folder is called {folder.parent}.)"
+            )
     try:
         config = AutoConfig.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # somebody else's files: their readers raise anything
