@@ -111,8 +111,7 @@ def doctor(
 
     if choice is not None and not Path(target).expanduser().is_dir():
         raise UserError(f"--choice {choice}: goes with a folder, and {target} is none; take it out")
-    if output is not None:
-        check_folder(output)  # before minutes of reading
+    check_folder(output or Path("runs"))  # before minutes of reading
     try:
         done = examine(
             target,

@@ -362,6 +362,14 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, arguments, message):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_the_default_folder_is_checked_before_the_data_is_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").write_text("mine")
+    done = CliRunner().invoke(cli.app, ["doctor", "nowhere"])
+    assert isinstance(done.exception, UserError)
+    assert "runs is not a folder; choose another folder" in str(done.exception)
+
+
 def test_only_a_set_without_warnings_is_called_clean(tmp_path):
     target = recipe(folder(tmp_path / "data"))
     arguments = ["doctor", target, "-o", str(tmp_path / "out")]
