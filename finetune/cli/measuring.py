@@ -93,9 +93,9 @@ def benchmark(
     """
     from finetune.programs.benchmark import benchmark as program
     from finetune.programs.benchmark import printing as table
+    from finetune.run.screen import quiet_libraries
     from finetune.segformer import SegformerConfig
     from finetune.segformer.configuration import smallest_side
-    from finetune.train import quiet_libraries
 
     quiet_libraries(main_process=True)
     overrides = [text for text in what or () if "=" in text]

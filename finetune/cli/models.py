@@ -38,7 +38,7 @@ def evaluate(
     """
     from finetune.programs import evaluate as evaluation
     from finetune.recipe import load_recipe
-    from finetune.train import quiet_libraries
+    from finetune.run.screen import quiet_libraries
 
     quiet_libraries(main_process=True)
     loaded = load_recipe(recipe, overrides or [])
@@ -117,7 +117,7 @@ def predict(
     from finetune.inference import Segmenter
     from finetune.machine import keep_freed_memory, set_threads
     from finetune.programs.predict import predict as program
-    from finetune.train import quiet_libraries
+    from finetune.run.screen import quiet_libraries
 
     rank = int(os.environ.get("RANK", "0"))
     quiet_libraries(main_process=rank == 0)
@@ -192,7 +192,7 @@ def convert(
     model.init in a recipe reads the same files.
     """
     from finetune.programs import convert as program
-    from finetune.train import quiet_libraries
+    from finetune.run.screen import quiet_libraries
 
     quiet_libraries(main_process=True)
     numbers = None
@@ -272,7 +272,7 @@ def export(
     from finetune.programs.export import comparison as tables
     from finetune.programs.export import export as program
     from finetune.recipe import load_recipe
-    from finetune.train import quiet_libraries
+    from finetune.run.screen import quiet_libraries
 
     quiet_libraries(main_process=True)
     if overrides and recipe is None:

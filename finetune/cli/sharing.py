@@ -70,7 +70,7 @@ def push(
     from finetune.machine import set_threads
     from finetune.programs.push import push as program
     from finetune.programs.push.evidence import folders
-    from finetune.train import quiet_libraries
+    from finetune.run.screen import quiet_libraries
 
     quiet_libraries(main_process=True)
     set_threads(None)
@@ -141,7 +141,7 @@ def demo(
         raise UserError("`finetune demo` needs Gradio: pip install 'segformer-finetune[demo]'")
     try:
         from finetune.programs.demo import demo as program
-        from finetune.train import quiet_libraries
+        from finetune.run.screen import quiet_libraries
 
         quiet_libraries(main_process=True)
         names = [model] if second is None else [model, second]

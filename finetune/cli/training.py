@@ -38,7 +38,8 @@ def train(
     import torch
 
     from finetune.recipe import load_recipe
-    from finetune.train import quiet_libraries, run
+    from finetune.run.screen import quiet_libraries
+    from finetune.train import run
 
     overrides = overrides or []
     devices = torch.cuda.device_count()
