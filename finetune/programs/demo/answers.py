@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from PIL import Image
 
 from finetune.errors import UserError
 from finetune.inference import Segmentation, Segmenter
 from finetune.machine import is_out_of_memory
+from finetune.pictures.encoding import as_png
 from finetune.pictures.references import Encoded
 
 MAX_PIXELS = 25_000_000
@@ -91,10 +91,8 @@ def _result(
     """
     folder.mkdir()
     mask = found.mask
-    written, png = cv2.imencode(".png", mask)
-    assert written, "masks are 8 or 16 bit, which PNG holds"
     assert found.confidence is not None, "it is asked for"
-    (folder / "mask.png").write_bytes(png.tobytes())
+    (folder / "mask.png").write_bytes(as_png(mask))
     sure = np.rint(found.confidence.astype(np.float32) * 255).astype(np.uint8)
     little_endian = mask.dtype.newbyteorder("<")
     for name, values in (("ids", mask), ("confidence", sure)):
