@@ -112,6 +112,17 @@ def test_this_package_alone():
     assert row["keeps_freed_memory"] is True
 
 
+@pytest.mark.slow
+def test_compiled_sides_are_added():
+    (row,) = run("loss", "--compile", "--no-memory")
+    assert row["seconds"].keys() == {"ours", "ours_compiled", "stock_compiled"}
+    assert row["ratio"].keys() == {"ours", "ours_compiled"}
+    for side, ratio in row["ratio"].items():
+        assert ratio == pytest.approx(row["seconds"]["stock_compiled"] / row["seconds"][side])
+    assert row["difference"].keys() == {"loss", "gradient"}
+    assert all(0 <= value <= 1e-5 for value in row["difference"].values())
+
+
 def test_a_wheel_measures_time_alone_and_says_where_the_rest_is(monkeypatch):
     monkeypatch.setattr(measuring, "ROOT", Path("/nowhere"))
     (row,) = run("forward", "--variant", "b0")
