@@ -36,8 +36,10 @@ def check_folder(path: Path) -> None:
     """Checks that a folder is there or can be made, and can be written to. Makes nothing.
 
     Raises:
-        UserError: A file is in its place, or the folder above it is read-only.
+        UserError: A file is in its place, the folder above it is read-only, or it cannot exist.
     """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: a name cannot hold a NUL; choose another folder")
     place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
     if not place.is_dir():
         raise UserError(f"{path}: {place} is not a folder; choose another folder")

@@ -1,6 +1,7 @@
 """Folders that are written whole; swaps and recovery are in tests/run/test_checkpoint.py."""
 
 import os
+from pathlib import Path
 
 import pytest
 
@@ -64,3 +65,8 @@ def test_a_folder_is_checked_without_being_made(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(UserError, match="cannot be written to; choose another folder, or make it"):
         check_folder(tmp_path / "new")
+
+
+def test_a_name_with_a_nul_is_a_message():
+    with pytest.raises(UserError, match=r"'a\\x00b': a name cannot hold a NUL; choose another"):
+        check_folder(Path("a\0b"))

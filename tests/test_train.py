@@ -578,10 +578,12 @@ def test_a_folder_taken_while_waiting_for_it(tmp_path):
     assert load_recipe(output / "recipe.yaml").train.lr == 2e-3
 
 
-def test_an_output_that_is_a_file(tmp_path):
+@pytest.mark.parametrize("name", ["file", "file/run", "a\0b"])
+def test_an_output_that_cannot_be_a_folder(name, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"output=.*file: cannot be used as a folder"):
-        fit(load_recipe("shapes", tiny(tmp_path / "file")))
+    recipe = load_recipe("shapes", {"output": str(tmp_path / name)})
+    with pytest.raises(UserError, match=r"(?s)output=.*: cannot be used as a folder .*; choose"):
+        folder_of(recipe).check()
 
 
 @pytest.mark.slow

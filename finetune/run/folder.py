@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from finetune.disk import alone_in, recover, write_whole
+from finetune.disk import alone_in, check_folder, recover, write_whole
 from finetune.errors import UserError
 from finetune.run import checkpoint
 from finetune.run.environment import environment
@@ -49,11 +49,12 @@ class RunFolder:
         if self._resume not in ("auto", "never"):
             self._check_resume(Path(self._resume))
         try:
+            check_folder(output)
             # A kill may leave hidden files, which do not matter.
             found = {path.name for path in output.iterdir()} if output.exists() else set()
             if {name for name in found if not name.startswith(".")} in (set(), _BEGUN):
                 return
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        except (OSError, UserError) as error:
             raise UserError(f"output={output}: cannot be used as a folder ({error})") from error
         if not (output / "recipe.yaml").is_file():
             raise UserError(f"output={output}: holds other files; choose a new folder")
@@ -74,7 +75,9 @@ class RunFolder:
         try:
             output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"output={output}: cannot be made ({error.strerror})") from error
+            raise UserError(
+                f"output={output}: cannot be made ({error.strerror}); choose another folder"
+            ) from error
         # The workers of a killed run hold the lock for a few seconds.
         message = f"output={output}: another run is writing there"
         cleanup.enter_context(alone_in(output, message, patience=9))
