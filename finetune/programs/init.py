@@ -21,7 +21,7 @@ from finetune.discover.channels import NUM_IMAGES, ChannelGuess, guess_channels,
 from finetune.discover.guesses import LabelGuess
 from finetune.discover.layout_labels import guess, with_preset
 from finetune.discover.recognise import Layout, recognise, table
-from finetune.disk import make_folder, write_whole
+from finetune.disk import check_folder, make_folder, write_whole
 from finetune.errors import UserError
 from finetune.machine import device
 from finetune.pictures.reading import image_size
@@ -90,6 +90,7 @@ def _check_output(output: Path) -> None:
         raise UserError(f"{output}: a recipe's name ends in .yaml. Choose another name with -o.")
     if output.exists():
         raise UserError(f"{output}: exists and is not overwritten. Choose another name with -o.")
+    check_folder(output.parent)
 
 
 def _written(

@@ -597,6 +597,13 @@ def test_a_recipe_is_not_overwritten(camvid, tmp_path):
     assert output.read_text() == "mine"
 
 
+def test_the_recipe_s_folder_is_checked_before_the_images(tmp_path):
+    (tmp_path / "file").write_text("mine")
+    done = CliRunner().invoke(cli.app, ["init", "nowhere", "-o", str(tmp_path / "file/r.yaml")])
+    assert isinstance(done.exception, UserError)
+    assert "file is not a folder; choose another folder" in str(done.exception)
+
+
 @pytest.mark.parametrize("name", ["recipe", "recipe.txt"])
 def test_a_recipe_needs_a_name_that_is_found_again(camvid, tmp_path, name):
     for stem, image, mask in camvid["train"]:
