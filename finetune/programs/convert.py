@@ -227,8 +227,6 @@ def _open_file(checkpoint: str, heads: Sequence[int] | None) -> _Source:
 
 
 def _open_folder(checkpoint: str) -> _Source:
-    if "/" in checkpoint and checkpoint.count("/") != 1 and not Path(checkpoint).is_dir():
-        raise UserError(f"{checkpoint}: there is no such file or folder")
     config = load_config(checkpoint, checkpoint)
     kinds = {architecture.__name__: kind for kind, architecture in ARCHITECTURES.items()}
     kind = kinds.get((config.architectures or [""])[0], "segmentation")
