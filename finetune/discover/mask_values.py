@@ -3,7 +3,7 @@
 import functools
 import operator
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -92,7 +92,7 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
     assumed: tuple[str, ...] = ()
     ids = [mask for mask in masks if mask.kind == "ids"]
     colors = [mask for mask in masks if mask.kind == "colors"]
-    differing = _differing(ids)
+    differing = _differing(ids) or _differing_greys(ids)
     if differing or (ids and colors and not lenient and all(mask.palette for mask in ids)):
         one, other = differing or (ids[0].file, colors[0].file)
         masks = colors = _looked_at(chosen, lenient, as_colors=True)
@@ -240,3 +240,26 @@ def _differing(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
             if color != colors[value]:
                 return file, mask.file
     return None
+
+
+def _differing_greys(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
+    """A mask with a palette of greys and one without, if the greys are what both mean.
+
+    Some tools store 0 and 255 as a palette of black and white, with the numbers 0 and 1 or, white
+    first, 1 and 0.
+    """
+    stored = [mask for mask in masks if mask.palette]
+    plain = [mask for mask in masks if not mask.palette]
+    if not stored or not plain or any(mask.greys is None for mask in masks):
+        return None
+    level_of, own = ({v: g for m in part for v, g in m.greys.items()} for part in (stored, plain))  # type: ignore[union-attr]
+    as_numbers = _fit(level_of.keys(), own.keys()) and all(
+        level_of.get(value, level) == level for value, level in own.items()
+    )
+    if as_numbers or not _fit({*level_of.values()}, {*own.values()}):
+        return None
+    return stored[0].file, plain[0].file
+
+
+def _fit(one: Set[int], other: Set[int]) -> bool:
+    return one <= other or other <= one

@@ -12,6 +12,7 @@ from finetune.discover.mask_values import NUM_MASKS, MaskValues, count_values, i
 from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
+from finetune.pictures.reading import read_colors, read_mask
 
 
 def ids(counts, **more):
@@ -88,6 +89,26 @@ def test_palettes_that_differ_where_nothing_is_do_not_matter(tmp_path):
     one = [(1, 2, 3), (4, 5, 6), (7, 8, 9)]
     files = saved(tmp_path, square(0, 1), square(0, 1), palettes=[one, [*one[:2], (9, 9, 9)]])
     assert inspect(files).kind == "ids"
+
+
+@pytest.mark.parametrize("palette", [[0, 255], [255, 0], [0, 127, 255]])
+@pytest.mark.parametrize("mode", ["L", "1"])
+def test_palettes_of_greys_beside_greys_mean_what_they_show(tmp_path, palette, mode):
+    """Numbers 0 and 1 of one file are 0 and 255 of another, or 255 and 0."""
+    if mode == "1" and len(palette) > 2:
+        palette = palette[::2]
+    shown = np.kron(square(*sorted(palette), 0), np.ones((9, 9), np.uint8))
+    numbers = np.vectorize(palette.index)(shown).astype(np.uint8)
+    stored = Image.fromarray(numbers, "L")
+    files = saved(tmp_path, stored, palettes=[[(v, v, v) for v in palette]])
+    files.append(tmp_path / "plain.png")
+    Image.fromarray(shown).convert(mode).save(files[-1])
+    guess = guess_labels(inspect(files), None)
+    built = Labels.build(**guess.labels)
+    read = read_colors if built.kind == "colors" else read_mask
+    one, other = (built.encode(read(file), file.name) for file in files)
+    assert np.array_equal(one, other)
+    assert [*np.unique(one)] == [*range(len(palette))]
 
 
 def test_palettes_and_colours_together_are_colours(tmp_path):
