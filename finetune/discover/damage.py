@@ -4,7 +4,8 @@ A value that somebody painted stands in the middle of a region somewhere, or is 
 that a thin thing reaches. A value of damage stands between two others, or beside one.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -30,6 +31,10 @@ _WEAK = 0.02
 """A value that is so much rarer in the middle of regions than the second one may be damage."""
 _FEW_LEVELS = 2
 """So few values without a middle are thin classes of a set, unless it is black and white."""
+_MOST_PAINTED = 64
+"""Among more colours, nearly every other one lies between two of them."""
+_BETWEEN = 0.9
+"""Share of the colours of damage that lie between two painted ones."""
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _WINDOW = np.ones((7, 7), np.uint8)
 _STEP = 8  # levels between a pixel and the ends of a ramp that it stands on
@@ -153,7 +158,11 @@ def find_damage(levels: Levels) -> Damage | None:
         and (2 * counts[lone].sum() < counts[others].sum() or 2 * len(values) > len(seen))
     ):
         return None
-    if len(others) <= _FEW_LEVELS and not binary:
+    if len(others) <= _FEW_LEVELS and (
+        not binary
+        or counts[others].sum() > _MANY * total
+        or 2 * ridge[others].sum() > counts[others].sum()  # dots: damage stands on ramps
+    ):
         return None
     span = int(seen[-1] - seen[0])
     if span <= min(_DENSE, 2 * len(seen) + 8) and counts[others].sum() > _MANY * total:
@@ -187,3 +196,32 @@ def _explains(levels: Levels, others: np.ndarray, distance: np.ndarray) -> bool:
         if part[others[distance > reach]].sum() > _UNEXPLAINED * max(1, things):
             return False
     return True
+
+
+def painted_colors(counts: Mapping[int, int], inner: Mapping[int, int]) -> list[int] | None:
+    """The painted ones of a set's colours 0xRRGGBB; None if the others are no damage.
+
+    Damage makes many colours, nearly all of them between two painted ones, and none of them stands
+    in the middle of a region.
+
+    Args:
+        counts: Pixels of each colour.
+        inner: Those that equal their eight neighbours, of the same masks.
+    """
+    painted = sorted(v for v in counts if inner.get(v, 0) >= max(1, _INNER * counts[v]))
+    lone = np.array(sorted(counts.keys() - {*painted}), np.int64)
+    if len(painted) < 2 or len(lone) <= max(_FEW_LEVELS, len(painted)):
+        return None
+    if len(painted) > _MOST_PAINTED:
+        return None
+    points, ends = (_channels(np.array(own)).astype(float) for own in (lone, painted))
+    between = np.zeros(len(lone), bool)
+    for one, other in itertools.combinations(ends, 2):
+        line = other - one
+        share = np.clip((points - one) @ line / (line @ line), 0, 1)
+        between |= np.abs(one + share[:, None] * line - points).max(1) <= CLOSE
+    return painted if between.mean() >= _BETWEEN else None
+
+
+def _channels(colors: np.ndarray) -> np.ndarray:
+    return np.stack([colors >> 16, colors >> 8 & 255, colors & 255], -1)

@@ -1,6 +1,7 @@
 """The values of a data set's masks, from some of them."""
 
 import functools
+import itertools
 import operator
 from collections import Counter
 from collections.abc import Sequence, Set
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune.discover.damage import Levels, look_at, may_be_ids
+from finetune.discover.damage import Levels, look_at, may_be_ids, painted_colors
 from finetune.errors import UserError
 from finetune.labels.colors import RGB, pack
 from finetune.pictures.opening import opened
@@ -28,6 +29,7 @@ _GREY = 8
 """Most levels between the channels of a grey after JPEG."""
 MAX_COLORS = 256
 """Most colours of classes; JPEG and smooth resizing make thousands."""
+_FEWEST_COLORS = 5  # two that are painted, and some between
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class MaskValues:
     """Whether `levels` are those of a palette, whose numbers differ from them."""
     num_of_one_bit: int = 0
     """Masks of one bit a pixel; their levels are 0 and 255."""
+    either: tuple[Picture, Picture] | None = None
+    """One of the masks of 0 and 1, and one of 0 and 255, if no mask holds both 1 and 255."""
+    painted: tuple[int, ...] | None = None
+    """The colours that people painted, if the others are damage."""
     absent: frozenset[int] = frozenset()
     """Ids that are no class: negative ones, and what a GeoTIFF calls "no data", but not 0."""
 
@@ -108,6 +114,10 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
             f"{ids[0].file} holds ids, but {colors[0].file} holds colours. Save all masks of the "
             "data set in one kind."
         )
+    if not colors and (shown := _damaged_palettes(ids)):
+        masks = colors = _looked_at(chosen, lenient, as_colors=True)
+        ids = []
+        assumed = (f"{shown} has a palette of smoothed colours: they are used, not numbers",)
     kind, masks = ("ids", ids) if len(ids) >= len(colors) else ("colors", colors)
     counts: Counter[int] = Counter()
     for mask in masks:
@@ -126,6 +136,8 @@ def inspect(files: Sequence[Picture], *, lenient: bool = False) -> MaskValues:
         _levels_of(masks),
         kind == "ids" and bool(palettes),
         sum(mask.bits for mask in masks),
+        None if bits or lenient else _either(masks),
+        _painted(masks) if kind == "colors" else None,
         frozenset(value for value in counts if value < 0)
         | frozenset(int(v) for v in (m.nodata for m in masks) if v and v > 0 and v in counts),
     )
@@ -263,3 +275,38 @@ def _differing_greys(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
 
 def _fit(one: Set[int], other: Set[int]) -> bool:
     return one <= other or other <= one
+
+
+def _either(masks: Sequence[_Mask]) -> tuple[Picture, Picture] | None:
+    """A mask of 0 and 1 and one of 0 and 255, if all masks are of one of these two kinds."""
+    files = {frozenset(mask.values) - {0}: mask.file for mask in masks}
+    ones, others = files.get(frozenset({1})), files.get(frozenset({255}))
+    only = files.keys() <= {frozenset(), frozenset({1}), frozenset({255})}
+    return (ones, others) if only and ones and others else None
+
+
+def _damaged_palettes(masks: Sequence[_Mask]) -> str:
+    """The name of a mask, if all have palettes of colours, and some of these are damage."""
+    colorful = masks and all(mask.palette and mask.greys is None for mask in masks)
+    return masks[0].file.name if colorful and _painted(masks) else ""
+
+
+def _painted(masks: Sequence[_Mask]) -> tuple[int, ...] | None:
+    """What `painted_colors` finds in the masks with the most values."""
+    most = sorted(masks, key=lambda mask: -len(mask.values))[:NUM_LEVELS]
+    number = len({value for mask in most for value in mask.values})
+    if not _FEWEST_COLORS <= number <= MAX_COLORS or all(mask.greys for mask in most):
+        return None
+    counts, inner = Counter[int](), Counter[int]()
+    for mask in most:  # counted again: those of a palette are numbers in `values`
+        colors = read_colors(mask.file)
+        center = colors[1:-1, 1:-1]
+        same = np.ones(center.shape, bool)
+        for y, x in itertools.product(range(3), repeat=2):
+            same &= colors[y : y + center.shape[0], x : x + center.shape[1]] == center
+        for total, part in ((counts, colors), (inner, center[same])):
+            if part.size:
+                pairs = (numbers.tolist() for numbers in count_values(part))
+                total.update(dict(zip(*pairs, strict=True)))
+    found = painted_colors(counts, inner)
+    return None if found is None else tuple(found)

@@ -29,6 +29,8 @@ lacks."""
 DAMAGED = 1e-2
 """Share of pixels that a damaged colour may have at most, among thousands of colours."""
 TOLERANCE = 24
+_DEEP = 4096
+"""From here on, ids are levels of 16 bit, of which 65535 may be one."""
 
 
 def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
@@ -44,6 +46,14 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
     """
     if listed is not None and values.kind == "ids":
         listed = listed.of_ids(set(values.counts) - set(NO_LABEL), values.palette)
+    if values.either and not _lists_all(values, listed):
+        one, other = values.either
+        raise UserError(
+            f"{one} holds 0 and 1, {other} holds 0 and 255, and no mask holds all three: 1 and 255 "
+            "may mean the same, or 255 no label. Save all masks alike, or start from "
+            "recipes/folder.yaml with labels.map: {0: background, 1: thing, 255: thing} or "
+            "labels.ignore: [255]."
+        )
     seen = None if values.bits or _lists_all(values, listed) else values.levels
     if seen is not None and (damage := find_damage(seen)) is not None:
         guess = _of_damaged(values, damage, listed)
@@ -214,10 +224,19 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
     classes = [value for value in seen if value not in ignored]
     sparse = bool(classes) and classes[-1] >= 2 * len(classes) + 8
     assumed = []
-    if sparse and 255 in ignored and seen[-1] == 255:
+    top = seen[-1]
+    if top >= _DEEP and len(seen) > 16:
+        common = sum(count for _, count in values.counts.most_common(2))
+        if common > MOSTLY * values.total:
+            raise UserError(
+                f"the {found}: {len(seen) - 2} levels of 16 bit beside the two commonest, as after "
+                "smooth resizing. Resize the masks again with nearest neighbour, or, if they are "
+                "classes, start from recipes/folder.yaml with labels.names and labels.map."
+            )
+    if sparse and ignored == [top] and (top == 255 or classes[-1] >= _DEEP):
         ignored, classes = [], seen
         assumed.append(
-            "255 is a class, because ids lie far apart (if it means 'no label', move it from "
+            f"{top} is a class, because ids lie far apart (if it means 'no label', move it from "
             "labels.map to labels.ignore)"
         )
     if len(classes) < 2:
@@ -227,7 +246,7 @@ def _unnamed(values: MaskValues, listed: ClassList | None, found: str) -> LabelG
         )
     if ignored:
         assumed.append(f"{ignored[0]} is not a class and is ignored")
-    labels: dict[str, Any] = {"ignore": ignored if ignored or 255 in classes else [255]}
+    labels: dict[str, Any] = {"ignore": ignored if ignored or top in NO_LABEL else [255]}
     highest = classes[-1]
     if not sparse:  # masks that were not looked at may hold the values between
         classes = list(range(classes[0], highest + 1))
@@ -254,7 +273,12 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         return _of_grey(values, listed)
     total = sum(values.counts.values())
     found = [f"masks hold {len(values.counts)} colours ({values.num_masks} looked at)"]
-    if len(values.counts) <= MAX_COLORS:  # damage makes more: each colour is a class
+    reach = TOLERANCE
+    if values.painted is not None:
+        table = list(values.painted)
+        reach = 255 if len(table) == 2 else TOLERANCE  # between two colours, the nearer one
+        assumed = ["each colour inside of regions is a class; names are made up (labels.names)"]
+    elif len(values.counts) <= MAX_COLORS:  # damage makes more: each colour is a class
         table = sorted(values.counts)
         assumed = ["each colour is a class; names are made up (labels.names)"]
     else:
@@ -272,7 +296,7 @@ def _of_colors(values: MaskValues, listed: ClassList | None) -> LabelGuess:
             f"{len(table)} colours of the masks remain unnamed"
         )
     labels: dict[str, Any] = {"kind": "colors"}
-    labels |= _strangers(values.counts, table, TOLERANCE, found, assumed)
+    labels |= _strangers(values.counts, table, reach, found, assumed)
     labels["names"] = [f"color_{value:06X}" for value in table]
     labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed), known=False)

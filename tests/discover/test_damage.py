@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.sources.opening import open_split
-from finetune.discover.damage import find_damage, look_at
+from finetune.discover.damage import find_damage, look_at, painted_colors
 from finetune.discover.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
@@ -182,6 +182,10 @@ SETS = {
         np.where(np.arange(40)[:, None] < 9, np.arange(60) % 3, 255) for _ in range(4)
     ],
     "black and white": [painted(i, (0, 255)) for i in range(4)],
+    "dots of another class": [
+        np.where(np.random.default_rng(i).random((160, 200)) < 0.002, 100, painted(i, (0, 255)))
+        for i in range(4)
+    ],
     "trimaps": [painted(i, (0, 128, 255)) for i in range(4)],
     "patches": [
         np.kron(np.random.default_rng(i).integers(0, 9, (10, 12)), np.ones((16, 16)))
@@ -217,6 +221,28 @@ def test_values_that_cannot_be_told_are_a_message(tmp_path):
     (layout,) = recognise(tmp_path)
     with pytest.raises(UserError, match=r"nobody painted.*labels\.tolerance"):
         guess(tmp_path, layout)
+
+
+@pytest.mark.parametrize("as_palette", [False, True])
+@pytest.mark.parametrize(
+    "colors", [[(0, 0, 0), (255, 0, 0)], [(68, 1, 84), (253, 231, 36)], [(0, 0, 0), (0, 90, 200)]]
+)
+def test_two_colours_smoothed_stay_two_classes(tmp_path, colors, as_palette):
+    one, other = np.array(colors, float)
+    ramp = (one + np.arange(256)[:, None] / 255 * (other - one)).round().astype(np.uint8)
+
+    def store(mask, file):
+        picture = Image.fromarray(mask)
+        picture.putpalette(ramp.ravel().tolist())
+        (picture if as_palette else picture.convert("RGB")).save(file.with_suffix(".png"))
+
+    check(tmp_path, (0, 255), DAMAGES["smoothed by a resize"], store)
+
+
+def test_thin_classes_between_the_colours_of_others_are_no_damage():
+    """VOC's palette has 64 and 192 of red between black and 128 of red, and so on."""
+    counts = {0: 9000, 0x800000: 900, 0x008000: 900, 0x400000: 40, 0x004000: 30}
+    assert painted_colors(counts, {0: 8000, 0x800000: 700, 0x008000: 700}) is None
 
 
 def test_one_bit_beside_damage_is_refused(tmp_path):

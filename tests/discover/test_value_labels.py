@@ -111,6 +111,16 @@ def test_palettes_of_greys_beside_greys_mean_what_they_show(tmp_path, palette, m
     assert [*np.unique(one)] == [*range(len(palette))]
 
 
+def test_0_1_and_0_255_have_two_readings(tmp_path):
+    files = saved(tmp_path, square(0, 1), square(0, 255), square(0))
+    with pytest.raises(UserError, match=r"000.png holds 0 and 1, .*001.png holds 0 and 255"):
+        guess_labels(inspect(files), None)
+    known = guess_labels(inspect(files), listed("sky", "cat", "dog", values=(0, 1, 255)))
+    assert meaning(known) == {0: "sky", 1: "cat", 255: "dog"}
+    files += saved(tmp_path, square(0, 1), square(0, 255), square(0, 1, 255))
+    assert meaning(guess_labels(inspect(files), None))[255] is None
+
+
 def test_palettes_and_colours_together_are_colours(tmp_path):
     palette = [(255, 0, 0), (0, 0, 255)]
     rgb = np.array(palette, np.uint8)[square(0, 1)]
@@ -209,6 +219,11 @@ def test_values_far_apart_are_classes_and_255_with_them():
     assert any("255 is a class" in line for line in guess.assumed)
     guess = guess_labels(ids({0: 5, 1: 5, 2: 5, 255: 5}), None)
     assert meaning(guess)[255] is None
+
+
+def test_the_highest_level_of_16_bit_is_a_class_among_others():
+    assert set(meaning(guess_labels(ids({0: 9, 32768: 9, 65535: 9}), None))) == {0, 32768, 65535}
+    assert meaning(guess_labels(ids({0: 9, 24: 9, 65535: 9}), None))[65535] is None
 
 
 def test_one_value_is_no_set_of_classes():
