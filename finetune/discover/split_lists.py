@@ -19,6 +19,7 @@ from finetune.discover.layout import (
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
 
+_SOURCES = ("folder", "coco", "kaggle-rle", "labelme")
 _NUM_GROUPS = 100  # of lists that are read
 _NUM_LINES = 50  # of a list that are looked up
 _NUM_NAMED = 4
@@ -27,7 +28,8 @@ _NUM_NAMED = 4
 def with_lists(tree: Tree, layout: Layout) -> Layout:
     """A layout whose splits are those of the data set's lists, if it has some that fit."""
     groups = _groups(tree)
-    if not groups or layout.data["source"] != "folder":
+    groups.pop(layout.data.get("annotations", ""), None)  # Kaggle's own train.csv
+    if not groups or layout.data["source"] not in _SOURCES:
         return layout
     names = _names(tree, layout)
     fitting = {
@@ -108,7 +110,7 @@ def _listed(layout: Layout, pattern: str, lists: dict[str, Path]) -> Layout:
     """The layout, with its splits from lists instead of a share that is drawn."""
     only = layout.data.get("train_split", "")
     kept = {k: v for k, v in layout.data.items() if k not in ("val_fraction", "val_split")}
-    for key in ("images", "masks"):
+    for key in {"images", "masks", "annotations"} & kept.keys():
         kept[key] = kept[key].replace("{split}", only)
     found = tuple(line for line in layout.found if not line.startswith("splits: "))
     drawn = f"no validation split: {VAL_FRACTION:.0%}"
