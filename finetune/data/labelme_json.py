@@ -32,8 +32,9 @@ def read_shapes(file: Path) -> list[dict[str, Any]] | None:
     Raises:
         UserError: A shape has no label or no points, or is of a kind without pixels.
     """
-    shapes = json_object(file).get("shapes")
-    if not isinstance(shapes, list) or "imagePath" not in json_object(file):
+    content = json_object(file)
+    shapes = content.get("shapes")
+    if not isinstance(shapes, list) or "imagePath" not in content:
         return None
     for number, shape in enumerate(shapes, 1):
         where = f"{file}, shape {number}"

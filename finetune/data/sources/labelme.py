@@ -1,5 +1,7 @@
 """labelme's form: a JSON file of shapes for each image, beside it or in a folder of its own."""
 
+import json
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -10,6 +12,7 @@ from finetune.data.labelme_json import ImagesInside, ShapeFiles, json_object, re
 from finetune.data.objects import Overlap
 from finetune.data.samples import as_samples
 from finetune.data.sources.folders import existing_folder, existing_root, files_by_key
+from finetune.data.text import read_text
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.references import IMAGE_SUFFIXES
@@ -41,7 +44,8 @@ def labelme(
         faults: Takes files without a partner. With None they are an error.
 
     Raises:
-        UserError: A folder is missing or empty, or a file has no partner.
+        UserError: A folder is missing or empty, a file has no partner, or a JSON file names the
+            image of another.
     """
     images, masks = (pattern.replace("{split}", split) for pattern in (images, masks))
     root = existing_root(Path(path).expanduser(), f"{images} and {masks}")
@@ -71,6 +75,14 @@ def labelme(
         if faults is not None:
             faults += each(kind, files)
     keys = sorted(pictures.keys() & texts.keys())
+    by_name = {file.name: key for key, file in pictures.items()}
+    for key in keys:
+        named = _named_image(texts[key])
+        if named != pictures[key].name and by_name.get(named, key) != key:
+            raise UserError(
+                f"{texts[key]}: its imagePath is {named}, which is there, but its name is that of "
+                f"{pictures[key].name}. Correct the one that is wrong."
+            )
     return as_samples(
         [pictures[key] for key in keys],
         [str(texts[key]) for key in keys],
@@ -83,3 +95,9 @@ def labelme(
 
 def _others(files: dict[str, Path], partners: dict[str, Path]) -> list[Path]:
     return [files[key] for key in sorted(files.keys() - partners.keys())]
+
+
+def _named_image(file: Path) -> str:
+    """The file name in `imagePath`, "" if there is none. Parsing `imageData` takes long."""
+    found = re.search(r'"imagePath"\s*:\s*("(?:[^"\\]|\\.)*")', read_text(file))
+    return re.split(r"[\\/]", json.loads(found[1]))[-1] if found else ""

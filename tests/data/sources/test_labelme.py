@@ -178,3 +178,26 @@ def test_another_size_than_the_image(tmp_path):
     data = labelme(tmp_path, "", LABELS, images=".", masks=".")
     with pytest.raises(UserError, match=r"60 x 41 pixels .* 60 x 40"):
         upright_sizes(data)
+
+
+def test_a_file_that_names_the_image_of_another_is_a_mistake(tmp_path):
+    for name, other in (("a", "b"), ("b", "a")):
+        put(tmp_path, name, [shape("box", square(3, 4, 20, 30))], imagePath=f"..\\{other}.png")
+    with pytest.raises(UserError, match=r"a\.json: its imagePath is b\.png, which is there"):
+        labelme(tmp_path, "train", LABELS, images=".", masks=".")
+    for name in ("a", "b"):  # renamed together with its image
+        put(tmp_path, name, [shape("box", square(3, 4, 20, 30))], imagePath="IMG_1.png")
+    assert len(labelme(tmp_path, "train", LABELS, images=".", masks=".")) == 2
+
+
+def test_lists_beside_the_shapes_decide_the_splits(tmp_path):
+    for number in range(6):
+        put(tmp_path, f"p{number}", [shape("box", square(3, 4, 20 + number, 30))])
+    (tmp_path / "train.txt").write_text("p0\np1\n.\\p3.png\np5\n")
+    (tmp_path / "val.txt").write_text("p2.png\np4.png\n")
+    (layout,) = recognise(tmp_path)
+    assert layout.data["split_list"] == "{split}.txt"
+    labels = guess(tmp_path, layout).labels
+    recipe = recipe_from_values({"data": layout.data, "labels": labels}, tmp_path / "r.yaml")
+    ids = [open_split(recipe.data, recipe.labels.build(), s)["id"] for s in ("train", "val")]
+    assert [sorted(own) for own in ids] == [["p0", "p1", "p3", "p5"], ["p2", "p4"]]
