@@ -195,8 +195,8 @@ def _whole(value: Any) -> int:
 
 
 def _number(value: Any) -> int:
-    """A category's id: raw values below 0 have other meanings."""
-    if (number := _whole(value)) < 0:
+    """A category's id: raw values below 0 have other meanings, and masks of them are int32."""
+    if not 0 <= (number := _whole(value)) < 2**31:
         raise ValueError
     return number
 

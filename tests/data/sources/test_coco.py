@@ -276,6 +276,7 @@ def test_what_is_ignored_in_the_file_does_not_count(tmp_path):
         ("annotations", "category_id", 3.5),
         ("annotations", "category_id", "box"),
         ("annotations", "category_id", -1),
+        ("annotations", "category_id", 2**31),
         ("annotations", "category_id", "-1"),
         ("annotations", "iscrowd", 2),
         ("annotations", "iscrowd", "maybe"),
