@@ -17,7 +17,8 @@ LIST_SUFFIXES = (".txt", ".lst", ".list", ".csv")
 VAL_FRACTION = 0.1
 
 MAX_FILES = 200_000
-_OVERLAPPING = {"trainval": ("val", "validation", "valid")}
+OVERLAPPING = {"trainval": ("val", "validation", "valid")}
+"""A split -> those that are probably a part of it."""
 _NUM_SHOWN = 3
 
 
@@ -184,7 +185,7 @@ def with_splits(layout: Layout, splits: Iterable[str]) -> Layout:
     names = sorted(set(splits))
     lower = {split.lower(): split for split in names}
     train = next((lower[name] for name in TRAIN_NAMES if name in lower), None)
-    within = _OVERLAPPING.get((train or "").lower(), ())
+    within = OVERLAPPING.get((train or "").lower(), ())
     val = next((lower[n] for n in VAL_NAMES if n in lower and n not in within), None)
     found = (*layout.found, f"splits: {', '.join(filter(None, names)) or 'none'}")
     if train is not None and val is not None:

@@ -8,7 +8,14 @@ from finetune.data.columns import Columns, guess_columns, picture_of
 from finetune.data.masks import PictureMasks
 from finetune.data.samples import reader_of
 from finetune.data.sources.hub import first_rows, hub, hub_shards, read_index, split_names
-from finetune.discover.layout import TRAIN_NAMES, VAL_FRACTION, VAL_NAMES, Layout, TableRows
+from finetune.discover.layout import (
+    OVERLAPPING,
+    TRAIN_NAMES,
+    VAL_FRACTION,
+    VAL_NAMES,
+    Layout,
+    TableRows,
+)
 from finetune.discover.mask_values import spread
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
@@ -38,7 +45,8 @@ def table(path: str, revision: str | None = None) -> Layout:
     """
     splits = split_names(path, revision=revision)
     train = next((name for name in TRAIN_NAMES if name in splits), splits[0])
-    val = next((name for name in VAL_NAMES if name in splits and name != train), None)
+    others = {*splits} - {train, *OVERLAPPING.get(train, ())}
+    val = next((name for name in VAL_NAMES if name in others), None)
     index = read_index(path)
     is_here = Path(path).is_dir()
     features, rows = first_rows(path, train, 1 if is_here else NUM_ROWS, revision=revision)

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import yaml
@@ -86,6 +87,16 @@ def test_trainval_is_trained_on_and_never_evaluated_with_its_own_part(tmp_path):
 
 
 # -------------------------------------------------------------------------------------------- pairs
+
+
+def test_a_table_is_not_evaluated_with_a_part_of_trainval(tmp_path):
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Image()})
+    rows = {name: [Image.fromarray(MASK)] * 4 for name in features}
+    split = datasets.Dataset.from_dict(rows, features)
+    datasets.DatasetDict(dict.fromkeys(("trainval", "val"), split)).save_to_disk(tmp_path / "t")
+    (layout,) = recognise(tmp_path / "t")
+    assert (layout.data["train_split"], layout.data["val_split"]) == ("trainval", "held_back")
+    assert layout.data["val_fraction"] == 0.1
 
 
 def test_one_black_picture_does_not_cost_its_split(tmp_path):
