@@ -1,6 +1,7 @@
 """`.npy` files, and TIFFs of numbers that GIS tools write: masks and images."""
 
 import io
+import itertools
 import math
 from pathlib import Path
 
@@ -97,11 +98,14 @@ def test_images(tmp_path: Path):
     assert as_picture(RGB).mode == "RGB"
 
 
-@pytest.mark.parametrize("absent", [-9999, -1, -3.4028234663852886e38, math.nan])
-@pytest.mark.parametrize("dtype", ["f4", "f8", "i2", "i4", "i8"])
+@pytest.mark.parametrize(
+    ("dtype", "absent"),
+    [
+        *itertools.product(["f4", "f8", "i2", "i4", "i8"], [-9999, -1]),
+        *itertools.product(["f4", "f8"], [-3.4028234663852886e38, math.nan]),
+    ],
+)
 def test_no_data(tmp_path: Path, dtype, absent):
-    if dtype[0] == "i" and (math.isnan(absent) or absent < -(2**15)):
-        pytest.skip("no such number")
     stored = np.where(IDS == 3, absent, IDS).astype(dtype)
     text = repr(absent)
     tags = [(42113, "s", len(text) + 1, text, True)]
