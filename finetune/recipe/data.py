@@ -199,15 +199,10 @@ class CocoData(FileData):
     overlap: Overlap = "area"
 
 
-class RleData(FileData):
+class RleData(CocoData):
     """Kaggle's tables of run lengths (`annotations`, a CSV file)."""
 
-    patterns = ("annotations",)
-
-    source: Literal["kaggle-rle"]
-    images: ImageFolder = "images/{split}"
-    annotations: AnnotationFile = "annotations/{split}.json"
-    overlap: Overlap = "area"
+    source: Literal["kaggle-rle"]  # type: ignore[assignment]
 
 
 class PanopticData(FileData):
