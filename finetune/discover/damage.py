@@ -35,6 +35,8 @@ _MOST_PAINTED = 64
 """Among more colours, nearly every other one lies between two of them."""
 _BETWEEN = 0.9
 """Share of the colours of damage that lie between two painted ones."""
+_STRAYS = 1e-4
+"""Share of pixels up to which lone dots of a value are slips."""
 _NEIGHBOURS = np.ones((3, 3), np.uint8)
 _WINDOW = np.ones((7, 7), np.uint8)
 _STEP = 8  # levels between a pixel and the ends of a ramp that it stands on
@@ -161,7 +163,8 @@ def find_damage(levels: Levels) -> Damage | None:
     if len(others) <= _FEW_LEVELS and (
         not binary
         or counts[others].sum() > _MANY * total
-        or 2 * ridge[others].sum() > counts[others].sum()  # dots: damage stands on ramps
+        # Dots: damage stands on ramps, but for a pixel here and there.
+        or 2 * ridge[others].sum() > counts[others].sum() > _STRAYS * total
     ):
         return None
     span = int(seen[-1] - seen[0])
