@@ -38,6 +38,7 @@ TESTS_OF = {
     "data.columns": "data/sources/test_hub.py",
     "data.faults": "labels/test_rules.py",
     "data.slots": "data/test_cache.py",
+    "data.label_studio_json": "data/sources/test_label_studio.py",
     "data.labelme_json": "data/sources/test_labelme.py",
     "data.masks": "data/sources/test_folders.py",
     "data.named_files": "data/sources/test_coco.py",

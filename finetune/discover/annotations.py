@@ -91,7 +91,7 @@ def coco_files(tree: Tree) -> Iterator[Layout]:
         else:
             found = objects_file(file, content)
         names = [image["file_name"] for image in found.images[:_NUM_TRIED]]
-        images = split_pattern(_images_of(tree, file, names, split.name, masks), split.name)
+        images = split_pattern(images_of(tree, file, names, split.name, masks), split.name)
         form = "" if masks is None else split_pattern(masks, split.name)
         groups[split.pattern + relative.suffix, images, form][split.name] = found
     for patterns, by_split in groups.items():
@@ -111,8 +111,9 @@ def _layout(
     files = [by_split[split] for split in sorted(by_split)]
     categories = tuple(Categories(own.file, own.names, _used(own)) for own in files)
     assumed = [f"{own.file.name}: {own.stray_note}" for own in files if own.stray_note]
-    if _known_by_own_names(tree, images, by_split):
-        assumed.append("the folders in file_name are not here: images are found by their own names")
+    names_of = {s: [row["file_name"] for row in own.images] for s, own in by_split.items()}
+    files_of = {split: own.file for split, own in by_split.items()}
+    assumed += by_own_names(tree, images, names_of, files_of)
     layout = Layout(data, (found,), tuple(assumed), categories=categories)
     folders = [part.replace("{split}", s) for s in by_split for part in (images, masks) if part]
     return unused(tree, with_splits(layout, by_split), folders)
@@ -172,13 +173,16 @@ def split_pattern(folder: PurePosixPath, split: str) -> str:
 # ---------------------------------------------------------------------------------- images and PNGs
 
 
-def _images_of(
-    tree: Tree, file: Path, names: list[str], split: str, masks: PurePosixPath | None
+def images_of(
+    tree: Tree, file: Path, names: list[str], split: str, masks: PurePosixPath | None = None
 ) -> PurePosixPath:
     """The folder that holds the file's first images; not that of its PNGs of segments.
 
     Images in no usual folder are looked for by their paths, then by their own names. Each may be
     in one folder only, folders of other splits left aside.
+
+    Raises:
+        UserError: No folder holds one of them, or several do.
     """
     paths = list(dict.fromkeys([*names, *map(as_posix, names)]))
     for folder in _usual_folders(tree, file, split):
@@ -198,7 +202,7 @@ def _images_of(
         if found := set().union(*of_names):
             return PurePosixPath(os.path.commonpath(found) or ".")
     raise UserError(
-        f"{file}: is in COCO's form, but none of its first {len(names)} images is in a folder "
+        f"{file}: describes objects, but none of its first {len(names)} images is in a folder "
         f"here; the first is {names[0]!r}. Put the images below {tree.root} under the file's names "
         "for them, or correct `file_name`."
     )
@@ -233,15 +237,27 @@ def _with_own_name(tree: Tree, name: str) -> Iterator[PurePosixPath]:
             yield folder
 
 
-def _known_by_own_names(tree: Tree, images: str, by_split: Mapping[str, CocoFile]) -> bool:
-    """Whether images of a split are nowhere at their paths. Checks that own names are unique."""
+def by_own_names(
+    tree: Tree, images: str, names_of: Mapping[str, list[str]], files_of: Mapping[str, Path]
+) -> list[str]:
+    """A line if the images of a split are nowhere at their paths. Checks that names are unique.
+
+    Args:
+        tree: The folder.
+        images: The pattern of the images' folder.
+        names_of: The paths or addresses of images by split.
+        files_of: The annotation files by split, for messages.
+
+    Raises:
+        UserError: Several files have the name of one image.
+    """
     found = False
-    for split, own in by_split.items():
+    for split, names in names_of.items():
         folder = PurePosixPath(images.replace("{split}", split))
-        names = [image["file_name"] for image in own.images]
         if not any(tree.picture(str(folder / as_posix(name))) for name in names[:_NUM_TRIED]):
-            found |= located(names, tree.root / folder, tree.root, own.file)[1]
-    return found
+            found |= located(names, tree.root / folder, tree.root, files_of[split])[1]
+    line = "the folders of the images' paths are not here: images are found by their own names"
+    return [line] if found else []
 
 
 def _masks_of(tree: Tree, content: CocoFile, split: str) -> PurePosixPath:

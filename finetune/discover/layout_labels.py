@@ -51,7 +51,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         return _panoptic_labels(layout, faults)
     if source == "ultralytics":
         return _ultralytics_labels(layout, faults)
-    if source == "labelme":
+    if source in ("label-studio", "labelme"):
         listed = find_class_list([root])
         known = listed is not None and set(layout.classes) <= set(listed.names)
         own = listed.names if listed is not None and known else layout.classes

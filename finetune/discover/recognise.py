@@ -1,9 +1,9 @@
 """Finds the images, the masks and the splits of a folder.
 
 Names decide, and a glance at a few files tells masks from images.
-`official` knows the folders of published data sets, `annotations` and `exports` the files that
-describe objects, `tables` what `datasets` wrote; `pairs` finds two folders, or endings of names,
-that belong together.
+`official` knows the folders of published data sets, `annotations`, `exports` and `label_studio` the
+files that describe objects, `tables` what `datasets` wrote; `pairs` finds two folders, or endings
+of names, that belong together.
 """
 
 import functools
@@ -12,6 +12,7 @@ from pathlib import Path
 from finetune.discover.annotations import coco_files, ultralytics
 from finetune.discover.exports import labelme_files, rle_tables
 from finetune.discover.glances import glance
+from finetune.discover.label_studio import label_studio_files
 from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.nothing_fits import why_nothing_fits
 from finetune.discover.official import official
@@ -36,7 +37,7 @@ def recognise(root: Path) -> list[Layout]:
         return [known]
     tree = walk(root)
     look = functools.cache(glance)  # looks at each file once
-    layouts = [*coco_files(tree)] or [*labelme_files(tree)]
+    layouts = [*coco_files(tree)] or [*labelme_files(tree)] or [*label_studio_files(tree)]
     layouts = layouts or pairs(tree, look) or [*rle_tables(tree)]
     if not layouts and (known := table_folder(root)) is not None:
         return [known]

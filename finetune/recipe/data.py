@@ -228,6 +228,22 @@ class LabelmeData(FileData):
     without_mask: WithoutMask = "error"
 
 
+class LabelStudioData(FileData):
+    """Label Studio's JSON or JSON-MIN (`annotations`), and perhaps brush PNGs (`brushes`)."""
+
+    patterns = ("annotations", "brushes")
+
+    source: Literal["label-studio"]
+    images: ImageFolder = "images/{split}"
+    annotations: AnnotationFile = "annotations/{split}.json"
+    brushes: str = Field(
+        "",
+        description="folder of Label Studio's brush PNGs, below path, in place of the regions in "
+        "annotations; with annotations '', images are named by the numbers of their tasks",
+    )
+    overlap: Overlap = "area"
+
+
 class UltralyticsData(FileData):
     """Ultralytics' data.yaml."""
 
@@ -249,6 +265,7 @@ AnySource = (
     | RleData
     | PanopticData
     | LabelmeData
+    | LabelStudioData
     | UltralyticsData
     | OfficialData
 )

@@ -20,6 +20,7 @@ OWN = {
     "coco": {"split_list", "images", "annotations", "overlap"},
     "coco-panoptic": {"split_list", "images", "masks", "annotations"},
     "kaggle-rle": {"split_list", "images", "annotations", "overlap"},
+    "label-studio": {"split_list", "images", "annotations", "brushes", "overlap"},
     "labelme": {"split_list", "images", "masks", "overlap", "without_mask"},
     "ultralytics": {"split_list", "overlap"},
     "camvid": {"split_list"},

@@ -14,6 +14,7 @@ from finetune.data.sources.coco import coco
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.hub import hub, hub_shards
 from finetune.data.sources.kaggle_rle import kaggle_rle
+from finetune.data.sources.label_studio import label_studio
 from finetune.data.sources.labelme import labelme
 from finetune.data.sources.panoptic import panoptic
 from finetune.data.sources.shapes import shapes
@@ -122,6 +123,7 @@ OPENERS: dict[str, Opener] = {
     "coco": _opener(coco, "images", "annotations", "overlap"),
     "coco-panoptic": _opener(panoptic, "images", "masks", "annotations"),
     "kaggle-rle": _opener(kaggle_rle, "images", "annotations", "overlap"),
+    "label-studio": _opener(label_studio, "images", "annotations", "brushes", "overlap"),
     "labelme": _opener(labelme, "images", "masks", "overlap", "without_mask"),
     "ultralytics": _opener(ultralytics, "overlap"),
     "camvid": _opener(archives.camvid),
