@@ -69,7 +69,7 @@ def _groups(data: bytes, total: int) -> tuple[np.ndarray, np.ndarray]:
             values.append(read(at, word))
             counts.append(count)
         else:  # a value is painted if one of its bits is
-            values.extend(bits[at:end].reshape(count, word).any(axis=1))
+            values.extend(bits[at:end].reshape(count, word).max(axis=1).tolist())
             counts.extend([1] * count)
         at = end
     return np.array(values, dtype=bool), np.array(counts)

@@ -75,7 +75,13 @@ class Export:
     tags: frozenset[str] = frozenset()
     """Names of the controls that drew the regions."""
     notes: tuple[str, ...] = ()
-    """Lines about what was chosen and left out."""
+    """Lines about what was chosen, and left out of annotations."""
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The notes, with one about tasks without an annotation."""
+        line = f"{len(self.others)} tasks have no annotation yet and are left out"
+        return (line, *self.notes) if self.others else self.notes
 
 
 @dataclass
@@ -103,16 +109,9 @@ def read_export(file: Path, content: Any = None) -> Export | None:
         UserError: It cannot be read, or a region cannot be used; names the task and the region.
     """
     content = parsed(file) if content is None else content
-    if (
-        not isinstance(content, list)
-        or not content
-        or not all(isinstance(r, dict) for r in content)
-    ):
-        return None
-    rows = [row for row in content if isinstance(row.get("data"), dict)]
-    if not rows:
-        rows = _from_min(content)
-    if not rows or not any(_images(row["data"]) for row in rows):
+    rows = [row for row in _dicts(content) if isinstance(row.get("data"), dict)]
+    rows = rows or _from_min(_dicts(content))
+    if not any(_images(row["data"]) for row in rows):
         return None
     live = [_live(row, _ANNOTATIONS) for row in rows]
     counts = Counter(cancelled for _, cancelled in live)
@@ -128,13 +127,12 @@ def read_export(file: Path, content: Any = None) -> Export | None:
         if own:
             found = _regions(own[-1], f"{file}, task {name}")
             tasks.append(_task(file, name, row["data"], own[-1], found))
-            tags |= {item["from_name"] for item in own[-1]["result"] if item.get("from_name")}
+            tags |= {str(item["from_name"]) for item in own[-1]["result"] if "from_name" in item}
             keypoints += found.keypoints
         elif len(images := _images(row["data"])) == 1:
             others.append(Task(name, images[0], None))
     several = [task.name for task, own in zip(tasks, filter(None, chosen), strict=True) if own[1:]]
     for count, line in (
-        (len(rows) - len(tasks), "tasks have no annotation yet and are left out"),
         (counts[True], "tasks have cancelled annotations, which are left out"),
         (keypoints, "keypoints are left out: a point covers no pixels"),
     ):
@@ -149,24 +147,26 @@ def read_export(file: Path, content: Any = None) -> Export | None:
     return Export(file, tuple(tasks), tuple(others), frozenset(tags), tuple(notes))
 
 
+def _dicts(value: Any) -> list[dict[str, Any]]:
+    return [own for own in value if isinstance(own, dict)] if isinstance(value, list) else []
+
+
 def _from_min(content: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Tasks from the rows of JSON-MIN, one for each annotation, with a key for each control."""
-    tasks: dict[Any, dict[str, Any]] = {}
+    tasks: dict[str, dict[str, Any]] = {}
     has_regions = False
-    for number, row in enumerate(content):
+    for number, row in enumerate(content, 1):
         result = [
             {"value": value, "from_name": tag, **{k: value[k] for k in _SIDES if k in value}}
             for tag, values in row.items()
-            for value in (values if isinstance(values, list) else [])
-            if isinstance(value, dict) and not _KINDS.keys().isdisjoint(value)
+            for value in _dicts(values)
+            if not {*_SIDES, *_KINDS}.isdisjoint(value)
         ]
-        task = tasks.setdefault(
-            row.get("id", ("row", number)), {"id": row.get("id", number + 1), "data": row}
-        )
-        own = task.setdefault("annotations", [])
+        name = str(row.get("id", f"of row {number}"))
+        task = tasks.setdefault(name, {"id": name, "data": row, "annotations": []})
         has_regions |= bool(result) or "annotation_id" in row
         if row.get("annotation_id", "") is not None:
-            own.append({**row, "id": row.get("annotation_id"), "result": result})
+            task["annotations"].append({**row, "id": row.get("annotation_id"), "result": result})
     return list(tasks.values()) if has_regions else []
 
 
@@ -175,10 +175,10 @@ _SIDES = ("original_height", "original_width")
 
 def _live(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[list[dict[str, Any]], bool]:
     """The annotations that count, the one to use last, and whether some were cancelled."""
-    entries = [own for key in keys for own in row.get(key) or [] if isinstance(own, dict)]
+    entries = [own for key in keys for own in _dicts(row.get(key))]
     live = [own for own in entries if not (own.get("was_cancelled") or own.get("skipped"))]
     for own in live:
-        own["result"] = [item for item in own.get("result") or [] if isinstance(item, dict)]
+        own["result"] = _dicts(own.get("result"))
     live.sort(
         key=lambda own: (
             own.get("ground_truth") is True,
@@ -215,8 +215,8 @@ def _task(
             f"{' and '.join(f'{w} x {h}' for h, w in sorted(found.sizes))}. Correct "
             "original_width and original_height."
         )
-    size = next(iter(found.sizes), None)
-    return Task(name, images[0], str(annotation.get("id")), tuple(found.regions), size)
+    size, regions = next(iter(found.sizes), None), tuple(found.regions)
+    return Task(name, images[0], str(annotation.get("id")), regions, size)
 
 
 def _refuse_twice(file: Path, tasks: Iterable[Task]) -> None:
@@ -318,7 +318,7 @@ def _shape(kind: str, value: Mapping[str, Any], where: str) -> Any:
     if not is_right:
         need = "3 or more points [x, y]" if kind == "polygon" else "x, y, radiusX and radiusY"
         raise UserError(
-            f"{where}: a {kind} needs {need}, in per cent of the image. Correct it, or remove it."
+            f"{where}: the {kind} needs {need}, in per cent of the image. Correct it, or remove it."
         )
     return numbers
 
@@ -382,7 +382,8 @@ def with_pngs(export: Export, pngs: Mapping[str, Mapping[str, list[Region]]]) ->
         latest = max(own, key=lambda name: (len(name), name), default="")
         regions = own.get(task.annotation or "", own.get(latest, []))
         found.append(replace(task, regions=tuple(regions), size=None))
-    return replace(export, tasks=tuple(found), others=())
+    others = tuple(task for task in export.others if task.name not in pngs)
+    return replace(export, tasks=tuple(found), others=others)
 
 
 def named_export(folder: Path, pngs: Mapping[str, Any], names: Iterable[str]) -> Export:

@@ -13,6 +13,7 @@ from finetune.discover.layout import Layout, Tree, split_in, unused, with_splits
 from finetune.errors import UserError
 
 _NUM_TRIED = 20  # images of a file; some may be missing
+_DRAWN = (b'"rle"', b'"points"', b'"radiusX"')
 
 
 def label_studio_files(tree: Tree) -> Iterator[Layout]:
@@ -24,7 +25,8 @@ def label_studio_files(tree: Tree) -> Iterator[Layout]:
         UserError: A region cannot be used, images are in no folder, or PNGs lack their images.
     """
     brushes = [folder for folder, stems in tree.folders.items() if any(map(is_brush_png, stems))]
-    exports = [own for file in tree.json_files if (own := _export(file)) is not None]
+    found = [_export(file, bool(brushes)) for file in tree.json_files]
+    exports = [own for own in found if isinstance(own, Export)]
     whole = [own for own in exports if any(task.regions for task in own.tasks)]
     groups: dict[tuple[str, str, str], dict[str, Export]] = defaultdict(dict)
     for own in whole or (exports if brushes else ()):
@@ -41,12 +43,27 @@ def label_studio_files(tree: Tree) -> Iterator[Layout]:
         yield _of_names(tree, brushes)
 
 
-def _export(file: Path) -> Export | None:
+def why_no_regions(tree: Tree) -> str:
+    """A sentence about the first export that marks boxes alone; or ""."""
+    found = (_export(file, False) for file in tree.json_files)
+    return next((own for own in found if isinstance(own, str)), "")
+
+
+def _export(file: Path, with_brushes: bool) -> Export | str | None:
+    """The export in a file; what is wrong with it, if it has boxes alone; or None.
+
+    Boxes may lie beside masks of another form, unless brush PNGs need the file.
+    """
     try:
         content = parsed(file)
     except UserError:
         return None
-    return read_export(file, content)
+    try:
+        return read_export(file, content)
+    except UserError as error:
+        if with_brushes or any(key in file.read_bytes() for key in _DRAWN):
+            raise
+        return str(error)
 
 
 def _one_folder(tree: Tree, brushes: list[PurePosixPath], split: str) -> PurePosixPath:
@@ -65,15 +82,15 @@ def _layout(
 ) -> Layout:
     data = {"source": "label-studio", "path": str(tree.root), "annotations": pattern}
     data["images"] = images
-    assumed = [f"{own.file.name}: {line}" for own in by_split.values() for line in own.notes]
     if brushes:
         data["brushes"] = brushes
-        assumed += ["where PNGs overlap, the smallest wins (data.overlap)"]
+        assumed = ["where PNGs overlap, the smallest wins (data.overlap)"]
         texts = (images, pattern, brushes)
         by_split = {s: export_of(tree.root, *_of_split(texts, s)) for s in by_split}
     else:
         data["overlap"] = "order"  # as the tool draws them
-        assumed += ["where regions overlap, the later one wins, as in the tool (data.overlap)"]
+        assumed = ["where regions overlap, the later one wins, as in the tool (data.overlap)"]
+    assumed += [f"{own.file.name}: {line}" for own in by_split.values() for line in own.lines]
     names_of = {s: [task.image for task in own.tasks] for s, own in by_split.items()}
     files_of = {s: own.file for s, own in by_split.items()}
     assumed += by_own_names(tree, images, names_of, files_of)

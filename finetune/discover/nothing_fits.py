@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from finetune.discover.annotations import why_no_json
 from finetune.discover.evidence import Evidence, Key, gather
 from finetune.discover.glances import Look
+from finetune.discover.label_studio import why_no_regions
 from finetune.discover.layout import MAX_FILES, Tree, split_in
 from finetune.discover.mask_values import spread
 from finetune.discover.pairs import MATCHING, is_elected
@@ -51,7 +52,8 @@ def why_nothing_fits(tree: Tree, look: Look) -> str:
     kinds = {folder: _kind(stems, look) for folder, stems in tree.folders.items()}
     foreign = _foreign(tree.root)
     held = _held(tree, kinds)
-    reasons = (why_no_json(tree), _of_two_types(tree), _foreign_line(foreign))
+    told = (why_no_json(tree), why_no_regions(tree))
+    reasons = (*told, _of_two_types(tree), _foreign_line(foreign))
     reason = next(filter(None, reasons), "") or _why_no_pair(tree, kinds, look)
     return f"{held} {reason}"
 

@@ -16,7 +16,6 @@ from finetune.data.coco_json import CocoFile
 from finetune.data.faults import Fault, Faults
 from finetune.data.label_studio_json import (
     Export,
-    Task,
     brush_pngs,
     is_brush_png,
     named_export,
@@ -69,17 +68,18 @@ def label_studio(
         raise UserError(
             f"{export.file}: no task has an annotation. Annotate some, and export again."
         )
-    for line in export.notes:
+    for line in export.lines:
         warnings.warn(f"{export.file}: {line}", stacklevel=2)
     rows = []
     for at, task in enumerate(export.tasks):
         height, width = task.size or (None, None)
         rows.append({"id": at, "file_name": task.image, "height": height, "width": width})
+    numbers = {normalize("NFC", name): number for number, name in enumerate(labels.names)}
     files, references, ids = [], [], []
     for row, file, name in images_of(CocoFile(export.file, rows, [], []), folder, root, faults):
         task = export.tasks[row["id"]]
         where = f"{export.file}, task {task.name}"
-        if strange := sorted({region.label for region in task.regions} - {*labels.names}):
+        if strange := sorted({region.label for region in task.regions} - numbers.keys()):
             what = (
                 f"{where}: the label {strange[0]!r} is none of labels.names. Correct it, or add "
                 "it there."
@@ -89,7 +89,9 @@ def label_studio(
             faults.append(Fault("bad-annotation", (str(export.file),), what))
             continue
         files.append(file)
-        references.append(_reference(task, [row["height"], row["width"]], labels, where))
+        regions = [[numbers[r.label], r.kind, r.shape, r.name] for r in task.regions]
+        size = [row["height"], row["width"]]
+        references.append(json.dumps({"size": size, "regions": regions, "where": where}))
         ids.append(name)
     return as_samples(files, references, ids, labels, RegionMasks(overlap))
 
@@ -124,13 +126,6 @@ def export_of(root: Path, images: str, annotations: str, brushes: str) -> Export
         ]
         export = named_export(own, pngs, names)
     return with_pngs(export, pngs)
-
-
-def _reference(task: Task, size: list[int], labels: Labels, where: str) -> str:
-    """The reference of `RegionMasks` for a task."""
-    numbers = {normalize("NFC", name): number for number, name in enumerate(labels.names)}
-    regions = [[numbers[r.label], r.kind, r.shape, r.name] for r in task.regions]
-    return json.dumps({"size": size, "regions": regions, "where": where})
 
 
 @dataclass(frozen=True)
