@@ -216,7 +216,8 @@ def test_a_project_with_its_images(tmp_path, place, form):
 
 
 def test_names_beyond_ascii_and_another_key(tmp_path):
-    tasks = [task(i, [brush("Hündin", box(i, 2, 30, 20))]) for i in range(1, 4)]
+    label = {1: "Hündin", 2: "Hu\u0308ndin", 3: "Hündin "}  # one label, in two forms of Unicode
+    tasks = [task(i, [brush(label[i], box(i, 2, 30, 20))]) for i in range(1, 4)]
     for own in tasks:
         own["data"] = {"text": "x", "photo": f"/data/upload/1/{quote('größe ')}{own['id']}.png"}
     put(tmp_path, tasks, [f"pictures/größe {i}.png" for i in range(1, 4)])
