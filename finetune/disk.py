@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,32 @@ def write_whole(path: Path, content: str | bytes) -> None:
         raise UserError(
             f"cannot write {path}: {error.strerror}; free some space or make the folder writable"
         ) from error
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a text file line by line, aside, and renames it at the end.
+
+    Raises:
+        UserError: The file cannot be written.
+    """
+    temp = path.with_name(f".{path.name}.new")
+    try:
+        # File names may hold any bytes.
+        with open(temp, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            file.writelines(lines)
+        temp.replace(path)
+    except OSError as error:
+        raise no_room(path, error) from error
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def no_room(path: Path, error: OSError) -> UserError:
+    """The error for a disk that does not take a file of a call that resumes."""
+    return UserError(
+        f"{path}: cannot be written ({error.strerror or error}). Make room and run the same "
+        "command again; finished files are kept"
+    )
 
 
 def check_folder(path: Path) -> None:

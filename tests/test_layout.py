@@ -47,6 +47,7 @@ TESTS_OF = {
     "data.shards": "data/test_stream.py",
     "data.sources.opening": "data/test_loader.py",
     "data.threads": "programs/test_pack.py",
+    "data.writers": "data/writers/test_forms.py",
     "discover": "discover/test_recognise.py",
     "discover.channels": "pictures/test_channels.py",
     "discover.mask_values": "discover/test_value_labels.py",

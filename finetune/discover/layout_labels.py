@@ -21,7 +21,7 @@ from finetune.discover.recognise import Layout
 from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
-from finetune.labels.rules import NO_LABEL, UNCOUNTED
+from finetune.labels.rules import NO_LABEL, UNCOUNTED, is_outside
 from finetune.labels.translation import Labels
 from finetune.pictures.references import LOSSY_SUFFIXES, MASK_SUFFIXES
 from finetune.recipe import read_data
@@ -203,7 +203,7 @@ def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
 
 def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, list[str]]:
     """The names with a background class, that class, and lines about it."""
-    background = next((name for name in names if name.strip("_").lower() == "background"), None)
+    background = next(filter(is_outside, names), None)
     if background is not None:
         return [*names], background, [f"pixels outside of every {thing} are {background}"]
     assumed = f"pixels outside of every {thing} are a new class, background (labels.background)"

@@ -25,6 +25,11 @@ NO_LABEL = (255, 65535)
 """Ids that masks commonly use for pixels without a label. A guess, never a rule."""
 
 
+def is_outside(name: str) -> bool:
+    """Whether a class is that of pixels outside of every object: background, or _background_."""
+    return name.strip("_").lower() == "background"
+
+
 def ignore_index(num_labels: int) -> int:
     """The id of pixels without a label: 255, or 65535 for more than 255 classes."""
     return 255 if num_labels <= 255 else 65535

@@ -8,6 +8,8 @@
     OUT/predict.json           the model, its preprocessing, counts, failures
     OUT/areas.csv, areas.json  pixels and share per picture and class
     OUT/coco.json              COCO's RLE, one annotation per class and picture
+    OUT/coco-polygons.json     COCO's polygons, one annotation per region
+    OUT/labelme/NAME.json      labelme's polygons, one per region
 
 Every file is written aside and renamed, `ids/NAME.png` as the last of its picture: a picture with
 this file is finished, whatever killed the program. The tables cover all that is in OUT. They are
@@ -16,6 +18,7 @@ built at the end from the journals in `OUT/.predict`, one per process.
 
 import io
 import json
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,18 +29,24 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from finetune.disk import alone_in, make_folder, write_whole
+from finetune.data.writers.classes import Classes
+from finetune.data.writers.forms import FORMS, Form
+from finetune.disk import alone_in, make_folder, no_room, write_lines, write_whole
 from finetune.errors import UserError
 from finetune.pictures.drawing import Color, overlay, with_legend
 from finetune.pictures.encoding import as_jpeg, as_png
 from finetune.pictures.geotiff import Georeference, georeference, write_mask_tiff
 from finetune.pictures.reading import read_mask
 from finetune.programs.predict.inputs import Item
-from finetune.programs.predict.summaries import TABLES, not_written, write_table
+from finetune.programs.predict.summaries import TABLES
 
-WRITES = ("overlay", "palette", "confidence", "coco", "areas")
+WRITES = ("overlay", "palette", "confidence", "areas", *FORMS)
 """The possible outputs besides the ids."""
-_SUFFIXES = {"overlay": ".jpg", "video": ".mp4"}  # of files in these folders; others hold PNG
+_SUFFIXES = {
+    "overlay": ".jpg",
+    "video": ".mp4",
+    "labelme": ".json",
+}  # of files in these folders; others hold PNG
 
 
 @dataclass(frozen=True)
@@ -88,6 +97,7 @@ class Outputs:
             )
         self.folder, self.model, self.writes = folder, model, tuple(writes)
         self.names, self.colors = tuple(names), tuple(colors)
+        self._classes = Classes(self.names, self.colors)
         shown = {"names": list(names), "colors": [list(color) for color in colors]}
         self.identity = {**identity, **shown, "write": sorted(writes)}
         self._hidden = folder / ".predict"
@@ -103,7 +113,7 @@ class Outputs:
                     if file.tell():  # a kill may have cut off the last line; this ends it
                         file.write("\n")
             except OSError as error:
-                raise not_written(self._journal, error) from error
+                raise no_room(self._journal, error) from error
             self._cleanup = stack.pop_all()
         self._begun = {row["name"]: row for row in self._lines() if "begun" in row}
         self._done = {row["name"] for row in self._rows() if "pixels" in row}
@@ -177,6 +187,10 @@ class Outputs:
             ]
             drawn = np.asarray(with_legend(drawn, present))
             write_whole(self.path("overlay", name), as_jpeg(drawn))
+        for what, form in self._forms():
+            if form.file is not None:
+                text = form.file(self._described(what, prediction.item, mask))
+                write_whole(self.path(what, name), text)
         row = self.row(prediction.item, mask)
         if where := georeference(prediction.item.open()):
             self._write_tiff(name, [mask], mask.shape, where)
@@ -225,9 +239,24 @@ class Outputs:
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
         """The journal's line for a picture."""
         row = self._row(item, mask.shape, np.bincount(mask.ravel()))
-        if "coco" in self.writes:
-            row["rle"] = {label: _rle(mask == int(label)) for label in row["pixels"]}
+        for what, form in self._forms():
+            if form.tables:
+                row[what] = self._described(what, item, mask)
         return row
+
+    def _forms(self) -> Iterator[tuple[str, Form]]:
+        yield from ((what, FORMS[what]) for what in self.writes if what in FORMS)
+
+    def _described(self, what: str, item: Item, mask: np.ndarray) -> dict[str, Any]:
+        """A picture in a form. Tools know it by its path below the input, labelme from its file."""
+        image = item.name
+        if what == "coco":
+            image = item.where
+        elif item.state() is not None:  # a file, and not a row of a table
+            image += os.path.splitext(item.source)[1]
+            if what == "labelme":
+                image = os.path.relpath(item.source, self.path(what, item.name).parent)
+        return FORMS[what].of_picture(mask, image, self._classes)
 
     def _row(self, item: Item, size: Iterable[int], counts: np.ndarray) -> dict[str, Any]:
         return {
@@ -244,7 +273,7 @@ class Outputs:
             with open(self._journal, "a", encoding="utf-8") as file:
                 file.write(json.dumps({**row, "time": time.time()}) + "\n")
         except OSError as error:
-            raise not_written(self._journal, error) from error
+            raise no_room(self._journal, error) from error
 
     def enter_video(
         self, item: Item, counts: np.ndarray, size: tuple[int, int], frames: int
@@ -303,10 +332,13 @@ class Outputs:
                     of_these += row["name"] in wanted
                 elif row["name"] in wanted:
                     failed[row["name"]] = f"{row['image']}: {row['error']}"
-            for what in self.writes:
-                for name, lines in TABLES.get(what, {}).items():
-                    predicted = (row for row in self._rows() if "pixels" in row)
-                    write_table(self.folder / name, lines(predicted, self.names))
+            for name, lines in TABLES.items() if "areas" in self.writes else ():
+                predicted = (row for row in self._rows() if "pixels" in row)
+                write_lines(self.folder / name, lines(predicted, self.names))
+            for what, form in self._forms():
+                for name, of_all in form.tables.items():
+                    pictures = (row[what] for row in self._rows() if what in row)
+                    write_lines(self.folder / name, of_all(pictures, self._classes))
             content = {
                 "model": self.model,
                 **self.identity,
@@ -359,11 +391,3 @@ class Outputs:
         if tiff.exists():
             return tiff
         return self.folder / folder / f"{item.name}{_SUFFIXES.get(folder, '.png')}"
-
-
-def _rle(binary: np.ndarray) -> dict[str, Any]:
-    from pycocotools import mask as coco  # compiled; only some predictions need it
-
-    rle = coco.encode(np.asfortranarray(binary, np.uint8))
-    box = [float(value) for value in coco.toBbox(rle)]
-    return {"counts": rle["counts"].decode("ascii"), "bbox": box}

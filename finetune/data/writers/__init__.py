@@ -1,0 +1,1 @@
+"""What annotation tools take back: one file per form, as `data/sources/` reads them."""
