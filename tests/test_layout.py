@@ -36,6 +36,7 @@ TESTS_OF = {
     "cli": "test_cli.py",
     "data.coco_json": "data/sources/test_coco.py",
     "data.columns": "data/sources/test_hub.py",
+    "data.cvat_xml": "data/sources/test_cvat.py",
     "data.faults": "labels/test_rules.py",
     "data.slots": "data/test_cache.py",
     "data.label_studio_json": "data/sources/test_label_studio.py",

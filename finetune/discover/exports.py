@@ -1,4 +1,4 @@
-"""Data sets whose objects stand in files of labelme, or in Kaggle's tables of run lengths."""
+"""Data sets whose objects stand in files of labelme, of CVAT, or in Kaggle's tables of runs."""
 
 import re
 from collections import Counter, defaultdict
@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from finetune.data.cvat_xml import CvatFile, read_cvat
 from finetune.data.labelme_json import IGNORED, read_shapes
 from finetune.data.sources.kaggle_rle import RleTable, key_of, read_rle_table
-from finetune.discover.annotations import split_pattern
+from finetune.discover.annotations import images_of, split_pattern
 from finetune.discover.layout import Categories, Layout, Tree, split_in, unused, with_splits
 from finetune.errors import UserError
 
@@ -61,6 +62,59 @@ def _of_tables(tree: Tree, pattern: str, images: str, tables: Mapping[str, RleTa
     layout = Layout(data, (line,), tuple(assumed), categories=tuple(categories))
     folders = [images.replace("{split}", split) for split in tables]
     return unused(tree, with_splits(layout, tables), folders)
+
+
+def cvat_files(tree: Tree) -> Iterator[Layout]:
+    """Layouts from CVAT's XML for images, one file per split, or one with subsets.
+
+    Raises:
+        UserError: A file holds tracks or cannot be read, or its images are in no folder.
+    """
+    groups: dict[tuple[str, str], dict[str, CvatFile]] = defaultdict(dict)
+    for file in tree.xml_files[:_NUM_TRIED]:
+        if b"<annotations" not in file.read_bytes()[:4096]:
+            continue
+        content = read_cvat(file)
+        if content is None or not content.images:
+            continue
+        relative = PurePosixPath(file.relative_to(tree.root).as_posix())
+        subsets = sorted({row.subset for row in content.images} - {""})
+        split = split_in(relative.with_suffix(""))
+        first = content.images[:_NUM_TRIED]
+        names = [f"{row.subset}/{row.name}" if len(subsets) > 1 else row.name for row in first]
+        folder = images_of(tree, file, names, split.name, form="CVAT's form")
+        if len(subsets) > 1:
+            pattern = str(relative), (folder / "{split}").as_posix()
+            groups[pattern] |= dict.fromkeys(subsets, content)
+        else:
+            images = split_pattern(folder, split.name) if split.name else str(folder)
+            groups[split.pattern + relative.suffix, images][split.name] = content
+    for (annotations, images), files in groups.items():
+        yield _of_cvat(tree, annotations, images, files)
+
+
+def _of_cvat(tree: Tree, pattern: str, images: str, by_split: Mapping[str, CvatFile]) -> Layout:
+    data = {"source": "cvat", "path": str(tree.root), "annotations": pattern, "images": images}
+    files = list({content.file: content for _, content in sorted(by_split.items())}.values())
+    colors = {name: color for content in reversed(files) for name, color in content.labels.items()}
+    classes = tuple(dict.fromkeys(name for content in files for name in content.labels))
+    assumed = ["where shapes overlap, the higher z_order wins, then the later shape, as in CVAT"]
+    assumed += [f"{content.file.name}: {content.note}" for content in files if content.note]
+    empty = [row.name for content in files for row in content.images if not row.shapes]
+    if empty:
+        assumed.append(
+            f"{len(empty)} images, such as {empty[0]}, have no shapes: all of their pixels are "
+            "background; remove them if they are not annotated yet"
+        )
+    layout = Layout(
+        data,
+        (f"{pattern}, CVAT's XML for images, images in {images}",),
+        tuple(assumed),
+        classes=classes,
+        colors={name: color for name, color in colors.items() if color is not None},
+    )
+    folders = [images.replace("{split}", split) for split in by_split]
+    return unused(tree, with_splits(layout, by_split), folders)
 
 
 def labelme_files(tree: Tree) -> Iterator[Layout]:

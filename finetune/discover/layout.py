@@ -2,13 +2,14 @@
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
 from finetune.errors import UserError
+from finetune.labels.colors import RGB
 from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
 
 TRAIN_NAMES = ("train", "training", "train2017", "trainset", "train_set", "trainval")
@@ -57,6 +58,8 @@ class Layout:
     """Lines about what was assumed."""
     classes: tuple[str, ...] = ()
     """Their names, where each class has mask files of its own."""
+    colors: Mapping[str, RGB] = field(default_factory=dict, repr=False)
+    """Their colours, where a file tells them."""
     categories: tuple[Categories, ...] = field(default=(), repr=False)
     """The classes of COCO files, one per split."""
     table: TableRows | None = field(default=None, repr=False)
@@ -65,12 +68,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Tree:
-    """The pictures, JSON files and lists below a folder, found in one walk."""
+    """The pictures, JSON and XML files, and lists below a folder, found in one walk."""
 
     root: Path
     folders: dict[PurePosixPath, dict[str, Path]]
     """Folder with pictures, relative to the root -> its pictures by stem."""
     json_files: tuple[Path, ...]
+    xml_files: tuple[Path, ...]
     twins: tuple[Path, Path] | None
     """The first two pictures of a folder that differ in their file type only."""
     lists: tuple[Path, ...]
@@ -88,7 +92,7 @@ class Tree:
 def walk(root: Path) -> Tree:
     """Walks a folder as the sources do: follows links, skips hidden files."""
     folders: dict[PurePosixPath, dict[str, Path]] = {}
-    json_files: list[Path] = []
+    annotations: dict[str, list[Path]] = {".json": [], ".xml": []}
     lists: list[Path] = []
     twins: tuple[Path, Path] | None = None
     count, entered = 0, {os.path.realpath(root)}
@@ -103,8 +107,8 @@ def walk(root: Path) -> Tree:
             suffix = os.path.splitext(name)[1].lower()
             if name.startswith("."):
                 continue
-            if suffix == ".json":
-                json_files.append(Path(directory, name))
+            if suffix in annotations:
+                annotations[suffix].append(Path(directory, name))
             elif suffix in LIST_SUFFIXES:
                 if split_in(PurePosixPath(os.path.splitext(name)[0])).name:
                     lists.append(Path(directory, name))
@@ -117,8 +121,15 @@ def walk(root: Path) -> Tree:
         count += len(names)
         if count > MAX_FILES:
             break
-    files = tuple(sorted(json_files)), twins, tuple(sorted(lists))
-    return Tree(root, dict(sorted(folders.items())), *files, is_whole=count <= MAX_FILES)
+    return Tree(
+        root,
+        dict(sorted(folders.items())),
+        tuple(sorted(annotations[".json"])),
+        tuple(sorted(annotations[".xml"])),
+        twins=twins,
+        lists=tuple(sorted(lists)),
+        is_whole=count <= MAX_FILES,
+    )
 
 
 def _is_new(path: str, entered: set[str]) -> bool:

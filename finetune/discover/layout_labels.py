@@ -59,6 +59,13 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         lines = [f"names of classes in {listed.file.name}"] if listed and known else []
         labels = {"names": names, "background": background, "ignore": []}
         return LabelGuess(labels, tuple(lines), tuple(assumed))
+    if source == "cvat":
+        names, background, assumed = _with_background(layout.classes, "shape")
+        block: dict[str, Any] = {"names": names, "background": background, "ignore": []}
+        colors = {background: (0, 0, 0), **layout.colors}
+        if set(names) <= set(colors):
+            block["colors"] = [list(colors[name]) for name in names]
+        return LabelGuess(block, (f"{len(layout.classes)} labels of CVAT",), tuple(assumed))
     if layout.classes:
         names, background, assumed = _with_background(layout.classes, "file")
         assumed.append("where files of several classes overlap, the last of labels.names wins")

@@ -10,7 +10,7 @@ import functools
 from pathlib import Path
 
 from finetune.discover.annotations import coco_files, ultralytics
-from finetune.discover.exports import labelme_files, rle_tables
+from finetune.discover.exports import cvat_files, labelme_files, rle_tables
 from finetune.discover.glances import glance
 from finetune.discover.label_studio import label_studio_files
 from finetune.discover.layout import Layout, refuse_without_training, walk
@@ -38,6 +38,7 @@ def recognise(root: Path) -> list[Layout]:
     tree = walk(root)
     look = functools.cache(glance)  # looks at each file once
     layouts = [*coco_files(tree)] or [*labelme_files(tree)] or [*label_studio_files(tree)]
+    layouts = layouts or [*cvat_files(tree)]
     layouts = layouts or pairs(tree, look) or [*rle_tables(tree)]
     if not layouts and (known := table_folder(root)) is not None:
         return [known]

@@ -205,6 +205,16 @@ class RleData(CocoData):
     source: Literal["kaggle-rle"]  # type: ignore[assignment]
 
 
+class CvatData(FileData):
+    """CVAT's XML for images (`annotations`); a file without {split} has splits as subsets."""
+
+    patterns = ("images", "annotations")
+
+    source: Literal["cvat"]
+    images: ImageFolder = "images/{split}"
+    annotations: AnnotationFile = "annotations/{split}.json"
+
+
 class PanopticData(FileData):
     """COCO's panoptic PNGs, and their JSON."""
 
@@ -262,6 +272,7 @@ AnySource = (
     | FolderData
     | HubData
     | CocoData
+    | CvatData
     | RleData
     | PanopticData
     | LabelmeData

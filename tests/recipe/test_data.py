@@ -19,6 +19,7 @@ OWN = {
     "hub": {"revision", "subset", "image_column", "mask_column", "id_column", "streaming"},
     "coco": {"split_list", "images", "annotations", "overlap"},
     "coco-panoptic": {"split_list", "images", "masks", "annotations"},
+    "cvat": {"split_list", "images", "annotations"},
     "kaggle-rle": {"split_list", "images", "annotations", "overlap"},
     "label-studio": {"split_list", "images", "annotations", "brushes", "overlap"},
     "labelme": {"split_list", "images", "masks", "overlap", "without_mask"},

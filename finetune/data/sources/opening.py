@@ -11,6 +11,7 @@ from finetune.data.faults import Fault, Faults
 from finetune.data.samples import with_channels
 from finetune.data.sources import archives
 from finetune.data.sources.coco import coco
+from finetune.data.sources.cvat import cvat
 from finetune.data.sources.folders import image_folder
 from finetune.data.sources.hub import hub, hub_shards
 from finetune.data.sources.kaggle_rle import kaggle_rle
@@ -122,6 +123,7 @@ OPENERS: dict[str, Opener] = {
     "hub": _hub,
     "coco": _opener(coco, "images", "annotations", "overlap"),
     "coco-panoptic": _opener(panoptic, "images", "masks", "annotations"),
+    "cvat": _opener(cvat, "images", "annotations"),
     "kaggle-rle": _opener(kaggle_rle, "images", "annotations", "overlap"),
     "label-studio": _opener(label_studio, "images", "annotations", "brushes", "overlap"),
     "labelme": _opener(labelme, "images", "masks", "overlap", "without_mask"),

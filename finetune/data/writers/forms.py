@@ -17,6 +17,7 @@ import numpy as np
 
 from finetune.data.writers.classes import Classes
 from finetune.data.writers.coco import coco_file, coco_polygons, coco_rle
+from finetune.data.writers.cvat import cvat_file, cvat_masks
 from finetune.data.writers.labelme import labelme_file, labelme_shapes
 
 Described: TypeAlias = dict[str, Any]
@@ -40,5 +41,6 @@ class Form:
 FORMS = {
     "coco": Form(coco_rle, {"coco.json": coco_file}),
     "coco-polygons": Form(coco_polygons, {"coco-polygons.json": partial(coco_file, first=1)}),
+    "cvat": Form(cvat_masks, {"cvat.xml": cvat_file}),
     "labelme": Form(labelme_shapes, file=labelme_file),
 }

@@ -9,6 +9,7 @@
     OUT/areas.csv, areas.json  pixels and share per picture and class
     OUT/coco.json              COCO's RLE, one annotation per class and picture
     OUT/coco-polygons.json     COCO's polygons, one annotation per region
+    OUT/cvat.xml               CVAT's masks, one per class and picture
     OUT/labelme/NAME.json      labelme's polygons, one per region
 
 Every file is written aside and renamed, `ids/NAME.png` as the last of its picture: a picture with
@@ -234,7 +235,7 @@ class Outputs:
             temp.replace(path)
         except OSError as error:
             temp.unlink(missing_ok=True)
-            raise not_written(path, error) from error
+            raise no_room(path, error) from error
 
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
         """The journal's line for a picture."""

@@ -1,6 +1,7 @@
 """Every form of annotations, written from masks and read back by what `init` says of the files."""
 
 import json
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -124,3 +125,29 @@ def test_the_fields_of_labelme(tmp_path):
     (shape,) = content["shapes"]
     assert (shape["label"], shape["shape_type"], shape["group_id"]) == ("木", "polygon", None)
     assert sorted(shape["points"]) == [[1, 15], [1, 17], [3, 15], [3, 17]]
+
+
+def test_the_fields_of_cvat(tmp_path):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[15:17, 1:4] = 1
+    mask[15, 2] = 0
+    written(tmp_path, "cvat", {'a "b" & c': mask})
+    root = ElementTree.parse(tmp_path / "cvat.xml").getroot()
+    assert (root.tag, root.findtext("version")) == ("annotations", "1.1")
+    labels = root.findall("meta/task/labels/label")
+    assert [label.findtext("name") for label in labels] == list(NAMES)
+    assert labels[2].findtext("color") == "#0080ff"
+    (image,) = root.findall("image")
+    assert image.attrib == {"id": "0", "name": 'a "b" & c.png', "width": "30", "height": "20"}
+    (drawn,) = image.findall("mask")
+    assert drawn.attrib == {
+        "label": NAMES[1],
+        "source": "auto",
+        "occluded": "0",
+        "rle": "0, 1, 1, 4",  # 1 0 1 / 1 1 1, row by row
+        "left": "1",
+        "top": "15",
+        "width": "3",
+        "height": "2",
+        "z_order": "0",
+    }
