@@ -66,7 +66,8 @@ def predict(
         str,
         Option(
             help="Outputs besides the class ids, separated by commas: overlay, palette, "
-            "confidence, coco, areas; or none."
+            "confidence, areas; for annotation tools coco, coco-polygons, cvat, label-studio, "
+            "labelme; or none."
         ),
     ] = "overlay,areas",
     batch_size: Annotated[
@@ -107,7 +108,11 @@ def predict(
 
     OUT/ids holds PNGs of class ids. OUT/overlay, OUT/palette, OUT/confidence and OUT/video hold
     pictures and overlay videos. areas.csv and areas.json hold the pixels and the share of each
-    class, coco.json holds COCO's RLE. predict.json describes the call.
+    class. predict.json describes the call.
+
+    Annotation tools take back coco.json (RLE), coco-polygons.json, cvat.xml, label-studio.json with
+    label_config.xml (of its project), or the JSON files in OUT/labelme. A class called
+    background is not written there, except in coco.json: tools annotate objects.
 
     Exit status: 0 done, 2 if an image cannot be read (the message names it, the others are done) or
     after a mistake, 130 after Ctrl-C. Finished files are whole, and the same command resumes.

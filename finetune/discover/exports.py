@@ -82,7 +82,7 @@ def cvat_files(tree: Tree) -> Iterator[Layout]:
         split = split_in(relative.with_suffix(""))
         first = content.images[:_NUM_TRIED]
         names = [f"{row.subset}/{row.name}" if len(subsets) > 1 else row.name for row in first]
-        folder = images_of(tree, file, names, split.name, form="CVAT's form")
+        folder = images_of(tree, file, names, split.name)
         if len(subsets) > 1:
             pattern = str(relative), (folder / "{split}").as_posix()
             groups[pattern] |= dict.fromkeys(subsets, content)

@@ -39,8 +39,7 @@ from finetune.recipe import load_recipe
         (["train.global_batch=6", "train.micro_batch=4"], "train.global_batch: 6 .*micro_batch=4"),
         (
             ["data.images=x"],
-            "data.images: read by source coco / coco-panoptic / cvat / folder / "
-            "kaggle-rle / "
+            "data.images: read by source coco / coco-panoptic / cvat / folder / kaggle-rle / "
             "label-studio / labelme, ",
         ),
         (["data.source=folder"], "data.path: missing"),

@@ -18,6 +18,11 @@ import numpy as np
 from finetune.data.writers.classes import Classes
 from finetune.data.writers.coco import coco_file, coco_polygons, coco_rle
 from finetune.data.writers.cvat import cvat_file, cvat_masks
+from finetune.data.writers.label_studio import (
+    label_studio_config,
+    label_studio_file,
+    label_studio_task,
+)
 from finetune.data.writers.labelme import labelme_file, labelme_shapes
 
 Described: TypeAlias = dict[str, Any]
@@ -42,5 +47,9 @@ FORMS = {
     "coco": Form(coco_rle, {"coco.json": coco_file}),
     "coco-polygons": Form(coco_polygons, {"coco-polygons.json": partial(coco_file, first=1)}),
     "cvat": Form(cvat_masks, {"cvat.xml": cvat_file}),
+    "label-studio": Form(
+        label_studio_task,
+        {"label-studio.json": label_studio_file, "label_config.xml": label_studio_config},
+    ),
     "labelme": Form(labelme_shapes, file=labelme_file),
 }

@@ -10,6 +10,7 @@
     OUT/coco.json              COCO's RLE, one annotation per class and picture
     OUT/coco-polygons.json     COCO's polygons, one annotation per region
     OUT/cvat.xml               CVAT's masks, one per class and picture
+    OUT/label-studio.json      Label Studio's tasks with brushes; label_config.xml beside it
     OUT/labelme/NAME.json      labelme's polygons, one per region
 
 Every file is written aside and renamed, `ids/NAME.png` as the last of its picture: a picture with

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from finetune.data.brush_rle import decode
 from finetune.data.sources.opening import open_split
 from finetune.data.writers.classes import Classes
 from finetune.data.writers.forms import FORMS
@@ -84,8 +85,13 @@ def test_background_and_ignored_pixels_are_no_objects(tmp_path, form):
     of_nothing = FORMS[form].of_picture(mask, "a.png", CLASSES)
     mask[0, 0] = 2
     with_one = FORMS[form].of_picture(mask, "a.png", CLASSES)
-    objects = next(key for key, value in with_one.items() if of_nothing[key] != value)
-    assert (len(of_nothing[objects]), len(with_one[objects])) == (0, 1)
+    assert (objects_of(of_nothing), objects_of(with_one)) == (0, 1)
+
+
+def objects_of(described):
+    (content,) = described.get("predictions", [described])
+    (objects,) = (value for value in content.values() if isinstance(value, list))
+    return len(objects)
 
 
 def test_the_fields_of_coco_polygons(tmp_path):
@@ -151,3 +157,34 @@ def test_the_fields_of_cvat(tmp_path):
         "height": "2",
         "z_order": "0",
     }
+
+
+def test_the_fields_of_label_studio(tmp_path):
+    mask = np.zeros((20, 30), np.uint8)
+    mask[15:17, 1:4] = 1
+    mask[0, 0] = 2
+    written(tmp_path, "label-studio", {"a b": mask, "none": mask * 0})
+    task, empty = json.loads((tmp_path / "label-studio.json").read_text())
+    assert task["data"] == {"image": "/data/local-files/?d=a%20b.png"}
+    (prediction,) = task["predictions"]
+    assert empty["predictions"] == [{**prediction, "result": []}]
+    config = ElementTree.parse(tmp_path / "label_config.xml").getroot()
+    (picture,), (brush,) = config.findall("Image"), config.findall("BrushLabels")
+    assert picture.get("value") == "$image"
+    assert brush.get("toName") == picture.get("name")
+    colors = {label.get("value"): label.get("background") for label in brush}
+    assert list(colors) == list(NAMES)
+    assert colors["木"] == "#0080ff"
+    for region, number in zip(prediction["result"], (1, 2), strict=True):
+        value = region.pop("value")
+        assert region.pop("id")
+        assert region == {
+            "type": "brushlabels",
+            "from_name": brush.get("name"),
+            "to_name": picture.get("name"),
+            "original_width": 30,
+            "original_height": 20,
+            "image_rotation": 0,
+        }
+        assert (value["format"], value["brushlabels"]) == ("rle", [NAMES[number]])
+        np.testing.assert_array_equal(decode(value["rle"], mask.shape), mask == number)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,39 @@ def test_what_is_written(model, photos, tmp_path):
     assert summary["done"] == 6
     assert summary["names"] == list(NAMES)
     assert not [path for path in out.rglob(".*") if path.is_file() and ".predict" not in path.parts]
+
+
+def test_annotation_tools_take_it_back(model, photos, tmp_path):
+    out = tmp_path / "out"
+    forms = "coco-polygons,cvat,label-studio,labelme"
+    assert run(model, photos, "-o", out, "--write", forms).exit_code == 0
+    files = {"coco-polygons.json", "cvat.xml", "label-studio.json", "label_config.xml"}
+    before = {name: (out / name).read_bytes() for name in files}
+    expected = {"0", "2", "4", "more/1", "more/3", "more/5"}
+    objects = json.loads(before["coco-polygons.json"])
+    assert {image["file_name"] for image in objects["images"]} == {f"{n}.png" for n in expected}
+    for image in objects["images"]:
+        name, size = image["file_name"].removesuffix(".png"), (image["height"], image["width"])
+        ids, rebuilt = np.asarray(Image.open(out / f"ids/{name}.png")), np.full(size, 255)
+        for own in objects["annotations"]:
+            if own["image_id"] == image["id"]:
+                rle = coco.merge(coco.frPyObjects(own["segmentation"], *size))
+                rebuilt[coco.decode(rle) > 0] = own["category_id"] - 1
+        assert np.array_equal(rebuilt, ids)
+        shapes = json.loads((out / f"labelme/{name}.json").read_text())
+        opened = (out / f"labelme/{name}.json").parent / shapes["imagePath"]
+        assert opened.resolve() == (photos / f"{name}.png").resolve()
+    (out / "cvat.xml").unlink()
+    journal = out / ".predict/rank-0.jsonl"
+    lines = [line for line in journal.read_text().splitlines() if '"pixels"' not in line]
+    journal.write_text("\n".join(lines) + "\n")  # as a kill leaves it before the lines are written
+    done = run(model, photos, "-o", out, "--write", forms, "--json")
+    assert json.loads(done.stdout)["there"] == 6
+    for name, content in before.items():  # images may be numbered in another order
+        both = [
+            re.sub(rb'id"?(: |=")\d+', b"", text) for text in ((out / name).read_bytes(), content)
+        ]
+        assert sorted(both[0]) == sorted(both[1])
 
 
 def test_nothing_is_done_twice_and_what_is_new_is_done(model, photos, tmp_path):
