@@ -1,4 +1,4 @@
-"""COCO's JSON files, for objects and for panoptic PNGs, as tools write them.
+"""COCO's JSON files, for objects and for panoptic PNGs, as tools write them; and Datumaro's.
 
 Formats: https://cocodataset.org/#format-data. Tools also write numbers as text, whole numbers as
 floats, a polygon as one flat list or as pairs of x and y, points and lines beside an object's
@@ -8,10 +8,11 @@ polygons, and a byte order mark. All of it is read as one form here.
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from finetune.data.datumaro_json import from_datumaro, is_datumaro
 from finetune.data.faults import listed
 from finetune.errors import UserError
 
@@ -30,6 +31,8 @@ class CocoFile:
     categories: list[dict[str, Any]]
     strays: tuple[str, ...] = ()
     """Annotations with points or lines beside their polygons, which are left out."""
+    is_ordered: bool = False
+    """Whether later annotations lie over earlier ones, as in Datumaro's files."""
 
     @property
     def names(self) -> dict[int, str]:
@@ -50,16 +53,19 @@ class CocoFile:
 def parsed(file: Path) -> Any:
     """A JSON file's content, in any of Unicode's encodings, with or without a byte order mark.
 
+    That of Datumaro is given in COCO's form.
+
     Raises:
         UserError: It cannot be read.
     """
     try:
-        return json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except FileNotFoundError:
         remedy = "Set data.annotations to the JSON file of the split."
         raise UserError(f"{file}: does not exist. {remedy}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: cannot be read as JSON ({error}).") from error
+    return from_datumaro(file, content) if is_datumaro(content) else content
 
 
 def objects_file(file: Path, content: Any = None) -> CocoFile:
@@ -76,7 +82,8 @@ def objects_file(file: Path, content: Any = None) -> CocoFile:
     found = _checked(file, content, fields)
     for row in found.annotations:
         row["iscrowd"] |= row["ignore"]  # neither counts
-    return CocoFile(found.file, found.images, *_with_polygons(found))
+    rows, strays = _with_polygons(found)
+    return replace(found, annotations=rows, strays=strays)
 
 
 def panoptic_file(file: Path, content: Any = None) -> CocoFile:
@@ -121,7 +128,8 @@ def _checked(file: Path, content: Any, fields: Mapping[str, Callable[[Any], Any]
     for image in images:
         if None in (image["height"], image["width"]):
             image["height"] = image["width"] = None
-    return CocoFile(file, images, annotations, categories)
+    is_ordered = content.get("is_ordered") is True
+    return CocoFile(file, images, annotations, categories, is_ordered=is_ordered)
 
 
 def _rows(
@@ -252,8 +260,8 @@ def _segments(value: Any) -> list[dict[str, Any]]:
 
 def _with_polygons(
     content: CocoFile,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], tuple[str, ...]]:
-    """Annotations with lists of polygons, the categories, and the annotations with strays.
+) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
+    """Annotations with lists of polygons, and the annotations with strays.
 
     Three points in lists of their own are a triangle in a file that writes all polygons so, and
     three stray points in any other.
@@ -277,7 +285,7 @@ def _with_polygons(
         if kept and len(kept) < len(polygons):
             row["segmentation"] = kept
             strays.append(repr(row.get("id")))
-    return content.annotations, content.categories, tuple(strays)
+    return content.annotations, tuple(strays)
 
 
 def _is_plain(segmentation: list[Any]) -> bool:

@@ -1,16 +1,20 @@
 """labelme's JSON files, which X-AnyLabeling writes too: the shapes of an image, perhaps the image.
 
 Format: https://github.com/wkentaro/labelme (`shapes` with `label`, `points` and `shape_type`).
+Files of other tools are read through a function that returns the content of such a file. Its
+shapes may also have `holes`, a list that may be empty: then points are pixels of the shape.
 """
 
 import base64
 import io
 import json
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+import cv2
 import numpy as np
 from PIL import Image
 
@@ -26,13 +30,30 @@ IGNORED = "__ignore__"
 _OUTLINES = ("polygon", "rectangle", "rotation")
 
 
-def read_shapes(file: Path) -> list[dict[str, Any]] | None:
-    """The shapes of a JSON file, None if it is not labelme's.
+def json_object(file: Path) -> dict[str, Any]:
+    """The object in a JSON file, {} if it holds something else.
+
+    Raises:
+        UserError: It cannot be read.
+    """
+    try:
+        content = json.loads(read_text(file))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error}). Replace it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+Content: TypeAlias = Callable[[Path], dict[str, Any]]
+"""Reads a file of a tool as the content of one of labelme's; `json_object` is that of labelme."""
+
+
+def read_shapes(file: Path, read: Content = json_object) -> list[dict[str, Any]] | None:
+    """The shapes of a JSON file, None if it is not of the tool of `read`.
 
     Raises:
         UserError: A shape has no label or no points, or is of a kind without pixels.
     """
-    content = json_object(file)
+    content = read(file)
     shapes = content.get("shapes")
     if not isinstance(shapes, list) or "imagePath" not in content:
         return None
@@ -63,25 +84,13 @@ def _are_points(points: Any) -> bool:
     )
 
 
-def json_object(file: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} if it holds something else.
-
-    Raises:
-        UserError: It cannot be read.
-    """
-    try:
-        content = json.loads(read_text(file))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error}). Replace it.") from error
-    return content if isinstance(content, dict) else {}
-
-
 @dataclass(frozen=True)
 class ShapeFiles:
     """A file of shapes per image; the raw value of a shape is the place of its label in `names`."""
 
     names: tuple[str, ...]
     overlap: Overlap = "area"
+    content: Content = json_object
 
     def name(self, reference: str) -> str:
         return reference
@@ -90,16 +99,16 @@ class ShapeFiles:
         return [Path(reference)]
 
     def size(self, reference: str) -> Size | None:
-        content = json_object(Path(reference))
+        content = self.content(Path(reference))
         height, width = content.get("imageHeight"), content.get("imageWidth")
         return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 
     def read(self, reference: str, size: Size) -> np.ndarray:
         """Class ids of the shapes, `UNCOUNTED` in ignored ones, `NO_OBJECT` elsewhere; int32."""
         file = Path(reference)
-        shapes = read_shapes(file)
+        shapes = read_shapes(file, self.content)
         if shapes is None:
-            raise UserError(f"{file}: is not a file of labelme: it has no shapes and imagePath.")
+            raise UserError(f"{file}: is not a file of shapes, as the others are. Replace it.")
         objects = []
         for number, shape in enumerate(shapes, 1):
             where, label = f"{file}, shape {number}", shape["label"].strip()
@@ -118,12 +127,14 @@ def _encoded(shape: dict[str, Any], size: Size, where: str) -> dict[str, Any]:
     from pycocotools import mask as coco
 
     kind, points = shape.get("shape_type") or "polygon", shape["points"]
+    mask = np.zeros(size, np.uint8)
+    if "holes" in shape:
+        return coco.encode(np.asfortranarray(_filled(kind, points, shape["holes"], size, where)))
     if kind == "rectangle" and len(points) == 2:
         (left, top), (right, bottom) = points
         points = [[left, top], [right, top], [right, bottom], [left, bottom]]
     if kind in _OUTLINES:
         return encoded_polygons([[float(x) for point in points for x in point]], size)
-    mask = np.zeros(size, np.uint8)
     (x, y), (to_x, to_y) = points[:2]
     if kind == "circle":  # its middle, and a point on its edge
         rows, columns = np.ogrid[: size[0], : size[1]]
@@ -133,16 +144,42 @@ def _encoded(shape: dict[str, Any], size: Size, where: str) -> dict[str, Any]:
     return coco.encode(np.asfortranarray(mask))
 
 
+def _filled(kind: str, points: list[list[float]], holes: Any, size: Size, where: str) -> np.ndarray:
+    """A shape of whole pixels, those of its points included; uint8 (H, W)."""
+    mask = np.zeros(size, np.uint8)
+    for hole in holes:
+        if not _are_points(hole) or len(hole) < 3:
+            raise UserError(f"{where}: a hole needs 3 or more points [x, y]. Correct it.")
+    outline, *others = (np.rint(part).astype(np.int32) for part in (points, *holes))
+    if kind == "rectangle":
+        cv2.rectangle(mask, outline[0].tolist(), outline[1].tolist(), 1, cv2.FILLED)
+    else:
+        cv2.fillPoly(mask, [outline], 1)
+    cv2.fillPoly(mask, others, 0)
+    return mask
+
+
 def _paste(mask: np.ndarray, shape: dict[str, Any], corner: Sequence[int], where: str) -> None:
     """Writes the PNG of a shape of the kind `mask` at its corner (row, column)."""
     try:
-        with Image.open(io.BytesIO(base64.b64decode(shape["mask"], validate=True))) as image:
-            part = np.array(image) != 0
-    except (KeyError, TypeError, ValueError, OSError) as error:
+        data = base64.b64decode(shape["mask"], validate=True)
+        with Image.open(io.BytesIO(zlib.decompress(data) if data[:1] == b"x" else data)) as image:
+            part = _inside(image)
+    except (KeyError, TypeError, ValueError, OSError, zlib.error) as error:
         raise UserError(f"{where}: its mask cannot be read ({error}). Draw it again.") from error
     top, left = corner
     region = mask[max(0, top) : top + part.shape[0], max(0, left) : left + part.shape[1]]
     region[part[max(0, -top) :, max(0, -left) :][: region.shape[0], : region.shape[1]]] = 1
+
+
+def _inside(image: Image.Image) -> np.ndarray:
+    """The pixels of a mask's PNG, from the half of its highest value or opacity on."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "RGBA"):
+        image = image.getchannel("A")
+    part = np.array(image)
+    return part > part.max(initial=0) / 2
 
 
 @dataclass(frozen=True)

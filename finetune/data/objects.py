@@ -15,6 +15,8 @@ from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 
 Overlap = Literal["area", "order"]
 """Where objects overlap: `area`, the smallest wins; `order`, the last wins."""
+_CORNERS = 360
+"""Corners of an ellipse's polygon."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,17 @@ def encoded_polygons(polygons: list[list[float]], size: Size) -> dict[str, Any]:
     from pycocotools import mask as coco
 
     return coco.merge(coco.frPyObjects(polygons, *size))
+
+
+def ellipse(x: float, y: float, wide: float, high: float, turned: float = 0) -> list[float]:
+    """The polygon of an ellipse around x and y; `turned` in radians, clockwise."""
+    outline = []
+    for step in range(_CORNERS):
+        angle = 2 * math.pi * step / _CORNERS
+        right, down = wide * math.cos(angle), high * math.sin(angle)
+        outline.append(x + right * math.cos(turned) - down * math.sin(turned))
+        outline.append(y + right * math.sin(turned) + down * math.cos(turned))
+    return outline
 
 
 def painted(

@@ -102,10 +102,13 @@ def _layout(
     tree: Tree, pattern: str, images: str, masks: str, by_split: Mapping[str, CocoFile]
 ) -> Layout:
     names = ", ".join(sorted(filter(None, by_split)))
-    form = f"COCO's {'panoptic form' if masks else 'form'}"
+    is_ordered = any(own.is_ordered for own in by_split.values())
+    form = "Datumaro's form" if is_ordered else f"COCO's {'panoptic form' if masks else 'form'}"
     found = f"{pattern}{f' with {names}' if names else ''}, in {form}"
     source = "coco-panoptic" if masks else "coco"
     data = {"source": source, "path": str(tree.root), "annotations": pattern, "images": images}
+    if is_ordered:
+        data["overlap"] = "order"  # that of Datumaro's z_order
     if masks:
         data["masks"] = masks
     files = [by_split[split] for split in sorted(by_split)]

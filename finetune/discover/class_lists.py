@@ -33,6 +33,8 @@ class ClassList:
     colors: tuple[RGB, ...] | None = None
     dropped: tuple[str, ...] = ()
     """Names in the file that are not classes, such as labelme's __ignore__ at the start."""
+    is_partial: bool = False
+    """Whether the tool paints what has no class black, and may leave that out of the file."""
     unread: tuple[str, ...] = ()
     """Messages on files before it that have the name of a class list, but no known form."""
 
@@ -219,7 +221,11 @@ def _json(file: Path, text: str) -> ClassList | None:
         names = tuple(str(row["name"]) for row in content if "name" in row)
         if len(names) < len(content) or not all("id" in row for row in content):
             return None
-        return ClassList(file, names, values=tuple(int(row["id"]) for row in content))
+        values = tuple(int(row["id"]) for row in content)
+        if all(isinstance(row.get("color"), str) for row in content):  # SuperAnnotate
+            colors = tuple(_color(row["color"]) for row in content)
+            return ClassList(file, names, values, colors, is_partial=True)
+        return ClassList(file, names, values)
     if not isinstance(content, dict):
         return None
     if all(type(value) is int for value in content.values()):
@@ -281,7 +287,21 @@ def _names(file: Path, text: str) -> ClassList | None:
 def _colors(file: Path, text: str) -> ClassList | None:
     """`label_colors.txt` of CamVid: lines of `r g b name`, or of another form with colours."""
     found = _names(file, text)
-    return found if found is not None and found.colors else None
+    if found is None or found.colors is None:
+        return None
+    return replace(found, is_partial=(0, 0, 0) not in found.colors)
+
+
+def _dataset_meta(file: Path, text: str) -> ClassList | None:
+    """Datumaro's `dataset_meta.json`: `label_map` or `labels`, perhaps `segmentation_colors`."""
+    content = json.loads(text)
+    labels = content.get("label_map") or dict(enumerate(content.get("labels") or ()))
+    pairs = [(int(value), str(name)) for value, name in labels.items()]
+    values, names = tuple(value for value, _ in pairs), tuple(name for _, name in pairs)
+    colors = content.get("segmentation_colors") or ()
+    if len(colors) != len(names) or not all(colors):
+        return ClassList(file, names, values)
+    return ClassList(file, names, values, tuple(map(_rgb, colors)), is_partial=True)
 
 
 def _by_form(file: Path, lines: Sequence[str]) -> ClassList | None:
@@ -321,7 +341,8 @@ def _in_order(file: Path, names: Sequence[str]) -> ClassList:
 _READERS: dict[_Reader, tuple[str, ...]] = {
     _table: ("class_dict.csv", "_classes.csv", "class_mapping.csv", "classes.csv"),
     _label_map: ("labelmap.txt",),
-    _colors: ("label_colors.txt",),
+    _colors: ("label_colors.txt", "label_color.txt"),
+    _dataset_meta: ("dataset_meta.json",),
     _json: ("id2label.json", "*id2label.json", "classes.json"),
     _machine_colors: ("obj_class_to_machine_color.json",),
     _names: (

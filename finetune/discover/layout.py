@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from unicodedata import normalize
 
+from finetune.discover.class_lists import ClassList
 from finetune.errors import UserError
 from finetune.labels.colors import RGB
 from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
@@ -62,6 +63,8 @@ class Layout:
     """Their colours, where a file tells them."""
     categories: tuple[Categories, ...] = field(default=(), repr=False)
     """The classes of COCO files, one per split."""
+    listed: ClassList | None = field(default=None, repr=False)
+    """The list of classes, if it is in a file that has no usual name."""
     table: TableRows | None = field(default=None, repr=False)
     """Rows of a table that `datasets` wrote."""
 

@@ -51,8 +51,9 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         return _panoptic_labels(layout, faults)
     if source == "ultralytics":
         return _ultralytics_labels(layout, faults)
-    if source in ("label-studio", "labelme"):
-        listed = find_class_list([root])
+    if source in ("label-studio", "labelme", "supervisely", "via"):
+        has_list = source in ("label-studio", "labelme")
+        listed = find_class_list([root]) if has_list else None
         known = listed is not None and set(layout.classes) <= set(listed.names)
         own = listed.names if listed is not None and known else layout.classes
         names, background, assumed = _with_background(own, "shape")
@@ -79,8 +80,9 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         return _guess_of(values, find_class_list([root]) if rows.is_here else None)
     preset = _preset(root, source)
     files = [Path(reference) for reference in _references(layout, faults, preset)]
-    folders = [root, Path(layout.data["path"]), *(file.parent for file in files[:1])]
-    classes = find_class_list(list(dict.fromkeys(folders)))
+    folders = [root, root / "classes", Path(layout.data["path"])]
+    folders += [file.parent for file in files[:1]]
+    classes = layout.listed or find_class_list(list(dict.fromkeys(folders)))
     values = inspect(files, lenient=lenient)
     if preset is not None:
         reason = _against(preset, values, classes, lenient)

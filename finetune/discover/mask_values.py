@@ -4,9 +4,10 @@ import functools
 import itertools
 import operator
 from collections import Counter
-from collections.abc import Sequence, Set
+from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ NUM_PIXELS = 2**28
 """Pixels to look at, between these limits."""
 NUM_LEVELS = 64
 """Masks in which the places of levels are looked at."""
+_NUM_OPENED = 8
+"""Masks whose headers tell ids from colours."""
 _GREY = 8
 """Most levels between the channels of a grey after JPEG."""
 MAX_COLORS = 256
@@ -147,6 +150,18 @@ def spread(items: Sequence[Any], number: int) -> list[Any]:
     """At most `number` of the items, evenly from the first to the last."""
     places = np.linspace(0, len(items) - 1, min(number, len(items))).round().astype(int)
     return [items[place] for place in places]
+
+
+def holds_colors(files: Iterable[Path]) -> bool:
+    """Whether most of some masks hold colours."""
+    modes = []
+    for file in spread(sorted(files), _NUM_OPENED):
+        try:
+            with opened(file) as mask:
+                modes.append(mask.mode in ("RGB", "RGBA"))
+        except UserError:  # reported when the data set is opened
+            continue
+    return 2 * sum(modes) > len(modes)
 
 
 def _number_of(files: Sequence[Picture]) -> int:

@@ -7,13 +7,11 @@ from pathlib import Path
 
 from finetune.data.sources.folders import files_by_key
 from finetune.discover.layout import Layout, with_splits
-from finetune.discover.mask_values import spread
-from finetune.errors import UserError
-from finetune.pictures.opening import opened
+from finetune.discover.mask_values import holds_colors
+from finetune.discover.tool_masks import tool_masks
 from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 _CAMVID_NAME = re.compile(r"(0001TP|0006R0|0016E5|Seq05VD)_f?\d+")
-_NUM_LOOKED_AT = 8
 _TOOLS = {"labelmap.txt": "CVAT exports", "class_names.txt": "labelme2voc writes"}
 """The file beside VOC's folders -> the tool that made them."""
 _VOC_IMAGES = ("JPEGImages", "images", "Images", "img", "imgs")
@@ -21,7 +19,7 @@ _VOC_IMAGES = ("JPEGImages", "images", "Images", "img", "imgs")
 
 def official(root: Path) -> Layout | None:
     """The layout of a known data set, if the folder has it. Its masks are not checked."""
-    known = (_voc, _cityscapes, _ade20k, _coco_stuff, _camvid)
+    known = (tool_masks, _voc, _cityscapes, _ade20k, _coco_stuff, _camvid)
     return next((layout for find in known if (layout := find(root)) is not None), None)
 
 
@@ -45,7 +43,7 @@ def _voc(root: Path) -> Layout | None:
             continue
         found = f"{folder.name}: {images.name}, SegmentationClass and "
         found += "ImageSets, as in VOC" if splits else f"{tool}, as {_TOOLS[tool]} them"
-        has_colors = _holds_colors(masks.rglob("*.png"))
+        has_colors = holds_colors(masks.rglob("*.png"))
         if not has_colors and not tool:
             return _layout("voc", folder, found, splits)
         found += ", with masks of colours" if has_colors else ""
@@ -66,18 +64,6 @@ def _voc(root: Path) -> Layout | None:
             )
         return replace(layout, data=data, assumed=tuple(assumed))
     return None
-
-
-def _holds_colors(files: Iterable[Path]) -> bool:
-    """Whether most of some masks hold colours."""
-    modes = []
-    for file in spread(sorted(files), _NUM_LOOKED_AT):
-        try:
-            with opened(file) as mask:
-                modes.append(mask.mode in ("RGB", "RGBA"))
-        except UserError:  # reported when the data set is opened
-            continue
-    return 2 * sum(modes) > len(modes)
 
 
 def _cityscapes(root: Path) -> Layout | None:

@@ -18,7 +18,9 @@ from finetune.discover.nothing_fits import why_nothing_fits
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs
 from finetune.discover.split_lists import with_lists
+from finetune.discover.supervisely import supervisely_project
 from finetune.discover.tables import table, table_folder
+from finetune.discover.via import via_files
 from finetune.errors import UserError
 
 __all__ = ["Layout", "recognise", "table"]
@@ -38,7 +40,7 @@ def recognise(root: Path) -> list[Layout]:
     tree = walk(root)
     look = functools.cache(glance)  # looks at each file once
     layouts = [*coco_files(tree)] or [*labelme_files(tree)] or [*label_studio_files(tree)]
-    layouts = layouts or [*cvat_files(tree)]
+    layouts = layouts or [*supervisely_project(tree)] or [*via_files(tree)] or [*cvat_files(tree)]
     layouts = layouts or pairs(tree, look) or [*rle_tables(tree)]
     if not layouts and (known := table_folder(root)) is not None:
         return [known]

@@ -340,8 +340,16 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
         and not (many and _distance(value, table) <= TOLERANCE // 3)
     }
     labels: dict[str, Any] = {"kind": "colors"}
-    rest = Counter(values.counts)
-    if 0 in undeclared and _distance(0, table) > TOLERANCE:
+    names, rest = list(listed.names), Counter(values.counts)
+    is_black = 0 in undeclared and _distance(0, table) > TOLERANCE
+    if is_black and listed.is_partial and not any(map(is_background, names)):
+        names, table = [*names, "background"], [*table, 0]
+        share = undeclared.pop(0)
+        assumed.append(
+            f"black, {share:.2%} of pixels, is a new class, background: {listed.file.name} lists "
+            "the classes that were painted"
+        )
+    elif is_black:
         labels["ignore"] = ["#000000"]
         del rest[0]
         assumed.append(
@@ -355,7 +363,7 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
             "Add it to the file, or correct a colour there."
         )
     labels |= _strangers(rest, table, TOLERANCE if many else 0, found, assumed)
-    labels["names"] = list(listed.names)
+    labels["names"] = names
     labels["colors"] = [list(unpack(value)) for value in table]
     return LabelGuess(labels, tuple(found), tuple(assumed))
 

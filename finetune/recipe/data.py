@@ -254,10 +254,35 @@ class LabelStudioData(FileData):
     overlap: Overlap = "area"
 
 
+class SuperviselyData(FileData):
+    """A project of Supervisely; `images` holds one or several of its data sets."""
+
+    patterns = ("images",)
+
+    source: Literal["supervisely"]
+    images: ImageFolder = "images/{split}"
+    overlap: Overlap = "area"
+    without_mask: WithoutMask = "error"
+
+
 class UltralyticsData(FileData):
     """Ultralytics' data.yaml."""
 
     source: Literal["ultralytics"]
+    overlap: Overlap = "area"
+
+
+class ViaData(FileData):
+    """VIA's projects and exports in JSON (`annotations`)."""
+
+    patterns = ("annotations",)
+
+    source: Literal["via"]
+    images: ImageFolder = "images/{split}"
+    annotations: AnnotationFile = "annotations/{split}.json"
+    attribute: str = Field(
+        "", description="the attribute of regions that names the class; empty, there is one class"
+    )
     overlap: Overlap = "area"
 
 
@@ -277,7 +302,9 @@ AnySource = (
     | PanopticData
     | LabelmeData
     | LabelStudioData
+    | SuperviselyData
     | UltralyticsData
+    | ViaData
     | OfficialData
 )
 SOURCE_CLASSES: tuple[type[DataSection], ...] = get_args(AnySource)

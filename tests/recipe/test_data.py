@@ -23,7 +23,9 @@ OWN = {
     "kaggle-rle": {"split_list", "images", "annotations", "overlap"},
     "label-studio": {"split_list", "images", "annotations", "brushes", "overlap"},
     "labelme": {"split_list", "images", "masks", "overlap", "without_mask"},
+    "supervisely": {"split_list", "images", "overlap", "without_mask"},
     "ultralytics": {"split_list", "overlap"},
+    "via": {"split_list", "images", "annotations", "attribute", "overlap"},
     "camvid": {"split_list"},
 }
 STORED = {"path", "val_fraction", "split_seed", "split_group"}

@@ -24,7 +24,9 @@ def test_keys_of_data_stand_once_and_say_who_reads_them():
     assert len(rows) == len(describe_keys())
     assert {key for key in rows if key.startswith("data.")} == {f"data.{key}" for key in READ_BY}
     assert rows["data.masks"].startswith("folder, coco-panoptic, labelme: ")
-    assert rows["data.overlap"].startswith("coco, kaggle-rle, labelme, label-studio, ultralytics: ")
+    assert rows["data.overlap"].startswith(
+        "coco, kaggle-rle, labelme, label-studio, supervisely, ultralytics, via: "
+    )
     assert rows["data.split_list"].startswith("every source but shapes, hub: ")
     assert rows["data.train_split"] == "what to train on"
     types = {key: kind for key, kind, _, _ in describe_keys()}

@@ -6,6 +6,7 @@ Format: https://cocodataset.org/#format-data (`images`, `annotations`, `categori
 import json
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +34,7 @@ def coco(
     images: str = "{split}",
     annotations: str = "annotations/{split}.json",
     overlap: Overlap = "area",
+    read: Callable[[Path], CocoFile] = objects_file,
     faults: Faults = None,
 ) -> datasets.Dataset:
     """The images of a COCO file; raw values are category ids, and `NO_OBJECT` outside of objects.
@@ -48,6 +50,7 @@ def coco(
         images: Folder of the images, relative to `path`.
         annotations: The file, relative to `path`.
         overlap: The object that wins where several overlap.
+        read: Reads the file; VIA's differ.
         faults: Takes missing images, and objects without an image or a category. With None they
             are an error.
 
@@ -56,7 +59,7 @@ def coco(
     """
     root = existing_root(Path(path).expanduser(), annotations)
     file = root / annotations.replace("{split}", split)
-    content = objects_file(file)
+    content = read(file)
     folder = root / images.replace("{split}", split)
     there = images_of(content, folder, root, faults)
     found, wrong = _objects_by_image(content)

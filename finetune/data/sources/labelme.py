@@ -60,6 +60,23 @@ def labelme(
         raise UserError(f"data.masks: no JSON files of labelme in {json_dir}. Correct the folder.")
     alone = texts.keys() - pictures.keys()
     pictures |= {key: texts[key] for key in alone if json_object(texts[key]).get("imageData")}
+    form = ShapeFiles(labels.names, overlap)
+    return paired(pictures, texts, labels, form, without_mask, faults)
+
+
+def paired(
+    pictures: dict[str, Path],
+    texts: dict[str, Path],
+    labels: Labels,
+    form: ShapeFiles,
+    without_mask: Literal["error", "skip"],
+    faults: Faults,
+) -> datasets.Dataset:
+    """Samples of the images and JSON files with equal keys, which are the ids.
+
+    Raises:
+        UserError: A file has no partner, and there is no list for faults.
+    """
     if without_mask == "skip":
         pictures = {key: file for key, file in pictures.items() if key in texts}
     for kind, what, files in (
@@ -88,7 +105,7 @@ def labelme(
         [str(texts[key]) for key in keys],
         keys,
         labels,
-        ShapeFiles(labels.names, overlap),
+        form,
         ImagesInside(),
     )
 

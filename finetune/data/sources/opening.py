@@ -19,7 +19,9 @@ from finetune.data.sources.label_studio import label_studio
 from finetune.data.sources.labelme import labelme
 from finetune.data.sources.panoptic import panoptic
 from finetune.data.sources.shapes import shapes
+from finetune.data.sources.supervisely import supervisely
 from finetune.data.sources.ultralytics import ultralytics
+from finetune.data.sources.via import via
 from finetune.data.splits import by_fraction, by_list
 from finetune.data.stream import Streamed
 from finetune.labels.translation import Labels
@@ -32,6 +34,7 @@ from finetune.recipe.data import (
     LabelmeData,
     ShapesData,
     StoredData,
+    SuperviselyData,
 )
 
 _PARTNERS = ("image-without-mask", "mask-without-image")
@@ -80,7 +83,10 @@ def _part(data: StoredData, labels: Labels, split: str, faults: Faults) -> datas
 
 def _left_out(data: FileData, split: str) -> Callable[[str], bool]:
     """Whether a name in a list is that of an image which the recipe leaves out."""
-    if not isinstance(data, FolderData | LabelmeData) or data.without_mask == "error":
+    if (
+        not isinstance(data, FolderData | LabelmeData | SuperviselyData)
+        or data.without_mask == "error"
+    ):
         return lambda name: False
     folder = Path(data.path).expanduser() / data.images.replace("{split}", split)
     ends = [getattr(data, "image_suffix", "") + suffix for suffix in ("", *IMAGE_SUFFIXES)]
@@ -127,7 +133,9 @@ OPENERS: dict[str, Opener] = {
     "kaggle-rle": _opener(kaggle_rle, "images", "annotations", "overlap"),
     "label-studio": _opener(label_studio, "images", "annotations", "brushes", "overlap"),
     "labelme": _opener(labelme, "images", "masks", "overlap", "without_mask"),
+    "supervisely": _opener(supervisely, "images", "overlap", "without_mask"),
     "ultralytics": _opener(ultralytics, "overlap"),
+    "via": _opener(via, "images", "annotations", "attribute", "overlap"),
     "camvid": _opener(archives.camvid),
     "ade20k": _opener(archives.ade20k),
     "cityscapes": _opener(archives.cityscapes),
