@@ -1,4 +1,7 @@
-"""The `labels:` block of a recipe from the values of masks."""
+"""The `labels:` block of a recipe from the values of masks.
+
+It is one file, because every kind of value ends in the same keys, by the same lists and doubts.
+"""
 
 from collections import Counter
 from collections.abc import Sequence

@@ -40,7 +40,7 @@ from finetune.recipe import load_recipe
         (
             ["data.images=x"],
             "data.images: read by source coco / coco-panoptic / cvat / folder / kaggle-rle / "
-            "label-studio / labelme, ",
+            "label-studio / labelme / supervisely / via, ",
         ),
         (["data.source=folder"], "data.path: missing"),
         (["data.cache=yes"], "data.cache: .*'auto', 'disk' or 'none'"),
