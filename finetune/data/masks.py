@@ -111,7 +111,7 @@ class ClassFiles:
         """The raw values of the reference, `NO_OBJECT` elsewhere; int32."""
         raw = np.full(size, NO_OBJECT, np.int32)
         for value, path in json.loads(reference).items():
-            mask = read_mask(Path(path))
+            mask = self._mask(Path(path), size)
             if mask.shape != size:
                 raise UserError(
                     f"{path}: the mask has {mask.shape[1]} x {mask.shape[0]} pixels (width x "
@@ -120,6 +120,24 @@ class ClassFiles:
                 )
             raw[_covers(mask)] = int(value)
         return raw
+
+    def _mask(self, file: Path, size: Size) -> np.ndarray:
+        return read_mask(file)
+
+
+class FaceParts(ClassFiles):
+    """CelebAMask-HQ's files: black and white in RGB, at half the size of their image.
+
+    Images may be any whole number of times as large; a pixel of the mask is a square of them.
+    """
+
+    def size(self, reference: str) -> Size | None:
+        return None
+
+    def _mask(self, file: Path, size: Size) -> np.ndarray:
+        mask = read_colors(file)
+        times = max(1, size[0] // mask.shape[0])
+        return mask.repeat(times, 0).repeat(times, 1)
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,15 @@ from finetune.errors import UserError
 from finetune.labels.colors import RGB
 from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES, Picture
 
-TRAIN_NAMES = ("train", "training", "train2017", "trainset", "train_set", "trainval")
+TRAIN_NAMES = (
+    *("train", "training", "train2017", "trainset", "train_set", "trainval", "train_val"),
+)
 VAL_NAMES = ("val", "validation", "valid", "val2017", "dev", "test", "testing", "test2017")
 LIST_SUFFIXES = (".txt", ".lst", ".list", ".csv")
 VAL_FRACTION = 0.1
 
 MAX_FILES = 200_000
-OVERLAPPING = {"trainval": ("val", "validation", "valid")}
+OVERLAPPING = dict.fromkeys(("trainval", "train_val"), ("val", "validation", "valid"))
 """A split -> those that are probably a part of it."""
 _NUM_SHOWN = 3
 
@@ -67,6 +69,9 @@ class Layout:
     """The list of classes, if it is in a file that has no usual name."""
     table: TableRows | None = field(default=None, repr=False)
     """Rows of a table that `datasets` wrote."""
+    known: tuple[tuple[str, dict[str, Any]], ...] = field(default=(), repr=False)
+    """Public sets that these folders may be, each with its `labels:` block. The masks decide. Names
+    alone are those of the two values of masks."""
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,20 @@ from finetune.data.faults import listed as shown
 from finetune.data.samples import preflight
 from finetune.data.sources.opening import open_split
 from finetune.data.sources.ultralytics import has_image, meanings, read_data_yaml
-from finetune.discover.class_lists import ClassList, find_class_list, is_background
+from finetune.discover.class_lists import ClassList, find_class_list
 from finetune.discover.damage import REACH
 from finetune.discover.guesses import LabelGuess
+from finetune.discover.known_labels import known_labels, names_alone, official_preset
 from finetune.discover.mask_values import MaskValues, inspect
 from finetune.discover.recognise import Layout
 from finetune.discover.value_labels import guess_labels
 from finetune.errors import UserError
 from finetune.labels.presets import PRESETS
-from finetune.labels.rules import NO_LABEL, UNCOUNTED, is_outside
+from finetune.labels.rules import UNCOUNTED, is_outside
 from finetune.labels.translation import Labels
 from finetune.pictures.references import LOSSY_SUFFIXES, MASK_SUFFIXES
 from finetune.recipe import read_data
 
-_FEWEST_VALUES = 3
-_ALL_SEEN = 100
-"""In so many masks, half of a preset's classes occur if the preset is right."""
 _NOT_POLYGONS = ("classes.txt", "labels.txt", "readme.txt", "notes.txt")
 
 
@@ -67,6 +65,10 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         if set(names) <= set(colors):
             block["colors"] = [list(colors[name]) for name in names]
         return LabelGuess(block, (f"{len(layout.classes)} labels of CVAT",), tuple(assumed))
+    if source == "celebamask-hq":  # the names of its files were compared with the classes
+        labels = dict(layout.known[0][1])
+        overlap = "where parts overlap, the last of labels.names wins"
+        return LabelGuess(labels, ("one file per part of a face",), (overlap,))
     if layout.classes:
         names, background, assumed = _with_background(layout.classes, "file")
         assumed.append("where files of several classes overlap, the last of labels.names wins")
@@ -78,24 +80,23 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
             return LabelGuess(rows.labels, ("classes of its index",), ())
         values = inspect([mask for _, mask in rows.pictures], lenient=lenient)
         return _guess_of(values, find_class_list([root]) if rows.is_here else None)
-    preset = _preset(root, source)
+    preset = official_preset(root, source)
     files = [Path(reference) for reference in _references(layout, faults, preset)]
     folders = [root, root / "classes", Path(layout.data["path"])]
     folders += [file.parent for file in files[:1]]
     classes = layout.listed or find_class_list(list(dict.fromkeys(folders)))
     values = inspect(files, lenient=lenient)
-    if preset is not None:
-        reason = _against(preset, values, classes, lenient)
-        if not reason:
-            return _of_preset(preset, values)
-        if source == "cityscapes":
-            raise UserError(
-                f"{root}: has the folders and file names of Cityscapes, but {reason}. Correct the "
-                "masks, or rename the folders."
-            )
-        against = f"not the preset {preset}: {reason}"
-        values = replace(values, assumed=(*values.assumed, against))
-    return _lossy(files, values, _guess_of(values, classes))
+    blocks = layout.known if preset is None else ((preset, {"preset": preset}),)
+    fitting, reasons = known_labels(blocks, values, classes, lenient)
+    if fitting is not None:
+        return fitting
+    if source == "cityscapes":
+        raise UserError(
+            f"{root}: has the folders and file names of Cityscapes, but they are {reasons[0]}. "
+            "Correct the masks, or rename the folders."
+        )
+    values = replace(values, assumed=(*values.assumed, *reasons))
+    return _lossy(files, values, _guess_of(values, classes or names_alone(layout)))
 
 
 def _guess_of(values: MaskValues, listed: ClassList | None) -> LabelGuess:
@@ -151,60 +152,6 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
         if not files or all(file.suffix.lower() in MASK_SUFFIXES for file in files):
             raise
     return [mask for split in splits for mask in split.with_format(None)["mask"][:]]
-
-
-# ------------------------------------------------------------------------------------------ presets
-
-
-def _preset(root: Path, source: str) -> str | None:
-    """The preset of an official layout, which has the same name; Cityscapes has two."""
-    if source == "cityscapes" and not any((root / "gtFine").rglob("*_gtFine_labelTrainIds.png")):
-        return "cityscapes-label-ids"
-    return source if source in PRESETS else None
-
-
-def _against(preset: str, values: MaskValues, classes: ClassList | None, lenient: bool) -> str:
-    """The reason against a preset whose folders these are, "" if there is none.
-
-    Anybody may use the folder names of a known data set.
-    """
-    names: list[str] = PRESETS[preset]["names"]
-    if values.kind != "ids":
-        return "masks hold colours"
-    if classes is not None and {name.lower() for name in classes.names} - {
-        *(name.lower() for name in names),
-        *(name for name in map(str.lower, classes.names) if is_background(name)),
-    }:
-        return f"{classes.file.name} lists other classes"
-    rules = dict(Labels.build(**PRESETS[preset]).rules)
-    strangers = sorted(values.counts.keys() - rules.keys() - set(NO_LABEL))
-    if strangers and not lenient:
-        return f"masks hold {', '.join(map(str, strangers[:3]))}, which it has no class for"
-    if preset.startswith("cityscapes"):  # its file names are proof enough
-        return ""
-    seen = len(values.counts.keys() & {raw for raw, i in rules.items() if 0 <= i < len(names)})
-    expected = max(_FEWEST_VALUES, len(names) * min(0.5, values.num_masks / _ALL_SEEN))
-    if len(values.counts.keys() & rules.keys()) < _FEWEST_VALUES or seen < min(
-        expected, len(names) - 1
-    ):
-        return f"only {seen} of its {len(names)} classes occur in {values.num_masks} masks"
-    return ""
-
-
-def _of_preset(preset: str, values: MaskValues) -> LabelGuess:
-    found = {
-        "cityscapes": "masks of the 19 train ids",
-        "cityscapes-label-ids": "masks of the 34 label ids, translated by the official table",
-    }.get(preset, f"masks hold ids of the classes of {preset}")
-    labels: dict[str, Any] = {"preset": preset}
-    assumed = [f"classes are those of {preset}, because the folders have its names"]
-    own = Labels.build(**PRESETS[preset])
-    known = {raw for raw, _ in own.rules}
-    if more := sorted(values.counts.keys() & set(NO_LABEL) - known):
-        ignored = {raw for raw, i in own.rules if i == own.ignore_index and raw >= 0}
-        labels["ignore"] = sorted({*PRESETS[preset].get("ignore", ignored), *more})
-        assumed.append(f"{more[0]} is not a class and is ignored")
-    return LabelGuess(labels, (found,), tuple(assumed))
 
 
 # ------------------------------------------------------------------------------------------ objects
@@ -321,8 +268,3 @@ def _refuse_texts_alone(texts: Sequence[Path], faults: list[Fault] | None) -> No
             f"{len(alone)} text files of polygons have no image: {shown([str(f) for f in alone])}. "
             "Add the images, or remove these files."
         )
-
-
-def with_preset(labels: dict[str, Any]) -> dict[str, Any]:
-    """A `labels:` block, with the values of its preset filled in."""
-    return {**PRESETS.get(labels.get("preset", ""), {}), **labels}

@@ -1,9 +1,9 @@
 """Finds the images, the masks and the splits of a folder.
 
 Names decide, and a glance at a few files tells masks from images.
-`official` knows the folders of published data sets, `annotations`, `exports` and `label_studio` the
-files that describe objects, `tables` what `datasets` wrote; `pairs` finds two folders, or endings
-of names, that belong together.
+`official` and `public_sets` know the folders of published data sets, `annotations`, `exports` and
+`label_studio` the files that describe objects, `tables` what `datasets` wrote; `pairs` finds two
+folders, or endings of names, that belong together.
 """
 
 import functools
@@ -17,6 +17,7 @@ from finetune.discover.layout import Layout, refuse_without_training, walk
 from finetune.discover.nothing_fits import why_nothing_fits
 from finetune.discover.official import official
 from finetune.discover.pairs import pairs
+from finetune.discover.public_sets import public_sets
 from finetune.discover.split_lists import with_lists
 from finetune.discover.supervisely import supervisely_project
 from finetune.discover.tables import table, table_folder
@@ -37,6 +38,8 @@ def recognise(root: Path) -> list[Layout]:
     known = ultralytics(root) or official(root)
     if known is not None:
         return [known]
+    if sets := public_sets(root):
+        return sets
     tree = walk(root)
     look = functools.cache(glance)  # looks at each file once
     layouts = [*coco_files(tree)] or [*labelme_files(tree)] or [*label_studio_files(tree)]

@@ -5,7 +5,12 @@ Each value of `PRESETS` holds keyword arguments of `finetune.labels.translation.
 Sources: ADE20K scene parsing, objectInfo150.txt (the first name of each row) and the colours
 that mmsegmentation and the published demos use; Cityscapes, cityscapesScripts' labels.py (train
 ids and the table of label ids); CamVid, the SegNet tutorial's 11 classes; Pascal VOC, its
-development kit; COCO-Stuff, labels.txt of its repository. The shapes are this package's own.
+development kit; COCO-Stuff, labels.txt of its repository; Oxford-IIIT Pet, the README of its
+annotations; BDD100K, its `label.py`; IDD, `anue_labels.py` of AutoNUE/public-code; LoveDA and
+iSAID, mmsegmentation's data sets, after the sets' own pages; UAVid, its paper and tool kit;
+FloodNet, the README of its repository; SUIM, `data_utils.py` of xahidbuffon/SUIM; CelebAMask-HQ,
+`g_mask.py` of its repository, whose order decides where parts overlap; DeepGlobe, the class_dict of
+its land cover track; Potsdam and Vaihingen, the pages of ISPRS. The shapes are this package's own.
 """
 
 from collections.abc import Sequence
@@ -106,6 +111,28 @@ def _voc_colors(count: int) -> list[RGB]:
     return [(level(value, 0), level(value, 1), level(value, 2)) for value in range(count)]
 
 
+_IDD_NAMES = _names(
+    "road, parking, drivable fallback, sidewalk, rail track, non-drivable fallback, person, "
+    "animal, rider, motorcycle, bicycle, autorickshaw, car, truck, bus, caravan, trailer, train, "
+    "vehicle fallback, curb, wall, fence, guard rail, billboard, traffic sign, traffic light, "
+    "pole, polegroup, obs-str-bar-fallback, building, bridge, tunnel, vegetation, sky, "
+    "fallback background"
+)
+_IDD_COLORS = _colors(
+    "804080 faaaa0 510051 f423e8 e6968c 98fb98 dc143c f6c691 ff0000 0000e6 770b20 ffcc36 00008e "
+    "000046 003c64 00005a 00006e 005064 888f99 dcbe28 66669c be9999 b4a5b4 ae4043 dcdc00 faaa1e "
+    "999999 999999 a9bbd6 464646 966464 96785a 6b8e23 4682b4 a9bbd6"
+)
+_IDD_LEVEL3 = (0, 2, 3, 5, 6, *range(8, 15), 18, *range(19, 27), 28, 29, 30, 32, 33)
+"""The id that names each class of level 3; the other ids belong to the class of a neighbour."""
+_ISPRS = {
+    "kind": "colors",
+    "names": _names("impervious surfaces, building, low vegetation, tree, car, clutter"),
+    "colors": _colors("ffffff 0000ff 00ffff 00ff00 ffff00 ff0000"),
+    "ignore": ["#000000"],  # the border of objects, in the files noBoundary
+}
+
+
 PRESETS: dict[str, dict[str, Any]] = {
     "shapes": {
         "names": ["background", "disc", "square", "triangle", "star", "ring"],
@@ -153,4 +180,83 @@ PRESETS: dict[str, dict[str, Any]] = {
         ),
         "ignore": [11],  # unlabelled
     },
+    "oxford-pets": {
+        "names": ["foreground", "background", "not classified"],
+        "map": {1: 0, 2: 1, 3: 2},
+    },
+    "bdd100k-drivable": {"names": ["direct", "alternative", "background"]},
+    "idd": {
+        "names": _IDD_NAMES,
+        "colors": _IDD_COLORS,
+        "ignore": [*range(35, 40), 255],  # unlabeled, ego vehicle, ..., license plate
+    },
+    "idd-level3": {
+        "names": [_IDD_NAMES[i] for i in _IDD_LEVEL3],
+        "colors": [_IDD_COLORS[i] for i in _IDD_LEVEL3],
+    },
+    "idd-lite": {
+        "names": _names(
+            "drivable, non-drivable, living things, vehicles, roadside objects, far objects, sky"
+        ),
+    },
+    # Raw 0 is "no data" and not a class.
+    "loveda": {
+        "names": _names("background, building, road, water, barren, forest, agriculture"),
+        "colors": _colors("ffffff ff0000 ffff00 0000ff 9f81b7 00ff00 ffc380"),
+        "reduce_zero": True,
+    },
+    "uavid": {
+        "kind": "colors",
+        "names": _names(
+            "background clutter, building, road, tree, low vegetation, moving car, static car, "
+            "human"
+        ),
+        "colors": _colors("000000 800000 804080 008000 808000 400080 c000c0 404000"),
+    },
+    "floodnet": {
+        "names": _names(
+            "background, building-flooded, building-non-flooded, road-flooded, road-non-flooded, "
+            "water, tree, vehicle, pool, grass"
+        ),
+    },
+    # Each channel means 0 or 1, below or above a half.
+    "suim": {
+        "kind": "colors",
+        "names": _names(
+            "background waterbody, human divers, plants and sea-grass, wrecks and ruins, robots "
+            "and instruments, reefs and invertebrates, fish and vertebrates, sand and sea-floor"
+        ),
+        "colors": _colors("000000 0000ff 00ff00 00ffff ff0000 ff00ff ffff00 ffffff"),
+        "tolerance": 127,
+    },
+    "celebamask-hq": {
+        "names": _names(
+            "background, skin, nose, eye_g, l_eye, r_eye, l_brow, r_brow, l_ear, r_ear, mouth, "
+            "u_lip, l_lip, hair, hat, ear_r, neck_l, neck, cloth"
+        ),
+        "background": "background",
+        "ignore": [],
+    },
+    # Each channel means 0 or 1, below or from 128 on.
+    "deepglobe-land-cover": {
+        "kind": "colors",
+        "names": _names("urban_land, agriculture_land, rangeland, forest_land, water, barren_land"),
+        "colors": _colors("00ffff ffff00 ff00ff 00ff00 0000ff ffffff"),
+        "ignore": ["#000000"],  # unknown
+        "tolerance": 127,
+    },
+    "isaid": {
+        "kind": "colors",
+        "names": _names(
+            "background, ship, storage tank, baseball diamond, tennis court, basketball court, "
+            "ground track field, bridge, large vehicle, small vehicle, helicopter, swimming pool, "
+            "roundabout, soccer ball field, plane, harbor"
+        ),
+        "colors": _colors(
+            "000000 00003f 003f3f 003f00 003f7f 003fbf 003fff 007f3f 007f7f 00007f 0000bf 0000ff "
+            "00bf7f 007fbf 007fff 00649b"
+        ),
+    },
+    "potsdam": _ISPRS,
+    "vaihingen": _ISPRS,
 }

@@ -13,6 +13,7 @@ DATA_SETS = {
     "cityscapes": "Cityscapes",
     "voc": "Pascal VOC 2012",
     "coco-stuff": "COCO-Stuff 164k",
+    "celebamask-hq": "CelebAMask-HQ",
 }
 """Names of the sources that are a single data set."""
 

@@ -289,7 +289,7 @@ class ViaData(FileData):
 class OfficialData(FileData):
     """A known data set in its official folders."""
 
-    source: Literal["camvid", "ade20k", "cityscapes", "voc", "coco-stuff"]
+    source: Literal["camvid", "ade20k", "cityscapes", "voc", "coco-stuff", "celebamask-hq"]
 
 
 AnySource = (

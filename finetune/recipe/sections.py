@@ -12,8 +12,10 @@ from finetune.recipe.text import in_line
 from finetune.segformer.configuration import VARIANTS, SegformerConfig, smallest_side
 
 Preset = Literal[
-    "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff"
-]
+    "shapes", "ade20k", "camvid", "cityscapes", "cityscapes-label-ids", "voc", "coco-stuff",
+    "oxford-pets", "bdd100k-drivable", "idd", "idd-level3", "idd-lite", "loveda", "uavid",
+    "floodnet", "suim", "celebamask-hq", "deepglobe-land-cover", "isaid", "potsdam", "vaihingen",
+]  # fmt: skip
 
 
 def _mask_value(value: Any) -> Any:

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.sources.opening import open_split
+from finetune.discover.known_labels import with_preset
 from finetune.discover.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.labels.translation import Labels
@@ -37,7 +38,7 @@ def folder(root: Path, images: str, masks: str) -> None:
 def opened(root: Path, layout) -> dict[str, set[int]]:
     """The numbers of the pictures in both splits; every pixel of each mask is right."""
     labels = guess(root, layout)
-    recipe = Recipe.model_validate({"data": layout.data, "labels": labels.labels})
+    recipe = Recipe.model_validate({"data": layout.data, "labels": with_preset(labels.labels)})
     built = recipe.labels.build()
     assert isinstance(built, Labels)
     found = {}

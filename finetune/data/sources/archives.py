@@ -1,15 +1,24 @@
 """The official layouts of known data sets, as their archives unpack."""
 
+import json
+import re
 from itertools import compress
 from pathlib import Path
 
 import datasets
 
-from finetune.data.faults import Faults, listed, without_partner
+from finetune.data.faults import Faults, each, listed, without_partner
+from finetune.data.masks import FaceParts
 from finetune.data.samples import as_samples
-from finetune.data.sources.folders import existing_folder, existing_root, image_folder
+from finetune.data.sources.folders import (
+    existing_folder,
+    existing_root,
+    files_by_key,
+    image_folder,
+)
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
+from finetune.pictures.references import IMAGE_SUFFIXES, MASK_SUFFIXES
 
 
 def camvid(
@@ -111,3 +120,44 @@ def coco_stuff(
         if (root / candidate.replace("{split}", folder)).is_dir():
             masks = candidate
     return image_folder(root, folder, labels, masks=masks, faults=faults)
+
+
+def celebamask_hq(
+    path: str | Path, split: str, labels: Labels, *, faults: Faults = None
+) -> datasets.Dataset:
+    """CelebAMask-HQ: `CelebA-HQ-img/7.jpg` and `CelebAMask-HQ-mask-anno/0/00007_l_brow.png`.
+
+    There are no splits in its folders, so `split` has no meaning. A part that a face lacks has no
+    file. Images have 1024 x 1024 pixels and masks 512 x 512; each pixel of a mask is a square of
+    its image. An image without any part is a fault, as is a part without an image or a class.
+
+    Raises:
+        UserError: A folder is missing, or a file has no partner or no class.
+    """
+    root = existing_root(Path(path).expanduser(), "CelebA-HQ-img and CelebAMask-HQ-mask-anno")
+    folder = existing_folder(root, "CelebA-HQ-img", split)
+    images = files_by_key(folder, IMAGE_SUFFIXES, "", faults=faults)
+    folder = existing_folder(root, "CelebAMask-HQ-mask-anno", split)
+    parts: dict[str, dict[int, str]] = {}
+    strange: list[str] = []
+    for file in files_by_key(folder, MASK_SUFFIXES, "", faults=faults).values():
+        found = re.fullmatch(r"(\d+)_(.+)", file.stem)
+        if found is None or found[2] not in labels.names:
+            strange.append(str(file))
+        else:
+            parts.setdefault(str(int(found[1])), {})[labels.names.index(found[2])] = str(file)
+    faces = sorted(str(images[key]) for key in images.keys() - parts.keys())
+    rest = sorted(file for key in parts.keys() - images.keys() for file in parts[key].values())
+    if faults is not None:
+        faults += each("image-without-mask", faces) + each("mask-without-image", rest)
+        faults += each("mask-of-no-class", sorted(strange))
+    elif faces or rest or strange:
+        files = listed([*faces, *rest, *sorted(strange)])
+        raise UserError(
+            f"data.path: {len(faces)} images have no parts, {len(rest)} parts have no image, and "
+            f"{len(strange)} have no class of labels.names: {files}. "
+            "Remove these files, or correct labels.names."
+        )
+    keys = sorted(images.keys() & parts.keys(), key=lambda key: (len(key), key))
+    masks = [json.dumps(dict(sorted(parts[key].items()))) for key in keys]
+    return as_samples([images[key] for key in keys], masks, keys, labels, FaceParts())

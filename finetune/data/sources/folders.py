@@ -7,7 +7,7 @@ import glob
 import json
 import os
 from collections.abc import Iterator, Set
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 from unicodedata import normalize
 
@@ -44,7 +44,8 @@ def image_folder(
         path: The data set's folder.
         split: Replaces `{split}` in the patterns.
         labels: What the mask values mean.
-        images: Folder of the images, relative to `path`.
+        images: Folder of the images, relative to `path`. A part `*` is any folder: images of
+            `seq1/Images` have their masks in `seq1/Labels`, if these are `*/Images` and `*/Labels`.
         masks: Folder of the masks, relative to `path`; may be the same as `images`. With `{class}`
             in it, or in `mask_suffix`, each class of `labels` has files of its own. An image may
             lack the files of some classes.
@@ -62,7 +63,8 @@ def image_folder(
     """
     images, masks = (pattern.replace("{split}", split) for pattern in (images, masks))
     root = existing_root(Path(path).expanduser(), f"{images} and {masks}")
-    image_dir = existing_folder(root, images, split)
+    (above_images, inner_images), (above_masks, inner_masks) = above_star(images), above_star(masks)
+    image_dir = existing_folder(root, above_images, split)
     if (os.path.normpath(images), image_suffix) == (os.path.normpath(masks), mask_suffix):
         raise UserError(
             f"data.path: images and masks have the same folder, {image_dir}, and the same names. "
@@ -79,13 +81,13 @@ def image_folder(
             for key, files in found.items()
         }
     else:
-        mask_dir = existing_folder(root, masks, split)
+        mask_dir = existing_folder(root, above_masks, split)
         lossy = labels.kind == "colors" or labels.tolerance > 0
         suffixes = COLOR_MASK_SUFFIXES if lossy else MASK_SUFFIXES
-        files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults)
+        files = files_by_key(mask_dir, suffixes, mask_suffix, faults=faults, inner=inner_masks)
         taken = set(files.values()) if mask_suffix and image_dir == mask_dir else set()
         mask_files = {key: str(file) for key, file in files.items()}
-    image_files = files_by_key(image_dir, IMAGE_SUFFIXES, image_suffix, taken, faults)
+    image_files = files_by_key(image_dir, IMAGE_SUFFIXES, image_suffix, taken, faults, inner_images)
     if not image_files:
         raise UserError(
             f"data.path: no images found in {image_dir} or its subfolders (looked for "
@@ -204,10 +206,13 @@ def files_by_key(
     name_suffix: str,
     skip: set[Path] | None = None,
     faults: Faults = None,
+    inner: tuple[str, ...] = (),
 ) -> dict[str, Path]:
     """Files below a folder, by relative path without file type and `name_suffix`.
 
-    Hidden files and folders are left out (macOS leaves a `._x.png` beside each `x.png`).
+    Hidden files and folders are left out (macOS leaves a `._x.png` beside each `x.png`). With
+    `inner`, such as ("*", "Images"), files lie in such subfolders, and only what stands for a star
+    remains in the key.
     """
     files: dict[str, Path] = {}
     for path in _files(folder, suffixes):
@@ -215,6 +220,12 @@ def files_by_key(
         if not stem.endswith(normalize("NFC", name_suffix)) or (skip and path in skip):
             continue
         key = _key(path, folder, name_suffix)
+        if inner:
+            parts = key.split("/")
+            pairs = [*zip(inner, parts, strict=False)]
+            if len(parts) <= len(inner) or any(own not in ("*", part) for own, part in pairs):
+                continue
+            key = "/".join([*(part for own, part in pairs if own == "*"), *parts[len(inner) :]])
         if key in files:
             if faults is None:
                 raise UserError(
@@ -227,6 +238,13 @@ def files_by_key(
             faults.append(Fault("same-name", (str(path), str(other))))
         files[key] = path
     return files
+
+
+def above_star(pattern: str) -> tuple[str, tuple[str, ...]]:
+    """The folder above the first `*` of a pattern, and the parts from there on."""
+    parts = PurePosixPath(pattern).parts
+    place = parts.index("*") if "*" in parts else len(parts)
+    return "/".join(parts[:place]), parts[place:]
 
 
 def _files(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:

@@ -141,5 +141,6 @@ OPENERS: dict[str, Opener] = {
     "cityscapes": _opener(archives.cityscapes),
     "voc": _opener(archives.voc),
     "coco-stuff": _opener(archives.coco_stuff),
+    "celebamask-hq": _opener(archives.celebamask_hq),
 }
 """The source of a recipe -> the function that opens all samples of a split."""
