@@ -287,9 +287,7 @@ def _names(file: Path, text: str) -> ClassList | None:
 def _colors(file: Path, text: str) -> ClassList | None:
     """`label_colors.txt` of CamVid: lines of `r g b name`, or of another form with colours."""
     found = _names(file, text)
-    if found is None or found.colors is None:
-        return None
-    return replace(found, is_partial=(0, 0, 0) not in found.colors)
+    return found if found is not None and found.colors else None
 
 
 def _dataset_meta(file: Path, text: str) -> ClassList | None:

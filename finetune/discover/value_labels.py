@@ -345,7 +345,8 @@ def _by_colors_of(values: MaskValues, listed: ClassList) -> LabelGuess:
     labels: dict[str, Any] = {"kind": "colors"}
     names, rest = list(listed.names), Counter(values.counts)
     is_black = 0 in undeclared and _distance(0, table) > TOLERANCE
-    if is_black and listed.is_partial and not any(map(is_background, names)):
+    is_rest = listed.is_partial or undeclared.get(0, 0) > 0.5  # most pixels have a class
+    if is_black and is_rest and not any(map(is_background, names)):
         names, table = [*names, "background"], [*table, 0]
         share = undeclared.pop(0)
         assumed.append(
