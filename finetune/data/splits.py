@@ -155,6 +155,53 @@ def by_fraction(
     Raises:
         UserError: The expression is invalid, finds nothing in an id, or puts all into one group.
     """
+    chosen: list[int] = []
+    for members in _drawn_groups(data, seed, group, "val_fraction")[:-1]:
+        # Stop at the group that comes nearest to the share.
+        missing = fraction * len(data) - len(chosen)
+        if chosen and missing < len(members) / 2:
+            break
+        chosen += members
+    return _parts(data, chosen)
+
+
+def by_fold(
+    data: datasets.Dataset, fold: int, folds: int, *, seed: int, group: str | None
+) -> tuple[datasets.Dataset, datasets.Dataset]:
+    """Cuts a data set in two, where the second part is one of `folds` that cover the whole set.
+
+    Args:
+        data: The whole set.
+        fold: Number of the fold, from 0.
+        folds: Number of folds of nearly equal size, 2 or more.
+        seed: As in `by_fraction`.
+        group: As in `by_fraction`.
+
+    Returns:
+        The other folds, and the fold.
+
+    Raises:
+        UserError: As in `by_fraction`; or the fold is empty, because there are too few groups.
+    """
+    groups = _drawn_groups(data, seed, group, "folds")
+    chosen: list[int] = []
+    before = 0
+    for members in groups:  # each belongs to the fold in which its middle lies
+        if int((before + len(members) / 2) * folds / len(data)) == fold:
+            chosen += members
+        before += len(members)
+    if not chosen:
+        raise UserError(
+            f"data.folds: fold {fold} of {folds} has no samples: there are {len(groups)} groups of "
+            "samples, of unequal sizes. Take fewer folds."
+        )
+    return _parts(data, chosen)
+
+
+def _drawn_groups(
+    data: datasets.Dataset, seed: int, group: str | None, key: str
+) -> list[list[int]]:
+    """The indices of each group, in random order; `key` of the recipe asked for them."""
     members: dict[str, list[int]] = {}
     for index, name in enumerate(data.with_format(None)["id"][:]):
         members.setdefault(_group_of(name, group), []).append(index)
@@ -162,15 +209,14 @@ def by_fraction(
         why = (
             f"data.split_group={group!r} puts all into one group" if group else "there is only one"
         )
-        raise UserError(f"data.val_fraction: the samples cannot be split: {why}.")
-    ordered = sorted(members, key=lambda key: hashlib.sha256(f"{seed}/{key}".encode()).digest())
-    chosen: list[int] = []
-    for key in ordered[:-1]:
-        # Stop at the group that comes nearest to the share.
-        missing = fraction * len(data) - len(chosen)
-        if chosen and missing < len(members[key]) / 2:
-            break
-        chosen += members[key]
+        raise UserError(f"data.{key}: the samples cannot be split: {why}.")
+    ordered = sorted(members, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
+    return [members[name] for name in ordered]
+
+
+def _parts(
+    data: datasets.Dataset, chosen: Sequence[int]
+) -> tuple[datasets.Dataset, datasets.Dataset]:
     rest = sorted(set(range(len(data))) - set(chosen))
     return data.select(rest), data.select(sorted(chosen))
 

@@ -95,29 +95,45 @@ class StoredData(DataSection):
     val_fraction: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share of train_split to evaluate on, instead of val_split"
     )
-    split_seed: int = Field(0, description="with val_fraction: seed of the random cut")
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        None,
+        description="number of parts of train_split for cross-validation, instead of val_split",
+    )
+    fold: Annotated[int, Field(ge=0, le=999)] = Field(
+        0, description="with folds: the part to evaluate on, from 0"
+    )
+    split_seed: int = Field(0, description="with val_fraction or folds: seed of the random cut")
     split_group: str | None = Field(
         None,
-        description="with val_fraction: regular expression in ids; samples with equal matches stay "
-        "together",
+        description="with val_fraction or folds: regular expression in ids; samples with equal "
+        "matches stay together",
     )
 
     @property
     def held_back(self) -> float | None:
-        """The key `val_fraction`."""
-        return self.val_fraction
+        """The key `val_fraction`, or the share of a fold."""
+        return self.val_fraction if self.folds is None else 1 / self.folds
+
+    @property
+    def _cut(self) -> str | None:
+        """The key by which the training split is cut in two."""
+        return next((key for key in ("val_fraction", "folds") if getattr(self, key)), None)
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
-        if self.val_fraction is None:
+        if self._cut is None:
             for key, default in (("split_seed", 0), ("split_group", None)):
                 if getattr(self, key) != default:
-                    yield f".{key}: needs .val_fraction"
+                    yield f".{key}: needs .val_fraction or .folds"
         elif self.val_split == self.train_split:
             yield (
-                f".val_split: the training uses {self.val_split!r}; with .val_fraction, give the "
+                f".val_split: the training uses {self.val_split!r}; with .{self._cut}, give the "
                 "part that is held back another name"
             )
+        if self.folds is not None and self.val_fraction is not None:
+            yield ".folds: .val_fraction cuts the training split too; give one of them"
+        if self.fold >= (self.folds or 1):
+            yield f".fold: {self.fold} needs .folds of at least {self.fold + 1}; folds count from 0"
 
 
 class FileData(StoredData):
@@ -134,7 +150,7 @@ class FileData(StoredData):
         yield from super()._problems()
         if self.val_fraction is not None and self.split_list is not None:
             yield ".val_fraction: a share is drawn, but .split_list names files; give one of them"
-        if not self.patterns or self.val_fraction is not None or self.train_split == self.val_split:
+        if not self.patterns or self._cut is not None or self.train_split == self.val_split:
             return
         texts = [*(getattr(self, key) for key in self.patterns), self.split_list or ""]
         if not any("{split}" in text for text in texts):
@@ -182,7 +198,7 @@ class HubData(StoredData):
 
     def _problems(self) -> Iterator[str]:
         yield from super()._problems()
-        for key in ("val_fraction", "cache") if self.streaming else ():
+        for key in ("val_fraction", "folds", "cache") if self.streaming else ():
             value = getattr(self, key)
             if value not in (None, "auto", "none"):
                 yield f".{key}: {value} needs all samples at hand; remove it, or .streaming"

@@ -4,9 +4,13 @@ from collections import Counter
 
 import datasets
 import pytest
+from PIL import Image
 
-from finetune.data.splits import by_fraction, by_list
+from finetune.data.sources.opening import open_split
+from finetune.data.splits import by_fold, by_fraction, by_list
 from finetune.errors import UserError
+from finetune.labels.translation import Labels
+from finetune.recipe.data import read_data
 
 
 def data(ids) -> datasets.Dataset:
@@ -116,3 +120,50 @@ def test_a_set_that_grows_keeps_its_split():
 def test_what_cannot_be_split(ids, group, message):
     with pytest.raises(UserError, match=message):
         by_fraction(data(ids), 0.5, seed=0, group=group)
+
+
+@pytest.mark.parametrize(("folds", "group"), [(2, None), (3, None), (70, None), (3, r"clip_\d+")])
+def test_folds_cover_the_set_once_and_are_of_equal_size(folds, group):
+    parts = [by_fold(data(FRAMES), fold, folds, seed=0, group=group) for fold in range(folds)]
+    held_out = [set(chosen["id"]) for _, chosen in parts]
+    assert Counter(name for names in held_out for name in names) == Counter(FRAMES)
+    for (rest, _), names in zip(parts, held_out, strict=True):
+        assert set(rest["id"]) == set(FRAMES) - names
+        assert abs(len(names) - len(FRAMES) / folds) <= (7 if group else 1)
+        clips = {name.rpartition("_")[0] for name in names}
+        assert not group or clips.isdisjoint(name.rpartition("_")[0] for name in rest["id"])
+
+
+def test_folds_are_drawn_by_names_and_seed():
+    def held_out(ids, seed=0):
+        return by_fold(data(ids), 1, 3, seed=seed, group=None)[1]["id"]
+
+    assert set(held_out(FRAMES)) == set(held_out(reversed(FRAMES)))
+    assert set(held_out(FRAMES)) != set(held_out(FRAMES, seed=1))
+    assert set(held_out(FRAMES)) != set(FRAMES[24:47])
+    assert len(set(held_out(FRAMES)) ^ set(held_out([*FRAMES, "one/more"]))) <= 3
+
+
+def test_too_few_groups_for_the_folds():
+    with pytest.raises(UserError, match=r"data\.folds: fold 1 of 4 has no samples: .* 3 groups"):
+        by_fold(data(["a", "b", "c"]), 1, 4, seed=0, group=None)
+    with pytest.raises(UserError, match=r"data\.folds: the samples cannot be split"):
+        by_fold(data(FRAMES), 0, 2, seed=0, group="town")
+
+
+def test_folds_cut_the_list_of_the_training_split(tmp_path):
+    for kind in ("images", "masks"):
+        (tmp_path / kind).mkdir()
+        for name in "abcdefg":
+            Image.new("L", (4, 4)).save(tmp_path / kind / f"{name}.png")
+    (tmp_path / "train.txt").write_text("b\nc\ne\nf\ng\n")
+    section = {"path": str(tmp_path), "images": "images", "masks": "masks", "folds": 2}
+    section |= {"split_list": "{split}.txt"}
+    found = [
+        open_split(read_data({**section, "fold": fold}), Labels.build(["x", "y"]), split)["id"]
+        for fold in (0, 1)
+        for split in ("val", "train")
+    ]
+    assert found[0] == found[3] != []
+    assert found[1] == found[2] != []
+    assert sorted([*found[0], *found[1]]) == list("bcefg")

@@ -28,7 +28,7 @@ OWN = {
     "via": {"split_list", "images", "annotations", "attribute", "overlap"},
     "camvid": {"split_list"},
 }
-STORED = {"path", "val_fraction", "split_seed", "split_group"}
+STORED = {"path", "val_fraction", "folds", "fold", "split_seed", "split_group"}
 
 
 def of(source, **keys):
@@ -99,6 +99,12 @@ def test_a_recipe_without_a_source_is_about_a_folder():
             {"val_fraction": 0.1, "val_split": "train"},
             "data.val_split: the training uses 'train'",
         ),
+        ("folder", {"folds": 3, "val_split": "train"}, r"data.val_split: .* with data\.folds, give"),
+        ("folder", {"folds": 3, "fold": 3}, "data.fold: 3 needs data.folds of at least 4"),
+        ("folder", {"fold": 1}, "data.fold: 1 needs data.folds of at least 2"),
+        ("folder", {"folds": 1}, "data.folds: .*greater than or equal to 2"),
+        ("folder", {"folds": 2, "val_fraction": 0.1}, "data.folds: data.val_fraction cuts"),
+        ("hub", {"streaming": True, "folds": 2}, "data.folds: 2 needs all"),
         ("folder", {"workers": -1}, "data.workers: .*greater than or equal to 0"),
     ],
 )
@@ -119,6 +125,7 @@ def test_what_depends_on_the_source():
     assert not of("hub").data.is_streamed
     assert not of("coco").data.is_streamed
     assert of("voc", val_fraction=0.25).data.held_back == 0.25
+    assert of("voc", folds=3, fold=2).data.held_back == pytest.approx(1 / 3)
     assert of("shapes").data.held_back is None
     found = read_data({"source": "hub", "path": "owner/name", "subset": "a"})
     assert isinstance(found, HubData)

@@ -22,7 +22,7 @@ from finetune.data.sources.shapes import shapes
 from finetune.data.sources.supervisely import supervisely
 from finetune.data.sources.ultralytics import ultralytics
 from finetune.data.sources.via import via
-from finetune.data.splits import by_fraction, by_list
+from finetune.data.splits import by_fold, by_fraction, by_list
 from finetune.data.stream import Streamed
 from finetune.labels.translation import Labels
 from finetune.pictures.references import IMAGE_SUFFIXES
@@ -61,12 +61,21 @@ def open_split(
 
 
 def _part(data: StoredData, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
-    """A split of stored data: all samples of its name, a share of them, or a list."""
+    """A split of stored data: all samples of its name, those of a list, or a drawn part."""
+    if data.held_back is None:
+        return _named(data, labels, split, faults)
+    whole = _named(data, labels, data.train_split, faults)
+    seed, group = data.split_seed, data.split_group
+    if data.folds is None:
+        parts = by_fraction(whole, data.held_back, seed=seed, group=group)
+    else:
+        parts = by_fold(whole, data.fold, data.folds, seed=seed, group=group)
+    return parts[split != data.train_split]
+
+
+def _named(data: StoredData, labels: Labels, split: str, faults: Faults) -> datasets.Dataset:
+    """All samples of a split's name, or those of its list."""
     open_all = OPENERS[data.source]
-    if data.val_fraction is not None:
-        whole = open_all(data, labels, data.train_split, faults)
-        parts = by_fraction(whole, data.val_fraction, seed=data.split_seed, group=data.split_group)
-        return parts[split != data.train_split]
     if not isinstance(data, FileData) or data.split_list is None:
         return open_all(data, labels, split, faults)
     file = Path(data.path).expanduser() / data.split_list.replace("{split}", split)
