@@ -103,6 +103,44 @@ def predict_masks(
     return masks, chances
 
 
+def predict_doubts(
+    model: Any,
+    views: Sequence[Tensor],
+    preprocessing: Preprocessing,
+    truths: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Class ids of pictures and, at each pixel, how much surer the model is of them than of labels.
+
+    Args:
+        model: see `score_bands`, as the next two.
+        views: one for each scale.
+        preprocessing: how the views are shown.
+        truths: labels, integer (B, H, W); ids that are no class of the model are ignored.
+
+    Returns:
+        Ids (B, H, W), uint8 up to 256 classes, else int64; and log p(predicted) - log p(label),
+        (B, H, W) float32, natural logarithms: 0 where both agree and at ignored labels.
+    """
+    size = truths.shape[1], truths.shape[2]
+    num_labels = max(model.config.num_labels, 2)  # stock's binary head has one logit
+    masks = torch.empty(truths.shape, dtype=torch.uint8 if num_labels <= 256 else torch.int64)
+    doubts = torch.empty(truths.shape)
+    for rows, scores in score_bands(model, views, preprocessing, size):
+        own = rows.stop - rows.start, size[1]
+        for part in _in_rows(len(masks), num_labels, own, scores.device):
+            full = _upsampled(scores, own, part)
+            if full.shape[1] == 1:  # the logit is the log-odds of class 1 against class 0
+                full = torch.cat([torch.zeros_like(full), full], 1)
+            best, ids = full.max(1)
+            given = truths[:, rows][:, part].to(full.device, torch.int64)
+            counted = (given >= 0) & (given < num_labels)
+            # A softmax divides both probabilities by the same sum, which a difference loses.
+            of_given = full.gather(1, given.where(counted, ids)[:, None])[:, 0]
+            masks[:, rows][:, part].copy_(ids)
+            doubts[:, rows][:, part].copy_(best - of_given)
+    return masks, doubts
+
+
 def probabilities(scores: Tensor) -> Tensor:
     """Scores (B, K, ...) as probabilities; of class 1 for K = 1, stock's binary head."""
     return scores.softmax(1) if scores.shape[1] > 1 else scores.sigmoid()

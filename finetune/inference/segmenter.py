@@ -21,7 +21,7 @@ from finetune.inference.models import (
     load_preprocessing,
 )
 from finetune.inference.preprocessing import Preprocessing
-from finetune.inference.scores import predict_masks
+from finetune.inference.scores import predict_doubts, predict_masks
 from finetune.inference.segmentation import Segmentation
 from finetune.labels.colors import default_colors
 from finetune.machine import device as default_device
@@ -216,9 +216,27 @@ class Segmenter:
             masks, chances = predict_masks(
                 self.model, views, self.preprocessing, size, confidence=confidence
             )
-        # Ids of int64 become uint16; torch cannot compare those.
-        ids = masks.numpy() if masks.dtype == torch.uint8 else masks.numpy().astype(np.uint16)
-        return ids, None if chances is None else chances.numpy()
+        return _as_ids(masks), None if chances is None else chances.numpy()
+
+    def doubts(
+        self, views: Sequence[Tensor], truths: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids as `masks` gives them, and log p(predicted) - log p(label), float32 (B, H, W).
+
+        Args:
+            views: from `views`.
+            truths: labels, integer (B, H, W); see `predict_doubts`.
+        """
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+            masks, doubts = predict_doubts(
+                self.model, views, self.preprocessing, torch.from_numpy(truths.astype(np.int32))
+            )
+        return _as_ids(masks), doubts.numpy()
+
+
+def _as_ids(masks: Tensor) -> np.ndarray:
+    """Ids of int64 become uint16; torch cannot compare those."""
+    return masks.numpy() if masks.dtype == torch.uint8 else masks.numpy().astype(np.uint16)
 
 
 def _device(wanted: str | torch.device | None) -> torch.device:

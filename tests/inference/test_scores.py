@@ -10,7 +10,7 @@ from PIL import Image
 from finetune.errors import UserError
 from finetune.inference import InferenceProtocol, Preprocessing
 from finetune.inference.preprocessing import normalise
-from finetune.inference.scores import predict_masks, score_bands
+from finetune.inference.scores import predict_doubts, predict_masks, score_bands
 from finetune.segformer import SegformerConfig, SegformerForSemanticSegmentation
 
 
@@ -349,3 +349,39 @@ def test_sixteen_bit_are_normalised_by_their_own_range():
     assert torch.allclose(
         normalise(shallow, mean, std), normalise(shallow.int() * 257, mean, std), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("band", [1, 2**24])
+@pytest.mark.parametrize("keys", [{}, {"window": (48, 64), "stride": (32, 40)}, {"flip": True}])
+def test_doubts_are_differences_of_logarithms_of_probabilities(model, keys, band, monkeypatch):
+    monkeypatch.setattr("finetune.inference.scores._BAND", band)
+    pixels, size = pictures(2, 75, 110), (90, 132)
+    preprocessing = Preprocessing(InferenceProtocol(**keys), **PLAIN)
+    truths = torch.from_numpy(np.random.default_rng(0).integers(0, 6, (2, *size)))
+    truths[truths == 5] = 255
+    ids, doubts = predict_doubts(model, [pixels], preprocessing, truths)
+    chances = scores_of(model, [pixels], InferenceProtocol(**keys), size).softmax(1).double()
+    given = chances.gather(1, truths.clamp(max=4)[:, None])[:, 0]
+    expected = (chances.amax(1).log() - given.log()).masked_fill(truths == 255, 0)
+    torch.testing.assert_close(doubts.double(), expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(ids, predict_masks(model, [pixels], preprocessing, size)[0])
+    assert (doubts[ids == truths] == 0).all()
+    assert (doubts > 0).float().mean() > 0.3
+
+
+def test_doubts_of_the_binary_head():
+    torch.manual_seed(0)
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 16, 40, 64], decoder_hidden_size=32, num_labels=1
+    )
+    model, pixels = SegformerForSemanticSegmentation(config).eval(), pictures(1, 64, 64)
+    logit = logits_of(model, pixels, (64, 64))
+    with torch.no_grad():  # both classes occur
+        model.decode_head.classifier.bias -= logit.median()
+    logit = logits_of(model, pixels, (64, 64))[:, 0]
+    truths = torch.from_numpy(np.random.default_rng(0).integers(0, 2, (1, 64, 64)))
+    preprocessing = Preprocessing(InferenceProtocol(), **PLAIN)
+    ids, doubts = predict_doubts(model, [pixels], preprocessing, truths)
+    assert torch.equal(ids, (logit > 0).byte())
+    expected = torch.where(truths == (logit > 0), 0, logit.abs())
+    torch.testing.assert_close(doubts, expected, rtol=1e-4, atol=1e-5)
