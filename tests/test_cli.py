@@ -37,8 +37,8 @@ def test_help_is_complete():
     said = invoke("--help").output
     verbs = [command.name or command.callback.__name__ for command in cli.app.registered_commands]
     assert verbs == [
-        *["train", "recipes", "show", "report", "init", "doctor", "pack", "eval"],
-        *["predict", "convert", "export", "push", "demo", "benchmark"],
+        *["train", "recipes", "show", "report", "init", "doctor", "review", "pack"],
+        *["eval", "predict", "convert", "export", "push", "demo", "benchmark"],
     ]
     for verb in verbs:
         assert verb in said

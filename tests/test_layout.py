@@ -80,6 +80,7 @@ TESTS_OF = {
     "programs.push": "programs/push/test_push.py",
     "programs.push.evidence": "programs/push/test_card.py",
     "programs.push.link": "programs/push/test_upload.py",
+    "programs.review": "programs/review/test_review.py",
     "publish": "publish/test_folder.py",
     "publish.facts": "programs/push/test_card.py",
     "recipe": "recipe/test_recipe.py",

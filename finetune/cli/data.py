@@ -1,17 +1,26 @@
-"""Verbs about data: write a recipe for it, find its faults, pack it for streaming."""
+"""Verbs about data: write a recipe for it, find its faults, review its labels, pack it."""
 
 import re
 import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Argument, Option
 
-from finetune.cli.app import AsJson, Choice, Overrides, RecipeArgument, app
+from finetune.cli.app import (
+    AsJson,
+    Choice,
+    Device,
+    Overrides,
+    RecipeArgument,
+    app,
+    complete_recipe,
+)
 from finetune.errors import UserError
 
 if TYPE_CHECKING:
@@ -130,6 +139,103 @@ def doctor(
     else:
         screen.show(done.to_json(), files)
     raise typer.Exit(0 if done.clean else 2)
+
+
+@app.command()
+def review(
+    model: Annotated[
+        str | None,
+        Argument(metavar="[MODEL]", help="A model folder or Hub id; not with --folds."),
+    ] = None,
+    overrides: Overrides = None,
+    recipe: Annotated[
+        str | None,
+        Option(help="Its validation split is reviewed.", autocompletion=complete_recipe),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        Option(
+            "--output",
+            "-o",
+            help="A new folder, or that of an earlier call. Default: runs/review-NAME.",
+        ),
+    ] = None,
+    folds: Annotated[
+        int | None,
+        Option(
+            min=2,
+            help="Review the training split instead: train so many models, each without one part "
+            "of it, and review that part.",
+        ),
+    ] = None,
+    train: Annotated[
+        bool,
+        Option(
+            "--train",
+            help="Review the training split with MODEL, which may have learnt its errors.",
+        ),
+    ] = False,
+    show: Annotated[int, Option(min=1, help="Regions on the page.")] = 100,
+    device: Device = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the labels that a trained model doubts, the most doubtful first.
+
+    Example: finetune review runs/camvid/best --recipe camvid data.path=CamVid
+
+    Example: finetune review --recipe camvid data.path=CamVid --folds 3
+
+    A region is listed where the model predicts another class than the mask holds. Its score grows
+    with the model's log-odds for that class, with the area, and for classes that the model seldom
+    mixes up. The model should not have seen the labels: it reviews the validation split, or with
+    --folds each part of the training split by a model that was trained on the others. Those models
+    are ordinary runs in OUT/fold-0, OUT/fold-1, ...; the same command goes on with them.
+
+    OUT/review.html shows image, labels and prediction of the first regions. review.csv and
+    review.json hold all regions, review.json with their outlines. No mask is changed.
+
+    Exit status: 0 done, whatever was found; 2 after a mistake that the message names; 130 after
+    Ctrl-C, and the same command resumes; 143 if train.max_minutes stopped a training.
+    """
+    from finetune.disk import check_folder
+    from finetune.machine import set_threads
+    from finetune.programs.review import review as program
+    from finetune.programs.review.listing import Part
+    from finetune.recipe import load_recipe
+    from finetune.train import fit, quiet_libraries
+
+    if model is not None and "=" in model and not Path(model).exists():
+        overrides, model = [model, *(overrides or [])], None
+    if recipe is None:
+        raise UserError("--recipe is missing: name the recipe whose labels are reviewed")
+    if (model is None) == (folds is None):
+        raise UserError("name either MODEL, or --folds N to train models for this review")
+    if train and folds is not None:
+        raise UserError("--folds reviews the training split already; take --train out")
+    quiet_libraries(main_process=True)
+    loaded = load_recipe(recipe, overrides or [])
+    output = output or Path("runs") / f"review-{loaded.name}"
+    check_folder(output)
+    if folds is None:
+        parts = [Part(str(model), loaded, on_train=train)]
+    else:
+        parts = program.fold_parts(loaded, folds, output)
+    program.check_output(output, parts)
+    try:
+        for part in parts if folds is not None else ():
+            with redirect_stdout(sys.stderr):  # which --json keeps clean
+                if not fit(part.recipe).finished:
+                    raise typer.Exit(143)
+        set_threads(loaded.train.threads)
+        done = program.review(parts, output, device=device, show_progress=not as_json)
+        files = program.write(done, output, show)
+    except KeyboardInterrupt:
+        print("\nstopped; the same command resumes", file=sys.stderr)
+        raise typer.Exit(130) from None
+    if as_json:
+        print(files[2].read_text(encoding="utf-8"), end="")
+    else:
+        program.show(done.to_json(), files)
 
 
 @app.command()

@@ -218,9 +218,7 @@ class Segmenter:
             )
         return _as_ids(masks), None if chances is None else chances.numpy()
 
-    def doubts(
-        self, views: Sequence[Tensor], truths: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def doubts(self, views: Sequence[Tensor], truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Class ids as `masks` gives them, and log p(predicted) - log p(label), float32 (B, H, W).
 
         Args:

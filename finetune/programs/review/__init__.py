@@ -1,0 +1,1 @@
+"""`finetune review`: the labels that a trained model doubts, as a ranked list."""
