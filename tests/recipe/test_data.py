@@ -99,7 +99,11 @@ def test_a_recipe_without_a_source_is_about_a_folder():
             {"val_fraction": 0.1, "val_split": "train"},
             "data.val_split: the training uses 'train'",
         ),
-        ("folder", {"folds": 3, "val_split": "train"}, r"data.val_split: .* with data\.folds, give"),
+        (
+            "folder",
+            {"folds": 3, "val_split": "train"},
+            r"data.val_split: .* with data\.folds, give",
+        ),
         ("folder", {"folds": 3, "fold": 3}, "data.fold: 3 needs data.folds of at least 4"),
         ("folder", {"fold": 1}, "data.fold: 1 needs data.folds of at least 2"),
         ("folder", {"folds": 1}, "data.folds: .*greater than or equal to 2"),

@@ -195,10 +195,10 @@ def show(facts: Mapping[str, Any], files: Sequence[Path]) -> None:
     )
     table = Table(header_style="bold", box=None)
     table.add_column("score", justify="right")
-    for title in ("labelled", "predicted", "mask"):
+    for title in ("labelled", "predicted", "id"):
         table.add_column(title, overflow="fold")
     for row in found[:NUM_PRINTED]:
-        texts = (f"{row['score']:.2f}", row["labelled"], row["predicted"], row["mask"])
+        texts = (f"{row['score']:.2f}", row["labelled"], row["predicted"], row["id"])
         table.add_row(*map(Text, texts))
     if found:
         Console().print(table)
