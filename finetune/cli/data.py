@@ -175,7 +175,15 @@ def review(
             help="Review the training split with MODEL, which may have learnt its errors.",
         ),
     ] = False,
-    show: Annotated[int, Option(min=1, help="Regions on the page.")] = 100,
+    show: Annotated[int, Option(min=1, help="Regions on the page, and exported.")] = 100,
+    export: Annotated[
+        str | None,
+        Option(
+            metavar="FORM",
+            help="Also write the regions as objects of the predicted class, for annotation tools: "
+            "coco, coco-polygons, cvat, label-studio or labelme.",
+        ),
+    ] = None,
     device: Device = None,
     as_json: AsJson = False,
 ) -> None:
@@ -199,6 +207,7 @@ def review(
     """
     from finetune.disk import check_folder
     from finetune.machine import set_threads
+    from finetune.programs.review import export as tools
     from finetune.programs.review import review as program
     from finetune.programs.review.listing import Part
     from finetune.recipe import load_recipe
@@ -212,6 +221,8 @@ def review(
         raise UserError("name either MODEL, or --folds N to train models for this review")
     if train and folds is not None:
         raise UserError("--folds reviews the training split already; take --train out")
+    if export is not None:
+        tools.check_form(export)
     quiet_libraries(main_process=True)
     loaded = load_recipe(recipe, overrides or [])
     output = output or Path("runs") / f"review-{loaded.name}"
@@ -229,13 +240,14 @@ def review(
         set_threads(loaded.train.threads)
         done = program.review(parts, output, device=device, show_progress=not as_json)
         files = program.write(done, output, show)
+        others = [] if export is None else tools.export(done, output, export, show)
     except KeyboardInterrupt:
         print("\nstopped; the same command resumes", file=sys.stderr)
         raise typer.Exit(130) from None
     if as_json:
         print(files[2].read_text(encoding="utf-8"), end="")
     else:
-        program.show(done.to_json(), files)
+        program.show(done.to_json(), [*files, *others])
 
 
 @app.command()

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from finetune.cli import app
 from finetune.errors import UserError
 from finetune.inference import Segmenter
+from finetune.programs.review.export import FORMS, check_form
 from finetune.programs.review.listing import COLUMNS, Part
 from finetune.programs.review.page import around
 from finetune.programs.review.review import review
@@ -121,6 +122,41 @@ def test_the_table_and_the_page_say_the_same(recipe, model, tmp_path):
     assert "<script" not in page
 
 
+@pytest.mark.parametrize("form", ["coco-polygons", "labelme"])
+def test_regions_go_to_annotation_tools(form, recipe, model, tmp_path):
+    done = run(model, "--recipe", recipe, "-o", tmp_path / "o", "--show", "2", "--export", form)
+    assert done.exit_code == 0, done.output
+    first = facts_of(tmp_path / "o")["regions"][0]
+    if form == "labelme":
+        file = json.loads((tmp_path / f"o/labelme/{first['id']}.json").read_text())
+        led_to = tmp_path / "o/labelme" / file["imagePath"]
+        assert str(led_to.resolve()) == str(Path(first["image"]).resolve())
+        found = [(shape["label"], shape["points"]) for shape in file["shapes"]]
+    else:
+        file = json.loads((tmp_path / "o/coco-polygons.json").read_text())
+        assert sorted(image["file_name"] for image in file["images"]) == ["03.png", "06.png"]
+        place = {image["file_name"]: image["id"] for image in file["images"]}[f"{first['id']}.png"]
+        names = {category["id"]: category["name"] for category in file["categories"]}
+        found = [
+            (names[one["category_id"]], one["segmentation"][0])
+            for one in file["annotations"]
+            if one["image_id"] == place
+        ]
+    ((label, points),) = found
+    left, top, width, height = first["box"]
+    assert label == first["predicted"]
+    corners = np.array(points).reshape(-1, 2)
+    assert corners.min(0).tolist() == pytest.approx([left, top], abs=1)
+    assert corners.max(0).tolist() == pytest.approx([left + width, top + height], abs=1)
+
+
+def test_the_help_names_the_forms_that_there_are():
+    said = " ".join(run("--help").output.split())
+    assert f"tools: {', '.join(list(FORMS)[:-1])} or {list(FORMS)[-1]}." in said
+    for form in FORMS:
+        check_form(form)
+
+
 def test_folds_review_the_training_split_by_models_that_have_not_seen_it(recipe, tmp_path):
     out = tmp_path / "out"
     command = (
@@ -194,6 +230,7 @@ def test_a_stopped_call_resumes_and_mended_masks_are_reviewed_again(tmp_path, mo
         (["MODEL", "--recipe", "RECIPE", "-o", "TAKEN"], "holds other files"),
         (["--recipe", "RECIPE", "--folds", "2", "-o", "TAKEN"], "holds other files"),
         (["--recipe", "shapes", "--folds", "2"], "draws its labels"),
+        (["MODEL", "--recipe", "RECIPE", "--export", "xyz"], "--export xyz: choose from coco"),
         (["MODEL", "--recipe", "RECIPE", "labels.names=[a, b, c]"], "are not the 3 of"),
         (["MODEL", "--recipe", "RECIPE", "data.val_split=test"], "test"),
     ],
