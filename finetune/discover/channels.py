@@ -9,7 +9,7 @@ import datasets
 import numpy as np
 
 from finetune.data.samples import reader_of
-from finetune.discover.mask_values import spread
+from finetune.discover.values.mask_values import spread
 from finetune.errors import UserError
 from finetune.pictures.reading import channels_to_keep, image_dtype, read_image
 from finetune.pictures.references import Picture

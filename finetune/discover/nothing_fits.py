@@ -9,13 +9,13 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from finetune.discover.annotations import why_no_json
-from finetune.discover.evidence import Evidence, Key, gather
-from finetune.discover.glances import Look
-from finetune.discover.label_studio import why_no_regions
-from finetune.discover.layout import MAX_FILES, Tree, split_in
-from finetune.discover.mask_values import spread
-from finetune.discover.pairs import MATCHING, is_elected
+from finetune.discover.forms.annotations import why_no_json
+from finetune.discover.forms.label_studio import why_no_regions
+from finetune.discover.layouts.evidence import Evidence, Key, gather
+from finetune.discover.layouts.glances import Look
+from finetune.discover.layouts.layout import MAX_FILES, Tree, split_in
+from finetune.discover.layouts.pairs import MATCHING, is_elected
+from finetune.discover.values.mask_values import spread
 from finetune.pictures.references import JPEG_SUFFIXES, LOSSY_SUFFIXES
 
 _NUM_FOLDERS, _NUM_LOOKED_AT = 4, 3

@@ -9,19 +9,19 @@ folders, or endings of names, that belong together.
 import functools
 from pathlib import Path
 
-from finetune.discover.annotations import coco_files, ultralytics
-from finetune.discover.exports import cvat_files, labelme_files, rle_tables
-from finetune.discover.glances import glance
-from finetune.discover.label_studio import label_studio_files
-from finetune.discover.layout import Layout, refuse_without_training, walk
+from finetune.discover.forms.annotations import coco_files, ultralytics
+from finetune.discover.forms.exports import cvat_files, labelme_files, rle_tables
+from finetune.discover.forms.label_studio import label_studio_files
+from finetune.discover.forms.official import official
+from finetune.discover.forms.public_sets import public_sets
+from finetune.discover.forms.supervisely import supervisely_project
+from finetune.discover.forms.tables import table, table_folder
+from finetune.discover.forms.via import via_files
+from finetune.discover.layouts.glances import glance
+from finetune.discover.layouts.layout import Layout, refuse_without_training, walk
+from finetune.discover.layouts.pairs import pairs
+from finetune.discover.layouts.split_lists import with_lists
 from finetune.discover.nothing_fits import why_nothing_fits
-from finetune.discover.official import official
-from finetune.discover.pairs import pairs
-from finetune.discover.public_sets import public_sets
-from finetune.discover.split_lists import with_lists
-from finetune.discover.supervisely import supervisely_project
-from finetune.discover.tables import table, table_folder
-from finetune.discover.via import via_files
 from finetune.errors import UserError
 
 __all__ = ["Layout", "recognise", "table"]

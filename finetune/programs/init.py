@@ -18,9 +18,9 @@ import yaml
 from finetune.data.samples import preflight, upright_sizes, with_channels
 from finetune.data.sources.opening import open_split
 from finetune.discover.channels import NUM_IMAGES, ChannelGuess, guess_channels, some_images
-from finetune.discover.guesses import LabelGuess
-from finetune.discover.known_labels import with_preset
-from finetune.discover.layout_labels import guess
+from finetune.discover.labels.guesses import LabelGuess
+from finetune.discover.labels.known_labels import with_preset
+from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import Layout, recognise, table
 from finetune.disk import check_folder, make_folder, write_whole
 from finetune.errors import UserError

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from finetune.data import coco_json
-from finetune.discover.layout import split_in
-from finetune.discover.layout_labels import guess
+from finetune.data.annotations import coco as coco_json
+from finetune.discover.labels.layout_labels import guess
+from finetune.discover.layouts.layout import split_in
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.labels.translation import Labels

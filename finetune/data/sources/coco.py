@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import datasets
 
-from finetune.data.coco_json import CocoFile, objects_file
+from finetune.data.annotations.coco import CocoFile, objects_file
 from finetune.data.faults import Fault, Faults, each, listed
 from finetune.data.named_files import located, sample_id
 from finetune.data.objects import CocoObjects, Overlap, wrong_segmentation

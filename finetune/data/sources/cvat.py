@@ -6,7 +6,7 @@ from pathlib import Path
 
 import datasets
 
-from finetune.data.cvat_xml import CvatShapes, read_cvat
+from finetune.data.annotations.cvat import CvatShapes, read_cvat
 from finetune.data.faults import Fault, Faults, each, listed
 from finetune.data.named_files import located, sample_id
 from finetune.data.samples import as_samples

@@ -11,10 +11,9 @@ from unicodedata import normalize
 import datasets
 import numpy as np
 
-from finetune.data import brush_rle
-from finetune.data.coco_json import CocoFile
-from finetune.data.faults import Fault, Faults
-from finetune.data.label_studio_json import (
+from finetune.data.annotations import brush_rle
+from finetune.data.annotations.coco import CocoFile
+from finetune.data.annotations.label_studio import (
     Export,
     brush_pngs,
     is_brush_png,
@@ -22,6 +21,7 @@ from finetune.data.label_studio_json import (
     read_export,
     with_pngs,
 )
+from finetune.data.faults import Fault, Faults
 from finetune.data.masks import Size
 from finetune.data.objects import Overlap, encoded_polygons, painted
 from finetune.data.samples import as_samples

@@ -7,8 +7,8 @@ from typing import Literal
 
 import datasets
 
+from finetune.data.annotations.labelme import ImagesInside, ShapeFiles, json_object, read_shapes
 from finetune.data.faults import Faults, each, listed
-from finetune.data.labelme_json import ImagesInside, ShapeFiles, json_object, read_shapes
 from finetune.data.objects import Overlap
 from finetune.data.samples import as_samples
 from finetune.data.sources.folders import existing_folder, existing_root, files_by_key

@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 
-from finetune.data.coco_json import panoptic_file
+from finetune.data.annotations.coco import panoptic_file
 from finetune.data.faults import Fault, Faults, each, listed, without_partner
 from finetune.data.masks import PanopticMasks
 from finetune.data.named_files import located

@@ -6,12 +6,12 @@ from typing import Literal
 
 import datasets
 
+from finetune.data.annotations.labelme import ShapeFiles
+from finetune.data.annotations.supervisely import as_labelme
 from finetune.data.faults import Faults
-from finetune.data.labelme_json import ShapeFiles
 from finetune.data.objects import Overlap
 from finetune.data.sources.folders import existing_folder, existing_root, files_by_key
 from finetune.data.sources.labelme import paired
-from finetune.data.supervisely_json import as_labelme
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.references import IMAGE_SUFFIXES

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import datasets
 
+from finetune.data.annotations.via import via_file
 from finetune.data.faults import Faults
 from finetune.data.objects import Overlap
 from finetune.data.sources.coco import coco
-from finetune.data.via_json import via_file
 from finetune.labels.translation import Labels
 
 

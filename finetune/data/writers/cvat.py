@@ -2,7 +2,7 @@
 
 A mask is exact, and CVAT's brush and eraser work on it; a polygon of CVAT has two digits after the
 point, and no holes. CVAT finds the images of a task by their names. The format and its sources are
-described in `finetune.data.cvat_xml`.
+described in `finetune.data.annotations.cvat`.
 """
 
 import re

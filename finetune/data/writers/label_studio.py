@@ -12,7 +12,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
-from finetune.data import brush_rle
+from finetune.data.annotations import brush_rle
 from finetune.data.writers.classes import Classes
 
 _FROM, _TO = "tag", "image"

@@ -21,11 +21,11 @@ from finetune.data.faults import Fault
 from finetune.data.samples import reader_of
 from finetune.data.sources.opening import open_split
 from finetune.discover.channels import guess_channels, some_images
-from finetune.discover.guesses import LabelGuess
-from finetune.discover.layout_labels import guess
-from finetune.discover.mask_values import MaskValues
+from finetune.discover.labels.guesses import LabelGuess
+from finetune.discover.labels.layout_labels import guess
+from finetune.discover.labels.value_labels import guess_labels
 from finetune.discover.recognise import Layout, recognise
-from finetune.discover.value_labels import guess_labels
+from finetune.discover.values.mask_values import MaskValues
 from finetune.disk import make_folder, write_whole
 from finetune.errors import UserError
 from finetune.labels.translation import Labels

@@ -17,7 +17,7 @@ from finetune.data.faults import Fault
 from finetune.data.masks import PictureMasks, Size
 from finetune.data.samples import ReadSamples, reader_of
 from finetune.data.threads import in_order
-from finetune.discover.mask_values import count_values
+from finetune.discover.values.mask_values import count_values
 from finetune.errors import UserError
 from finetune.labels.translation import Labels
 from finetune.pictures.drawing import as_rgb

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_api
 
 from finetune.data.named_files import own_names
 from finetune.data.sources.opening import open_split
-from finetune.discover.layout_labels import guess
+from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.recipe import recipe_from_values

@@ -6,7 +6,7 @@ from PIL import Image
 
 from finetune.data.sources.kaggle_rle import kaggle_rle
 from finetune.data.sources.opening import open_split
-from finetune.discover.layout_labels import guess
+from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.labels.translation import Labels

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.label_studio_json import brush_pngs, read_export
+from finetune.data.annotations.label_studio import brush_pngs, read_export
 from finetune.data.samples import preflight, upright_sizes
 from finetune.data.sources.label_studio import label_studio
 from finetune.data.sources.opening import open_split
-from finetune.discover.label_studio import label_studio_files
-from finetune.discover.layout import walk
-from finetune.discover.layout_labels import guess
+from finetune.discover.forms.label_studio import label_studio_files
+from finetune.discover.labels.layout_labels import guess
+from finetune.discover.layouts.layout import walk
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.labels.translation import Labels

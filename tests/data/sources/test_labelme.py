@@ -11,7 +11,7 @@ from PIL import Image
 from finetune.data.samples import upright_sizes
 from finetune.data.sources.labelme import labelme
 from finetune.data.sources.opening import open_split
-from finetune.discover.layout_labels import guess
+from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.labels.translation import Labels

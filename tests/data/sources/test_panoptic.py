@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from finetune.data.sources.opening import open_split
-from finetune.discover.layout_labels import guess
+from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import recognise
 from finetune.errors import UserError
 from finetune.recipe import recipe_from_values

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from finetune.data.brush_rle import decode
+from finetune.data.annotations.brush_rle import decode
 from finetune.data.sources.opening import open_split
 from finetune.data.writers.classes import Classes
 from finetune.data.writers.forms import FORMS

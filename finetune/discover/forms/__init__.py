@@ -1,0 +1,1 @@
+"""Forms that a file, or the names of folders, tell."""

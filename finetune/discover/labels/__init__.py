@@ -1,0 +1,1 @@
+"""From values and lists to the `labels:` block of a recipe."""

@@ -1,0 +1,1 @@
+"""Folders, pairs of names, and splits."""

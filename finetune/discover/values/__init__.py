@@ -1,0 +1,1 @@
+"""What masks hold, what lists of classes say."""
