@@ -146,6 +146,8 @@ def find_damage(levels: Levels) -> Damage | None:
     values: list[int] = []
     for v in sorted(painted | ends, key=lambda v: -weight[v]):
         near = [w for w in values if abs(w - v) <= REACH]
+        if v not in painted and near:
+            continue  # thin things of one value end at many levels
         if not any(abs(w - v) <= CLOSE or weight[v] < weight[w] / 2 for w in near):
             values.append(v)
     values.sort()
@@ -174,7 +176,8 @@ def find_damage(levels: Levels) -> Damage | None:
     far = others[(distance > REACH) & np.isin(others, lone)]
     if len(values) == 1 and not len(far):
         return None  # the ids of thin things
-    if levels.joined[lone].sum() > _JOINED * counts[lone].sum():
+    stray = np.setdiff1d(lone, values)
+    if levels.joined[stray].sum() > _JOINED * counts[stray].sum():
         return None  # small and thin things beside each other
     gaps = np.diff(values)
     tolerance = max(int(distance.max()), int(gaps.max(initial=0) + 1) // 2)

@@ -14,7 +14,7 @@ from PIL import Image
 from finetune.data.sources.opening import open_split
 from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import recognise
-from finetune.discover.values.damage import find_damage, look_at, painted_colors
+from finetune.discover.values.damage import REACH, find_damage, look_at, painted_colors
 from finetune.errors import UserError
 from finetune.labels.mending import mended_levels
 from finetune.recipe import recipe_from_values
@@ -148,6 +148,34 @@ def test_black_and_white_beside_a_list(tmp_path, store, damage):
 def test_several_values(tmp_path, values, store, damage):
     # Thin rims between five values cost more than the edges of two.
     check(tmp_path, values, DAMAGES[damage], STORES[store], errors=0.015 * (len(values) - 1))
+
+
+def lines_of(seed: int, width: int, size) -> np.ndarray:
+    """Lines of 255 on 0."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros(size, np.uint8)
+    for ends in rng.integers(0, min(size), (8, 2, 2)):
+        cv2.line(mask, *ends, 255, width)
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("width", "size", "damage"),
+    [
+        (2, (160, 200), resized(0.6, BILINEAR, BILINEAR)),
+        (5, (320, 400), resized(0.5, BOX, NEAREST)),
+        (7, (160, 200), lambda mask: cv2.GaussianBlur(mask, (0, 0), 2.5)),
+        (9, (160, 200), lambda mask: cv2.GaussianBlur(mask, (0, 0), 2.5)),
+    ],
+    ids=["smoothed by a resize", "few levels", "blurred", "blurred, but clear"],
+)
+def test_thin_things_are_one_class(width, size, damage):
+    """Their middles are narrow, and reach several levels near 255."""
+    levels = [look_at(damage(lines_of(i, width, size))) for i in range(4)]
+    found = find_damage(sum(levels[1:], levels[0]))
+    assert found is not None
+    assert (len(found.values), found.values[0]) == (2, 0)
+    assert found.values[1] > 255 - REACH
 
 
 def test_damage_may_be_rare(tmp_path):
