@@ -56,7 +56,14 @@ def init(
     from finetune.recipe import SCHEMA_FILE
 
     if source is None and folder is not None:
-        done = draft(folder, output, lambda layouts: _chosen(layouts, folder, choice), _accept)
+        two_values = choice == 1 or sys.stdin.isatty()  # a terminal asks, as it is a doubt
+        done = draft(
+            folder,
+            output,
+            lambda layouts: _chosen(layouts, folder, choice),
+            _accept,
+            two_values=two_values,
+        )
     elif source is not None and folder is None and re.match("hub:[^@]", source):
         path = source.removeprefix("hub:")
         path, _, revision = (path, "", "") if "://" in path else path.partition("@")

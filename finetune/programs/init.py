@@ -53,6 +53,8 @@ def draft(
     output: Path,
     choose: Callable[[Sequence[Layout]], Layout],
     accept: Callable[[Sequence[str]], None] = lambda doubts: None,
+    *,
+    two_values: bool = False,
 ) -> Draft:
     """Looks at a folder and writes the recipe to `output`.
 
@@ -62,13 +64,17 @@ def draft(
         choose: Takes one of the layouts (one or more), or raises a UserError.
         accept: Is shown the doubts about the labels, if there are any, before the recipe is
             written; it may raise a UserError.
+        two_values: Reads masks as two classes, with a doubt, if damage hides what was painted and
+            it may be two values. Not if several layouts fit.
 
     Raises:
         UserError: `output` exists, or the folder's content is unknown or contradicts itself.
     """
     _check_output(output)
     root = root.expanduser().absolute()
-    return _written(choose(recognise(root)), root, output, accept)
+    layouts = recognise(root)
+    two_values = two_values and len(layouts) == 1
+    return _written(choose(layouts), root, output, accept, two_values)
 
 
 def draft_from_table(path: str, output: Path, *, revision: str | None = None) -> Draft:
@@ -99,8 +105,9 @@ def _written(
     root: Path,
     output: Path,
     accept: Callable[[Sequence[str]], None] = lambda doubts: None,
+    two_values: bool = False,
 ) -> Draft:
-    labels = guess(root, layout)
+    labels = guess(root, layout, two_values=two_values)
     count: int | None
     if layout.table is not None and not layout.table.is_here:
         first = [image for image, _ in layout.table.pictures]

@@ -30,7 +30,9 @@ from finetune.recipe import read_data
 _NOT_POLYGONS = ("classes.txt", "labels.txt", "readme.txt", "notes.txt")
 
 
-def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> LabelGuess:
+def guess(
+    root: Path, layout: Layout, faults: list[Fault] | None = None, *, two_values: bool = False
+) -> LabelGuess:
     """The labels of a folder, from its layout, a list of classes, or the values of its masks.
 
     Args:
@@ -38,6 +40,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         layout: How it is laid out.
         faults: Takes files without a partner and similar faults. Masks that cannot be read, or are
             of another kind than most, are then skipped. With None they are an error.
+        two_values: See `value_labels.guess_labels`.
 
     Raises:
         UserError: The files tell nothing, or contradict each other.
@@ -79,7 +82,7 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
         if rows.labels is not None:
             return LabelGuess(rows.labels, ("classes of its index",), ())
         values = inspect([mask for _, mask in rows.pictures], lenient=lenient)
-        return _guess_of(values, find_class_list([root]) if rows.is_here else None)
+        return _guess_of(values, find_class_list([root]) if rows.is_here else None, two_values)
     preset = official_preset(root, source)
     files = [Path(reference) for reference in _references(layout, faults, preset)]
     folders = [root, root / "classes", Path(layout.data["path"])]
@@ -96,13 +99,14 @@ def guess(root: Path, layout: Layout, faults: list[Fault] | None = None) -> Labe
             "Correct the masks, or rename the folders."
         )
     values = replace(values, assumed=(*values.assumed, *reasons))
-    return _lossy(files, values, _guess_of(values, classes or names_alone(layout)))
+    listed = classes or names_alone(layout)
+    return _lossy(files, values, _guess_of(values, listed, two_values))
 
 
-def _guess_of(values: MaskValues, listed: ClassList | None) -> LabelGuess:
+def _guess_of(values: MaskValues, listed: ClassList | None, two_values: bool) -> LabelGuess:
     """The guess of the ids that may be classes; the others are ignored, and named."""
     counts = Counter({v: number for v, number in values.counts.items() if v not in values.absent})
-    guess = guess_labels(replace(values, counts=counts), listed)
+    guess = guess_labels(replace(values, counts=counts), listed, two_values=two_values)
     if UNCOUNTED in values.absent:
         line = "pixels that GDAL's tag calls 'no data' are ignored"
         guess = replace(guess, found=(*guess.found, line))

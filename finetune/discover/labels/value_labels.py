@@ -19,7 +19,7 @@ from finetune.discover.labels.guesses import (
     unused,
 )
 from finetune.discover.values.class_lists import ClassList, is_background
-from finetune.discover.values.damage import Damage, find_damage
+from finetune.discover.values.damage import Damage, Levels, find_damage, settled
 from finetune.discover.values.mask_values import MAX_COLORS, MaskValues
 from finetune.errors import UserError
 from finetune.labels.colors import distances, pack, unpack
@@ -36,12 +36,15 @@ _DEEP = 4096
 """From here on, ids are levels of 16 bit, of which 65535 may be one."""
 
 
-def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
+def guess_labels(
+    values: MaskValues, listed: ClassList | None, *, two_values: bool = False
+) -> LabelGuess:
     """A `labels:` block that covers every value that was seen.
 
     Args:
         values: The values of the masks.
         listed: A list of classes beside the masks, if there is one.
+        two_values: Read masks as two classes if they may be so, but damage hides their values.
 
     Raises:
         UserError: There are fewer than two classes, too many colours, or the list and the masks
@@ -59,7 +62,7 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         )
     seen = None if values.bits or _lists_all(values, listed) else values.levels
     if seen is not None and (damage := find_damage(seen)) is not None:
-        guess = _of_damaged(values, damage, listed)
+        guess = _of_damaged(values, seen, damage, listed, two_values)
     elif values.kind == "colors":
         guess = _of_colors(values, listed)
     else:
@@ -71,7 +74,7 @@ def guess_labels(values: MaskValues, listed: ClassList | None) -> LabelGuess:
         guess,
         assumed=(*values.assumed, *passed, *guess.assumed),
         listed=listed,
-        doubts=tuple(doubts(values, Labels.build(**guess.labels))),
+        doubts=(*guess.doubts, *doubts(values, Labels.build(**guess.labels))),
     )
 
 
@@ -83,29 +86,23 @@ def _lists_all(values: MaskValues, listed: ClassList | None) -> bool:
     return set(values.counts) - set(NO_LABEL) <= {*raw}
 
 
-def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) -> LabelGuess:
+def _of_damaged(
+    values: MaskValues, levels: Levels, damage: Damage, listed: ClassList | None, two_values: bool
+) -> LabelGuess:
     """The painted values are classes, and every other level counts as the nearest one.
 
     Raises:
         UserError: The painted values cannot be told.
     """
-    painted = list(damage.values)
-    shown = listing(painted)
-    found = [
-        f"masks hold {damage.num_others} grey levels that nobody painted ({damage.share:.2%} of "
-        f"the pixels, where they are most), as after smooth resizing or JPEG"
-    ]
+    found = [damage.described]
     if values.num_of_one_bit and values.kind == "ids":
         raise UserError(
             f"the {found[0]}, and {values.num_of_one_bit} masks of one bit, whose 1 would be "
             "one of these levels. Save all masks in one kind."
         )
-    if not damage.is_clear:
-        raise UserError(
-            f"the {found[0]}; painted may be {shown}, but others may hide between them. Export the "
-            "masks again (nearest-neighbour resizing, PNG), or start from recipes/folder.yaml with "
-            "labels.names, labels.map={PAINTED VALUE: CLASS, ...} and labels.tolerance."
-        )
+    damage, doubt = settled(levels, damage, two_values)
+    painted = list(damage.values)
+    shown = listing(painted)
     names, reasons = [f"class_{value}" for value in painted], unused(values, listed)
     if len(painted) == 2:
         names = ["background", "thing"]
@@ -136,7 +133,7 @@ def _of_damaged(values: MaskValues, damage: Damage, listed: ClassList | None) ->
         f"painted values are {shown}, and a pixel between them is of the nearest class's "
         f"(labels.tolerance): {pairs}" + ("" if named else " (rename them in labels.names)"),
     ]
-    return LabelGuess(labels, tuple(found), tuple(assumed), known=named)
+    return LabelGuess(labels, tuple(found), tuple(assumed), known=named, doubts=doubt)
 
 
 def _of_ids(values: MaskValues, listed: ClassList | None, found: str) -> LabelGuess:

@@ -6,10 +6,12 @@ that a thin thing reaches. A value of damage stands between two others, or besid
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+
+from finetune.errors import UserError
 
 REACH = 24
 """How far, in levels, damage moves pixels that are not at an edge."""
@@ -77,6 +79,14 @@ class Damage:
     """Distance from the farthest level to its nearest value, or half of the widest gap."""
     is_clear: bool
     """Whether the values explain the masks; otherwise some may be missing or wrong."""
+
+    @property
+    def described(self) -> str:
+        """For a person."""
+        return (
+            f"masks hold {self.num_others} grey levels that nobody painted ({self.share:.2%} of "
+            "the pixels, where they are most), as after smooth resizing or JPEG"
+        )
 
 
 def may_be_ids(seen: Sequence[int]) -> bool:
@@ -190,6 +200,38 @@ def find_damage(levels: Levels) -> Damage | None:
         and int(gaps.min()) > 2 * CLOSE
         and min(weight[values]) > _WEAK * sorted(weight[values])[-2]
         and _explains(levels, others, distance),
+    )
+
+
+def settled(levels: Levels, damage: Damage, two_values: bool) -> tuple[Damage, tuple[str, ...]]:
+    """The damage if it is clear, or read as two values if this is allowed, with a doubt then.
+
+    The two are the lowest and the highest level; none of the values may be between them.
+
+    Raises:
+        UserError: The painted values cannot be told.
+    """
+    if damage.is_clear:
+        return damage, ()
+    seen = np.flatnonzero(levels.counts)
+    low, high = int(seen[0]), int(seen[-1])
+    middle = (low + high) // 2
+    also = ""
+    if high - low > 2 * REACH and not any(low + REACH < v < high - REACH for v in damage.values):
+        share = levels.counts[middle + 1 :].sum() / levels.counts.sum()
+        reading = (
+            f"{low} to {middle} as one class, {middle + 1} to {high}, {share:.2%} of the pixels, "
+            "as another"
+        )
+        if two_values:  # masks that were not looked at may hold higher levels, so 127
+            binary = replace(damage, values=(low, high), tolerance=127, is_clear=True)
+            return binary, (f"painted values cannot be told; read are {reading}",)
+        also = f", or `finetune init --choice 1` to read {reading}"
+    raise UserError(
+        f"the {damage.described}; painted may be {', '.join(map(str, damage.values))}, but others "
+        f"may hide between them. Export the masks again (nearest-neighbour resizing, PNG){also}, "
+        "or start from recipes/folder.yaml with labels.names, labels.map={PAINTED VALUE: CLASS, "
+        "...} and labels.tolerance."
     )
 
 

@@ -5,12 +5,15 @@ Storage form x damage x painted values x list of classes, from `init` to the cla
 
 import io
 import itertools
+import shutil
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from finetune import cli
 from finetune.data.sources.opening import open_split
 from finetune.discover.labels.layout_labels import guess
 from finetune.discover.recognise import recognise
@@ -107,10 +110,10 @@ def data_set(root, values, damage, store, names=None, count=8) -> list[np.ndarra
     return truths
 
 
-def read_back(root):
+def read_back(root, **options):
     """The recipe's labels, and the class ids of every pixel, as a training reads them."""
     (layout,) = recognise(root)
-    found = guess(root, layout)
+    found = guess(root, layout, **options)
     recipe = recipe_from_values({"data": layout.data, "labels": found.labels}, root / "r.yaml")
     splits = [
         open_split(recipe.data, recipe.labels.build(), name)
@@ -271,6 +274,67 @@ def test_thin_classes_between_the_colours_of_others_are_no_damage():
     """VOC's palette has 64 and 192 of red between black and 128 of red, and so on."""
     counts = {0: 9000, 0x800000: 900, 0x008000: 900, 0x400000: 40, 0x004000: 30}
     assert painted_colors(counts, {0: 8000, 0x800000: 700, 0x008000: 700}) is None
+
+
+@pytest.mark.parametrize("store", ["grey png", "rgb png", "palette png"])
+def test_two_values_that_cannot_be_told_are_a_question(tmp_path, monkeypatch, store):
+    """Lines of 255 that a blur made dark; scripts answer by --choice 1, never without a warning."""
+    drawn = [lines_of(i, 2, (160, 200)) for i in range(8)]
+    levels = [cv2.GaussianBlur(mask, (0, 0), 1.5) for mask in drawn]
+    left = iter(levels)
+    data_set(tmp_path / "data", (0, 255), lambda _: next(left), STORES[store])
+    recipe = tmp_path / "recipe.yaml"
+    command = ["init", str(tmp_path / "data"), "-o", str(recipe)]
+    refused = CliRunner().invoke(cli.app, command)
+    assert isinstance(refused.exception, UserError)
+    assert not recipe.exists()
+    high = int(np.max(levels))
+    middle = high // 2
+    share = np.mean(np.array(levels) > middle)
+    reading = f"0 to {middle} as one class, {middle + 1} to {high}, {share:.2%} of the pixels"
+    assert f"init --choice 1` to read {reading}" in str(refused.exception)
+
+    done = CliRunner().invoke(cli.app, [*command, "--choice", "1"])
+    assert done.exit_code == 0, done.output
+    lines = recipe.read_text().splitlines()
+    assert lines[2].startswith("# Doubtful")
+    assert reading in lines[3]
+    found, masks = read_back(tmp_path / "data", two_values=True)
+    assert found.labels["names"] == ["background", "thing"]
+    np.testing.assert_array_equal(masks, np.array(levels) > middle)
+    caught = np.array(masks)[np.array(drawn) == 255].mean()
+    assert caught > 0.9
+
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("typer.confirm", lambda *_, **__: False)
+    with pytest.raises(UserError, match="the recipe is not written"):
+        cli.data.init(tmp_path / "data", output=tmp_path / "no.yaml")
+    assert not (tmp_path / "no.yaml").exists()
+
+
+def test_two_values_are_no_answer_where_a_third_may_be(tmp_path):
+    """Regions of 127, and thin blurred lines of 255."""
+
+    def lines_and_regions(mask, calls=itertools.count()):  # noqa: B008 - counts over calls
+        mixed = np.maximum(mask, lines_of(next(calls), 2, mask.shape))
+        return cv2.GaussianBlur(mixed, (0, 0), 1.5)
+
+    data_set(tmp_path, (0, 127), lines_and_regions, STORES["grey png"])
+    (layout,) = recognise(tmp_path)
+    with pytest.raises(UserError, match="nobody painted") as caught:
+        guess(tmp_path, layout, two_values=True)
+    assert "--choice" not in str(caught.value)
+
+
+def test_the_number_of_a_layout_is_no_answer_about_values(tmp_path):
+    blurred = lambda mask: cv2.GaussianBlur(lines_of(1, 2, mask.shape), (0, 0), 1.5)  # noqa: E731
+    data_set(tmp_path / "data", (0, 255), blurred, STORES["grey png"])
+    shutil.copytree(tmp_path / "data/masks", tmp_path / "data/labels")
+    assert len(recognise(tmp_path / "data")) > 1
+    command = ["init", str(tmp_path / "data"), "-o", str(tmp_path / "r.yaml"), "--choice", "1"]
+    done = CliRunner().invoke(cli.app, command)
+    assert "nobody painted" in str(done.exception)
+    assert not (tmp_path / "r.yaml").exists()
 
 
 def test_one_bit_beside_damage_is_refused(tmp_path):
