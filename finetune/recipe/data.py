@@ -25,7 +25,12 @@ WithoutMask = Annotated[
     Literal["error", "skip"],
     Field(description="images without a mask: an error, or left out, also of split_list"),
 ]
-AnnotationFile = Annotated[str, Field(description="the file of objects or segments, below path")]
+AnnotationFile = Annotated[
+    str,
+    Field(
+        description="the file of objects or segments, below path: JSON, kaggle-rle CSV, cvat XML"
+    ),
+]
 
 
 class DataSection(Section):
