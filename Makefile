@@ -19,8 +19,8 @@ run: .venv/installed ## fine-tune on the built-in shapes; ends by saying where t
 check: .venv/installed-dev lint ## lint and the fast tests, two at a time: before a commit
 	$(BIN)/pytest $(PARALLEL) -m 'not slow and not network and not scale'
 
-test: .venv/installed-dev lint ## lint, then every test: what CI runs
-	$(BIN)/pytest
+test: check ## lint and every test: what CI runs
+	$(BIN)/pytest -m 'slow and not network and not scale'
 
 lint: .venv/installed-dev ## ruff and mypy, changing nothing
 	$(BIN)/ruff check
