@@ -43,7 +43,7 @@ class Region:
     box: list[int]
     """Left, top, width and height in pixels."""
     outlines: list[list[list[int]]]
-    """Polygons of x and y through the centres of the outermost pixels."""
+    """Polygons of x and y through the centres of the pixels along the edge, and along each hole."""
 
     @property
     def weight(self) -> float:
@@ -76,7 +76,7 @@ def doubted_regions(predicted: np.ndarray, doubts: np.ndarray, truth: np.ndarray
             inside = parts[cut] == part
             rings, _ = cv2.findContours(
                 inside.view(np.uint8),
-                cv2.RETR_EXTERNAL,
+                cv2.RETR_CCOMP,
                 cv2.CHAIN_APPROX_SIMPLE,
                 offset=(left, top),
             )

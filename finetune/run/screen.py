@@ -54,6 +54,11 @@ def say(text: str) -> None:
         tqdm.write(text, file=sys.stderr)
 
 
+def printable(text: str) -> str:
+    """Names on one line: a file name may hold any character, even terminal escape sequences."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def quiet_libraries(main_process: bool) -> None:
     """Shows warnings in one line, from one process, and hides other libraries' progress bars."""
     transformers_logging.disable_progress_bar()

@@ -34,6 +34,17 @@ def test_a_region_without_its_rim():
     assert drawn.sum() == region.pixels
 
 
+def test_the_outlines_leave_holes_out():
+    predicted, doubts, truth = doubted((np.s_[10:110, 10:110], 2, 1.0))
+    truth[40:70, 50:80] = 2
+    doubts[40:70, 50:80] = 0
+    (region,) = doubted_regions(predicted, doubts, truth)
+    drawn = np.zeros(truth.shape, np.uint8)
+    cv2.fillPoly(drawn, [np.array(line) for line in region.outlines], 1)
+    assert not drawn[40:70, 50:80].any()
+    assert drawn.sum() == region.pixels < 98 * 98 - 30 * 30
+
+
 def test_slivers_and_specks_are_no_regions():
     sliver, speck = (np.s_[20:22, 0:200], 1, 9.0), (np.s_[50:52, 50:52], 1, 9.0)
     assert doubted_regions(*doubted(sliver, speck)) == []

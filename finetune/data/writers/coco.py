@@ -14,11 +14,14 @@ from finetune.data.writers.outlines import area_of, outlines
 
 
 def coco_rle(mask: np.ndarray, image: str, classes: Classes) -> dict[str, Any]:
-    """One object per class that occurs, the background too; the category is the class id."""
+    """One object per class that occurs, the background too; the category is the class id.
+
+    Pixels of no class belong to no object.
+    """
     from pycocotools import mask as coco  # compiled; only some predictions need it
 
     counts, objects = np.bincount(mask.ravel()), []
-    for number in np.flatnonzero(counts):
+    for number in np.flatnonzero(counts[: len(classes.names)]):
         rle = coco.encode(np.asfortranarray(mask == number, np.uint8))
         segmentation = {"size": list(mask.shape), "counts": rle["counts"].decode("ascii")}
         box = [float(value) for value in coco.toBbox(rle)]

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from finetune.programs.doctor.page import stored, summary
+from finetune.run.screen import printable
 
 MAX_PLACES = 5
 """Places of a finding that are printed; doctor.json has them all."""
@@ -42,12 +43,7 @@ def show(facts: Mapping[str, Any], files: Sequence[Path]) -> None:
 
 
 def _print(console: Console, text: str, style: str = "") -> None:
-    console.print(Text(_printable(text), style))
-
-
-def _printable(text: str) -> str:
-    """Names on one line: a file name may hold any character, even terminal escape sequences."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    console.print(Text(printable(text), style))
 
 
 def _print_finding(console: Console, finding: Mapping[str, Any]) -> None:
@@ -96,7 +92,7 @@ def _class_table(facts: Mapping[str, Any]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("class", overflow="ellipsis", no_wrap=True, max_width=30)
     for name in facts["splits"]:
-        table.add_column(Text(_printable(name)), justify="right")
+        table.add_column(Text(printable(name)), justify="right")
         table.add_column("images", justify="right")
     table.add_column("weight", justify="right")
     for row in facts["classes"]:
@@ -106,7 +102,7 @@ def _class_table(facts: Mapping[str, Any]) -> Table:
             total = sum(each[name]["pixels"] for each in facts["classes"])
             cells += [f"{pixels / total:.2%}" if pixels else "-", f"{images:,}"]
         weight = "-" if row["weight"] is None else f"{row['weight']:.2f}"
-        table.add_row(Text(_printable(row["name"])), *cells, weight)
+        table.add_row(Text(printable(row["name"])), *cells, weight)
     return table
 
 

@@ -35,7 +35,7 @@ def export(review: Review, folder: Path, form: str, number: int) -> list[Path]:
         The files, or the folder of those with one for each image.
 
     Raises:
-        UserError: a file cannot be written.
+        UserError: a file cannot be written, or its image's name leads out of the folder.
     """
     found: dict[tuple[int, int], list[Found]] = defaultdict(list)
     for one in review.found[:number]:
@@ -44,6 +44,12 @@ def export(review: Review, folder: Path, form: str, number: int) -> list[Path]:
     described = []
     for own in found.values():
         path = folder / form / f"{own[0].id}.json"
+        is_inside = Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder / form))
+        if how.file is not None and not is_inside:
+            raise UserError(
+                f"--export {form}: {own[0].id}: this name leads out of {folder / form}; choose a "
+                "form with one file for all images, such as coco-polygons"
+            )
         name = f"{own[0].id}{PurePosixPath(own[0].image).suffix}"
         if how.file is not None and Path(own[0].image).is_file():  # it leads to the image
             name = os.path.relpath(own[0].image, path.parent)

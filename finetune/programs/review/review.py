@@ -36,7 +36,7 @@ from finetune.machine import usable_cores
 from finetune.programs.review import page
 from finetune.programs.review.listing import Found, Part, Review, as_csv
 from finetune.recipe import Recipe, recipe_from_values
-from finetune.run.screen import progress_bar
+from finetune.run.screen import printable, progress_bar
 from finetune.trainers.tasks import task_of
 
 NUM_SHOWN = 100
@@ -199,7 +199,7 @@ def show(facts: Mapping[str, Any], files: Sequence[Path]) -> None:
         table.add_column(title, overflow="fold")
     for row in found[:NUM_PRINTED]:
         texts = (f"{row['score']:.2f}", row["labelled"], row["predicted"], row["id"])
-        table.add_row(*map(Text, texts))
+        table.add_row(*(Text(printable(text)) for text in texts))
     if found:
         Console().print(table)
     print(f"Written: {', '.join(map(str, files))}")
@@ -278,7 +278,9 @@ def _call_of(parts: Sequence[Part]) -> str:
     """The facts that two calls for one folder must share."""
     facts = {
         "models": [part.model for part in parts],
-        "data": parts[0].recipe.data.model_dump(mode="json", include={"source", "path"}),
+        "data": parts[0].recipe.data.model_dump(
+            mode="json", include={"source", "path", "train_split", "val_split"}
+        ),
         "on_train": parts[0].on_train,
     }
     return json.dumps(facts, indent=1) + "\n"

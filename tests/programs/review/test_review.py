@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -13,10 +14,10 @@ from typer.testing import CliRunner
 from finetune.cli import app
 from finetune.errors import UserError
 from finetune.inference import Segmenter
-from finetune.programs.review.export import FORMS, check_form
+from finetune.programs.review.export import FORMS, check_form, export
 from finetune.programs.review.listing import COLUMNS, Part
 from finetune.programs.review.page import around
-from finetune.programs.review.review import review
+from finetune.programs.review.review import review, show
 from finetune.programs.review.review import write as write_review
 from finetune.recipe import load_recipe
 from finetune.train import fit
@@ -122,7 +123,7 @@ def test_the_table_and_the_page_say_the_same(recipe, model, tmp_path):
     assert "<script" not in page
 
 
-@pytest.mark.parametrize("form", ["coco-polygons", "labelme"])
+@pytest.mark.parametrize("form", ["coco", "coco-polygons", "labelme"])
 def test_regions_go_to_annotation_tools(form, recipe, model, tmp_path):
     done = run(model, "--recipe", recipe, "-o", tmp_path / "o", "--show", "2", "--export", form)
     assert done.exit_code == 0, done.output
@@ -133,21 +134,49 @@ def test_regions_go_to_annotation_tools(form, recipe, model, tmp_path):
         assert str(led_to.resolve()) == str(Path(first["image"]).resolve())
         found = [(shape["label"], shape["points"]) for shape in file["shapes"]]
     else:
-        file = json.loads((tmp_path / "o/coco-polygons.json").read_text())
+        file = json.loads((tmp_path / f"o/{form}.json").read_text())
         assert sorted(image["file_name"] for image in file["images"]) == ["03.png", "06.png"]
         place = {image["file_name"]: image["id"] for image in file["images"]}[f"{first['id']}.png"]
         names = {category["id"]: category["name"] for category in file["categories"]}
-        found = [
-            (names[one["category_id"]], one["segmentation"][0])
-            for one in file["annotations"]
-            if one["image_id"] == place
-        ]
+        objects = [one for one in file["annotations"] if one["image_id"] == place]
+        found = [(names[one["category_id"]], _corners(one)) for one in objects]
     ((label, points),) = found
     left, top, width, height = first["box"]
     assert label == first["predicted"]
     corners = np.array(points).reshape(-1, 2)
     assert corners.min(0).tolist() == pytest.approx([left, top], abs=1)
     assert corners.max(0).tolist() == pytest.approx([left + width, top + height], abs=1)
+
+
+def _corners(annotation):
+    """The corners of COCO's box, which are as far out as those of the object."""
+    left, top, width, height = annotation["bbox"]
+    return [left, top, left + width, top + height]
+
+
+@pytest.mark.parametrize("name", ["../../taken", "/ROOT/taken"])
+def test_names_that_lead_out_of_the_folder(name, recipe, model, tmp_path):
+    """Annotation files name images as they like; a foreign one must not choose what is written."""
+    name = name.replace("/ROOT", str(tmp_path))
+    found = review([Part(model, load_recipe(recipe))], tmp_path / "out")
+    found = replace(found, found=tuple(replace(one, id=name) for one in found.found))
+    (tmp_path / "taken.json").write_text("mine")
+    with pytest.raises(UserError, match="leads out of"):
+        export(found, tmp_path / "out", "labelme", 1)
+    assert (tmp_path / "taken.json").read_text() == "mine"
+    assert export(found, tmp_path / "out", "coco-polygons", 1)[0].is_file()
+
+
+def test_names_cannot_steer_the_terminal(capsys):
+    row = {"score": 1.0, "labelled": "a", "predicted": "b", "id": "x\x1b[31m\ny"}
+    show({"images": 1, "split": "val", "images_with_doubts": 1, "regions": [row]}, [])
+    assert r"x\x1b[31m\ny" in capsys.readouterr().out
+
+
+def test_the_review_of_another_split_is_not_overwritten(recipe, model, tmp_path):
+    assert run(model, "--recipe", recipe, "-o", tmp_path).exit_code == 0
+    other = run(model, "--recipe", recipe, "-o", tmp_path, "data.val_split=train")
+    assert "review of another model or data set" in str(other.exception)
 
 
 def test_the_help_names_the_forms_that_there_are():
