@@ -51,7 +51,7 @@ def large_view(segmenter: Segmenter, picture: Picture) -> TiffRows | None:
     Only a protocol that shows pictures in their own size can do without the whole picture.
 
     Raises:
-        UserError: It cannot be read.
+        UserError: It cannot be read, or has other integers than the model's images.
     """
     protocol = segmenter.preprocessing.protocol
     if protocol.resizes or protocol.scales != (1.0,):
@@ -59,6 +59,7 @@ def large_view(segmenter: Segmenter, picture: Picture) -> TiffRows | None:
     rows = TiffRows.of(picture, segmenter.preprocessing.num_channels)
     if rows is None or rows.shape[0] * rows.shape[1] <= MAX_WHOLE:
         return None
+    segmenter.check_depth(rows.dtype, picture)
     return rows
 
 

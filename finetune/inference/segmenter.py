@@ -170,18 +170,25 @@ class Segmenter:
 
     def _check(self, pixels: np.ndarray, what: object, max_pixels: int | None) -> None:
         """Refuses images with other channels or types than the model's, and too large ones."""
-        full = self.preprocessing.full
-        if self.preprocessing.num_channels != 3 and np.iinfo(pixels.dtype).max != full:
-            bits = 8 * pixels.dtype.itemsize
-            raise UserError(
-                f"{what}: has {bits} bits per channel, but rescale_factor in the model's "
-                f"preprocessor_config.json is for images whose white is {full}"
-            )
+        self.check_depth(pixels.dtype, what)
         size = pixels.shape[0], pixels.shape[1]
         check_pixels(what, size, max_pixels)
         for scale in self.preprocessing.protocol.scales:
             resized = self.preprocessing.protocol.size(*size, scale)
             check_pixels(f"{what}, resized", resized, max_pixels)
+
+    def check_depth(self, dtype: np.dtype, what: object) -> None:
+        """Refuses images of other integers than the training's.
+
+        Raises:
+            UserError: they differ; the message begins with `what`.
+        """
+        full = self.preprocessing.full
+        if self.preprocessing.num_channels != 3 and np.iinfo(dtype).max != full:
+            raise UserError(
+                f"{what}: has {8 * dtype.itemsize} bits per channel, but rescale_factor in the "
+                f"model's preprocessor_config.json is for images whose white is {full}"
+            )
 
     def __call__(
         self, image: AnyImage, *, confidence: bool = True, max_pixels: int | None = None

@@ -42,7 +42,14 @@ def georeference(picture: Picture) -> Georeference | None:
         if orientation_tag(page) != 1:
             return None
         tags = [page.tags[code] for code in _GEO_TAGS if code in page.tags]
-        return tuple((t.code, int(t.dtype), t.count, t.value, True) for t in tags) or None
+        found = []
+        for tag in tags:
+            value = tag.value
+            if isinstance(value, str):  # the keys count its bytes, which need not be ASCII
+                file.filehandle.seek(tag.valueoffset)
+                value = file.filehandle.read(tag.valuebytecount)
+            found.append((tag.code, int(tag.dtype), tag.count, value, True))
+        return tuple(found) or None
 
 
 def write_mask_tiff(

@@ -96,6 +96,20 @@ def test_a_mask_lies_where_its_image_lies(tmp_path, dtype, top):
             assert page.colormap[:, 4].tolist() == [4 * 257, 2 * 257, 3 * 257]
 
 
+def test_text_of_the_place_is_kept_byte_for_byte(tmp_path):
+    """Keys count bytes of the text, and GDAL writes names in any encoding."""
+    image, path = tmp_path / "image.tif", tmp_path / "mask.tif"
+    text = "Gr\xfcnland|WGS 84|".encode("latin-1")
+    tifffile.imwrite(image, rgb(20, 20), extratags=[*PLACE[:3], (34737, 2, 0, text, True)])
+    write_mask_tiff(
+        path, [np.zeros((20, 20), np.uint8)], (20, 20), np.dtype(np.uint8), georeference(image), []
+    )
+    assert text in image.read_bytes()
+    assert text in path.read_bytes()
+    with tifffile.TiffFile(path) as file, tifffile.TiffFile(image) as source:
+        assert file.pages.first.tags[34737].value == source.pages.first.tags[34737].value
+
+
 def test_other_pictures_have_no_place(tmp_path):
     plain, turned = tmp_path / "plain.tif", tmp_path / "turned.tif"
     tifffile.imwrite(plain, rgb())

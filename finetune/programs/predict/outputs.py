@@ -235,8 +235,9 @@ class Outputs:
             write_mask_tiff(temp, bands, (size[0], size[1]), dtype, where, self.colors)
             temp.replace(path)
         except OSError as error:
-            temp.unlink(missing_ok=True)
             raise no_room(path, error) from error
+        finally:
+            temp.unlink(missing_ok=True)
 
     def row(self, item: Item, mask: np.ndarray) -> dict[str, Any]:
         """The journal's line for a picture."""

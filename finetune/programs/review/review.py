@@ -80,7 +80,9 @@ def check_output(output: Path, parts: Sequence[Part]) -> None:
     """Raises a UserError unless a folder is free, or holds the review of the same parts."""
     call = output / _CALL
     there = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    is_ours = call.is_file() and call.read_text(encoding="utf-8") == _call_of(parts)
+    is_ours = call.is_file() and call.read_text(encoding="utf-8", errors="replace") == _call_of(
+        parts
+    )
     if not is_ours and {name for name in there if not name.startswith("fold-")}:
         raise UserError(
             f"{output}: holds other files, or the review of another model or data set; choose "
@@ -258,10 +260,11 @@ class _Journal:
         write_whole(output / _CALL, _call_of(parts))
         self.known: dict[str, dict[str, Any]] = {}
         if self._lines.is_file():
-            for line in self._lines.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError):  # a kill may have cut off the last line
+            for line in self._lines.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError):  # a kill or a crash may have cut off or spoilt lines
                     row = json.loads(line)
-                    self.known[row["key"]] = row
+                    if isinstance(row, dict) and row.keys() >= {"key", "regions", "pairs"}:
+                        self.known[row["key"]] = row
 
     def enter(self, row: dict[str, Any]) -> None:
         """Adds a line."""

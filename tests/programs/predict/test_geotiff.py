@@ -7,7 +7,9 @@ import pytest
 import tifffile
 from tiny import COLORS, save_tiny
 
+from finetune.errors import UserError
 from finetune.inference import InferenceProtocol, Segmenter, large
+from finetune.inference.preprocessing import Preprocessing
 from finetune.programs.predict.predict import predict
 from tests.pictures.test_geotiff import PLACE
 
@@ -90,3 +92,31 @@ def test_a_protocol_that_resizes_needs_the_whole_picture(model, image, tmp_path,
     tifffile.imwrite(tmp_path / "x.tif", image, extratags=PLACE)
     segmenter = Segmenter.load(model, shortest_edge=64)
     assert large.large_view(segmenter, tmp_path / "x.tif") is None
+
+
+def test_a_damaged_tile_leaves_nothing_and_others_go_on(model, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(large, "MAX_WHOLE", 1000)
+    monkeypatch.setattr("finetune.programs.predict.predict.LARGE", 1000)
+    for name in ("a", "b"):
+        path = tmp_path / f"{name}.tif"
+        tifffile.imwrite(path, image, tile=(32, 48), compression="zlib", extratags=PLACE)
+    with tifffile.TiffFile(tmp_path / "a.tif") as file:
+        last = file.pages.first.dataoffsets[-1]
+    with open(tmp_path / "a.tif", "r+b") as file:
+        file.seek(last)
+        file.write(b"\xff" * 9)
+    segmenter = Segmenter.load(model, window=(96, 64), stride=(40, 48))
+    done = predict(segmenter, [str(tmp_path / "*.tif")], tmp_path / "out", writes=())
+    assert done.made == 1
+    assert "a.tif" in done.failed[0]
+    assert [path.name for path in (tmp_path / "out/ids").iterdir()] == ["b.tif"]
+
+
+def test_integers_must_be_those_of_the_training(image, tmp_path, monkeypatch):
+    monkeypatch.setattr(large, "MAX_WHOLE", 1000)
+    four = np.dstack([image, image[..., :1]])
+    tifffile.imwrite(tmp_path / "x.tif", four, photometric="minisblack", planarconfig="contig")
+    deep = Preprocessing(InferenceProtocol(), (0.5,) * 4, (0.5,) * 4, full=65535)
+    segmenter = Segmenter.load(save_tiny(tmp_path / "model", deep, num_channels=4))
+    with pytest.raises(UserError, match="8 bits per channel"):
+        large.large_view(segmenter, tmp_path / "x.tif")

@@ -236,8 +236,8 @@ def test_a_stopped_call_resumes_and_mended_masks_are_reviewed_again(tmp_path, mo
     monkeypatch.setattr(Segmenter, "doubts", watched)
     with pytest.raises(KeyboardInterrupt):
         review([part], out)
-    with open(out / ".review/regions.jsonl", "a") as file:
-        file.write('{"key": "cut o')
+    with open(out / ".review/regions.jsonl", "ab") as file:
+        file.write(b'\xff\0\n5\n{"key": "cut off"}\n{"key": "cut o')
     before = review([part], out)
     assert len(seen) == 5 + NUM_VAL - 4
     assert (before.found[0].id, before.found[0].region.given) == ("03", 1)
