@@ -181,21 +181,20 @@ def by_fold(
         The other folds, and the fold.
 
     Raises:
-        UserError: As in `by_fraction`; or the fold is empty, because there are too few groups.
+        UserError: As in `by_fraction`; or any of the folds is empty: too few groups.
     """
     groups = _drawn_groups(data, seed, group, "folds")
-    chosen: list[int] = []
+    parts: list[list[int]] = [[] for _ in range(folds)]
     before = 0
     for members in groups:  # each belongs to the fold in which its middle lies
-        if int((before + len(members) / 2) * folds / len(data)) == fold:
-            chosen += members
+        parts[int((before + len(members) / 2) * folds / len(data))] += members
         before += len(members)
-    if not chosen:
+    if [] in parts:  # before the first fold is trained, and not after hours
         raise UserError(
-            f"data.folds: fold {fold} of {folds} has no samples: there are {len(groups)} groups of "
-            "samples, of unequal sizes. Take fewer folds."
+            f"data.folds: fold {parts.index([])} of {folds} has no samples: there are "
+            f"{len(groups)} groups of samples, of unequal sizes. Take fewer folds."
         )
-    return _parts(data, chosen)
+    return _parts(data, parts[fold])
 
 
 def _drawn_groups(

@@ -146,7 +146,7 @@ def test_folds_are_drawn_by_names_and_seed():
 
 def test_too_few_groups_for_the_folds():
     with pytest.raises(UserError, match=r"data\.folds: fold 1 of 4 has no samples: .* 3 groups"):
-        by_fold(data(["a", "b", "c"]), 1, 4, seed=0, group=None)
+        by_fold(data(["a", "b", "c"]), 0, 4, seed=0, group=None)  # before fold 0 is trained
     with pytest.raises(UserError, match=r"data\.folds: the samples cannot be split"):
         by_fold(data(FRAMES), 0, 2, seed=0, group="town")
 

@@ -1,11 +1,14 @@
 """The classes of a mask, and those among them that become objects."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
 
 from finetune.labels.colors import RGB
 from finetune.labels.rules import is_outside
+
+_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 @dataclass(frozen=True)
@@ -27,3 +30,8 @@ class Classes:
     def hex_color(self, number: int) -> str:
         """The colour of a class as #rrggbb."""
         return "#" + bytes(self.colors[number]).hex()
+
+
+def xml_text(text: str) -> str:
+    """Text without the characters that XML cannot hold; names of files and classes may have any."""
+    return _NOT_XML.sub("\ufffd", text)

@@ -5,16 +5,13 @@ point, and no holes. CVAT finds the images of a task by their names. The format 
 described in `finetune.data.annotations.cvat`.
 """
 
-import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 import numpy as np
 
-from finetune.data.writers.classes import Classes
-
-_NOT_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")
+from finetune.data.writers.classes import Classes, xml_text
 
 
 def cvat_masks(mask: np.ndarray, image: str, classes: Classes) -> dict[str, Any]:
@@ -37,22 +34,17 @@ def cvat_file(pictures: Iterable[dict[str, Any]], classes: Classes) -> Iterator[
     yield "<meta><task><mode>annotation</mode><labels>\n"
     for number, name in enumerate(classes.names):
         color = classes.hex_color(number)
-        yield f"<label><name>{escape(_plain(name))}</name><color>{color}</color>"
+        yield f"<label><name>{escape(xml_text(name))}</name><color>{color}</color>"
         yield "<type>mask</type><attributes></attributes></label>\n"
     yield "</labels></task></meta>\n"
     for count, picture in enumerate(pictures):
-        name = quoteattr(_plain(picture["name"]))
+        name = quoteattr(xml_text(picture["name"]))
         yield f'<image id="{count}" name={name} width="{picture["width"]}"'
         yield f' height="{picture["height"]}">\n'
         for number, left, top, width, height, counts in picture["masks"]:
-            label = quoteattr(_plain(classes.names[number]))
+            label = quoteattr(xml_text(classes.names[number]))
             yield f'<mask label={label} source="auto" occluded="0" rle="'
             yield ", ".join(map(str, counts))
             yield f'" left="{left}" top="{top}" width="{width}" height="{height}" z_order="0"/>\n'
         yield "</image>\n"
     yield "</annotations>\n"
-
-
-def _plain(text: str) -> str:
-    """Text without the characters that XML cannot hold; file names may have any."""
-    return _NOT_XML.sub("\ufffd", text)

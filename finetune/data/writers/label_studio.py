@@ -13,7 +13,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from finetune.data.annotations import brush_rle
-from finetune.data.writers.classes import Classes
+from finetune.data.writers.classes import Classes, xml_text
 
 _FROM, _TO = "tag", "image"
 """The names of the two controls; regions name them, and the config defines them."""
@@ -60,5 +60,5 @@ def label_studio_config(pictures: Iterable[dict[str, Any]], classes: Classes) ->
     yield f'  <BrushLabels name="{_FROM}" toName="{_TO}">\n'
     for number, name in enumerate(classes.names):
         color = classes.hex_color(number)
-        yield f'    <Label value={quoteattr(name)} background="{color}"/>\n'
+        yield f'    <Label value={quoteattr(xml_text(name))} background="{color}"/>\n'
     yield "  </BrushLabels>\n</View>\n"

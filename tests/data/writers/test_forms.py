@@ -188,3 +188,10 @@ def test_the_fields_of_label_studio(tmp_path):
         }
         assert (value["format"], value["brushlabels"]) == ("rle", [NAMES[number]])
         np.testing.assert_array_equal(decode(value["rle"], mask.shape), mask == number)
+
+
+def test_class_names_cannot_break_the_labeling_config():
+    classes = Classes(("a\x07<&b", "c"), ((1, 2, 3), (4, 5, 6)))
+    text = "".join(FORMS["label-studio"].tables["label_config.xml"]([], classes))
+    found = [label.get("value") for label in ElementTree.fromstring(text).iter("Label")]
+    assert found == ["a\ufffd<&b", "c"]
