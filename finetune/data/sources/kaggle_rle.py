@@ -1,17 +1,21 @@
 """Kaggle's run lengths: a table of images and `start length start length ...`.
 
-Pixels count from 1, down the columns first. A row is an object, or a class of an image; an empty
-cell is an image without any.
+Pixels count from 1, down the columns first; along the rows in tables of some competitions, such as
+Sartorius' cells (https://www.kaggle.com/c/sartorius-cell-instance-segmentation), which the shapes
+tell. A row is an object, or a class of an image; an empty cell is an image without any.
 """
 
 import csv
 import json
 import re
+import warnings
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import datasets
+import numpy as np
 
 from finetune.data.faults import Faults, each, listed
 from finetune.data.objects import CocoObjects, Overlap
@@ -27,6 +31,8 @@ _IMAGES = ("imageid", "image_id", "image", "img", "id", "filename", "file_name",
 _CLASSES = ("classid", "class_id", "class", "label", "category", "category_id")
 _RUNS = ("encodedpixels", "encoded_pixels", "rle", "rle_mask", "mask", "segmentation", "annotation")
 _NOTHING = ("", "-1", "nan", "NaN", "[]")
+_NUM_TRIED = 20  # images that tell the direction of runs
+ALONG_ROWS = "runs count along rows, not down columns: so read, objects hold together"
 _PAIRS = re.compile(r"\d+ \d+(?: \d+ \d+)*")
 
 
@@ -81,12 +87,16 @@ def kaggle_rle(
         )
     if faults is not None:
         faults += each("listed-but-missing", missing, f"named in {file}")
+    turned = _as_they_are
+    if are_along_rows(table, there, file):
+        turned = _down_columns
+        warnings.warn(f"{file}: {ALONG_ROWS}", stacklevel=2)
     files, references, ids = [], [], []
     for name in sorted(table.rows.keys() - {*missing}):
         image = there[key_of(name)]
         height, width = image_size(image)
         objects = [
-            [number, 0, {"size": [height, width], "counts": counts}, line]
+            [number, 0, {"size": [height, width], "counts": turned(counts, height, width)}, line]
             for number, runs, line in table.rows[name]
             if (counts := _counts(runs, height * width, f"{file}, line {line}"))
         ]
@@ -107,7 +117,7 @@ def key_of(name: str) -> str:
 def read_rle_table(file: Path) -> RleTable | None:
     """Reads a table; None if it has no columns of images and run lengths.
 
-    A column of both, such as `x.jpg_4`, is an image and its class.
+    A column of both, such as `x.jpg_4` or `x.jpg_Fish`, is an image and its class.
 
     Raises:
         UserError: A row is not in this form.
@@ -117,7 +127,7 @@ def read_rle_table(file: Path) -> RleTable | None:
     images, runs = (
         next((column[name] for name in names if name in column), None) for names in (_IMAGES, _RUNS)
     )
-    both = column.get("imageid_classid")
+    both = column.get("imageid_classid", column.get("image_label"))
     if runs is None or (images is None and both is None):
         return None
     classes = next((column[name] for name in _CLASSES if name in column), None)
@@ -177,3 +187,41 @@ def _counts(text: str, size: int, where: str) -> list[int]:
         counts += [first - end, length]
         end = first + length
     return [*counts, size - end] if counts else []
+
+
+def are_along_rows(table: RleTable, images: Mapping[str, Path], file: Path) -> bool:
+    """Whether runs count along rows: then pixels of an object have others in the row below.
+
+    Args:
+        table: The table.
+        images: The images by `key_of` their names; those of others are passed over.
+        file: The table's file, for messages.
+
+    Raises:
+        UserError: As `kaggle_rle`, about the images that are looked at.
+    """
+    down = along = 0
+    named = [name for name in sorted(table.rows) if table.rows[name] and key_of(name) in images]
+    for name in named[:_NUM_TRIED]:
+        height, width = image_size(images[key_of(name)])
+        for _, runs, line in table.rows[name]:
+            counts = _counts(runs, height * width, f"{file}, line {line}")
+            flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
+            down += int((flat[:-height] & flat[height:]).sum())
+            along += int((flat[:-width] & flat[width:]).sum())
+    return along > 2 * down  # equal in square images
+
+
+def _as_they_are(counts: list[int], height: int, width: int) -> list[int]:
+    return counts
+
+
+def _down_columns(counts: list[int], height: int, width: int) -> list[int]:
+    """Counts along rows as those of the same pixels down the columns."""
+    ends = np.cumsum(counts)
+    pixels = np.concatenate([np.arange(a, b) for a, b in zip(ends[:-1:2], ends[1::2], strict=True)])
+    moved = np.sort(pixels % width * height + pixels // width)
+    jumps = np.flatnonzero(np.diff(moved) > 1)
+    starts, stops = moved[[0, *jumps + 1]], moved[[*jumps, -1]] + 1
+    edges = np.stack([starts, stops], 1).ravel()
+    return np.diff(edges, prepend=0, append=height * width).tolist()

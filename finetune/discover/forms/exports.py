@@ -8,7 +8,13 @@ from typing import Any
 
 from finetune.data.annotations.cvat import CvatFile, read_cvat
 from finetune.data.annotations.labelme import IGNORED, read_shapes
-from finetune.data.sources.kaggle_rle import RleTable, key_of, read_rle_table
+from finetune.data.sources.kaggle_rle import (
+    ALONG_ROWS,
+    RleTable,
+    are_along_rows,
+    key_of,
+    read_rle_table,
+)
 from finetune.discover.forms.annotations import images_of, split_pattern
 from finetune.discover.layouts.layout import Categories, Layout, Tree, split_in, unused, with_splits
 from finetune.errors import UserError
@@ -53,7 +59,10 @@ def _of_tables(tree: Tree, pattern: str, images: str, tables: Mapping[str, RleTa
         used = {number for rows in table.rows.values() for number, _, _ in rows}
         categories.append(Categories(file, table.names, frozenset(used)))
         named = {PurePosixPath(key_of(name)).name for name in table.rows}
-        if others := _stems(tree, images.replace("{split}", split)) - named:
+        folder = images.replace("{split}", split)
+        if are_along_rows(table, tree.folders.get(PurePosixPath(folder), {}), file):
+            assumed.append(f"{file.name}: {ALONG_ROWS}")
+        if others := _stems(tree, folder) - named:
             assumed.append(
                 f"{len(others)} images, such as {min(others)}, are not in {file.name} and are left "
                 "out; an image without objects needs a row with an empty cell"

@@ -46,6 +46,11 @@ FORMS = {
         lambda i, k, text: f"p{i}.jpg_{k},{text}",
         ["background", "class_1", "class_2"],
     ),
+    "image and name in one column": (
+        "Image_Label,EncodedPixels",
+        lambda i, k, text: f"p{i}.jpg_{('', 'Fish', 'Sugar')[k]},{text}",
+        ["background", "Fish", "Sugar"],
+    ),
     "names, ids without a file type": (
         "id,class,segmentation",
         lambda i, k, text: f"p{i},{('', 'bowel', 'stomach')[k]},{text}",
@@ -70,6 +75,22 @@ def test_what_init_reads(tmp_path, form):
             np.testing.assert_array_equal(sample["mask"], truth(int(sample["id"][1:])))
             seen += 1
     assert seen == 6
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_runs_along_rows(tmp_path, count):
+    """Tables such as that of Sartorius' cells; with one image there are fewer objects to tell."""
+    put(tmp_path, count, folder="train")
+    discs = np.hypot(*(np.mgrid[: SIZE[0], : SIZE[1]] - np.array([9, 12])[:, None, None]))
+    truths = [discs < 5 + i for i in range(count)]
+    rows = [f"p{i},{runs(truths[i].T)}" for i in range(count)]
+    (tmp_path / "train.csv").write_text("\n".join(["id,annotation", *rows]))
+    (layout,) = recognise(tmp_path)
+    assert any("runs count along rows" in line for line in layout.assumed)
+    with pytest.warns(UserWarning, match="runs count along rows"):
+        data = kaggle_rle(tmp_path, "train", LABELS, images="train", annotations="train.csv")
+    for sample, truth_ in zip(data, truths, strict=True):
+        np.testing.assert_array_equal(sample["mask"], truth_)
 
 
 def test_one_class_with_empty_images_and_several_objects(tmp_path):
