@@ -15,6 +15,8 @@ from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 
 Overlap = Literal["area", "order"]
 """Where objects overlap: `area`, the smallest wins; `order`, the last wins."""
+FARTHEST = 1e6
+"""Bound of coordinates, in pixels; beyond any image, and what pycocotools has the memory for."""
 _CORNERS = 360
 """Corners of an ellipse's polygon."""
 
@@ -156,7 +158,7 @@ def wrong_segmentation(segmentation: Any, size: Size) -> str:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             return "has a polygon that is not 3 or more pairs of x and y"
         is_numeric = set(map(type, polygon)) <= {int, float}
-        is_bounded = is_numeric and max(polygon) < 1e6 and min(polygon) > -1e6
+        is_bounded = is_numeric and max(polygon) < FARTHEST and min(polygon) > -FARTHEST
         # A NaN makes both comparisons false, or hides from them and makes the sum NaN.
         if not is_bounded or math.isnan(sum(polygon)):
             return "has a polygon whose coordinates are not numbers, or lie beyond any image"

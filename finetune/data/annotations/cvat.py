@@ -18,7 +18,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from finetune.data.masks import Size
-from finetune.data.objects import encoded_polygons, painted
+from finetune.data.objects import FARTHEST, encoded_polygons, painted
 from finetune.errors import UserError
 from finetune.labels.colors import RGB
 
@@ -102,6 +102,8 @@ def _add_image(found: CvatFile, element: ElementTree.Element) -> None:
             continue
         try:
             label, z_order = shape.attrib["label"].strip(), int(shape.get("z_order", 0))
+            if not label:
+                raise ValueError("has no label. Give it one, or remove it.")
             values = {"label": label, "kind": shape.tag, **_values(shape, size)}
         except (KeyError, ValueError) as error:
             found.wrong.append(f"{found.file}: image {name!r}, shape {number}: {error.args[0]}")
@@ -121,8 +123,12 @@ def _values(shape: ElementTree.Element, size: Size) -> dict[str, Any]:
     """
     if shape.tag == "polygon":
         points = [float(x) for pair in shape.attrib["points"].split(";") for x in pair.split(",")]
-        if len(points) < 6 or len(points) % 2 or not all(map(math.isfinite, points)):
-            raise ValueError("its polygon is not 3 or more pairs of x and y. Correct it.")
+        are_near = all(abs(number) < FARTHEST for number in points)  # NaN is not
+        if len(points) < 6 or len(points) % 2 or not are_near:
+            raise ValueError(
+                "its polygon is not 3 or more pairs of x and y, or lies beyond any image. Correct "
+                "it."
+            )
         return {"points": points}
     if shape.tag == "ellipse":
         numbers = [float(shape.attrib[key]) for key in ("cx", "cy", "rx", "ry")]

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from finetune.data.masks import Size
-from finetune.data.objects import Overlap, encoded_polygons, painted
+from finetune.data.objects import FARTHEST, Overlap, encoded_polygons, painted
 from finetune.data.text import read_text
 from finetune.errors import UserError
 from finetune.labels.rules import UNCOUNTED
@@ -59,7 +59,8 @@ def read_shapes(file: Path, read: Content = json_object) -> list[dict[str, Any]]
         return None
     for number, shape in enumerate(shapes, 1):
         where = f"{file}, shape {number}"
-        if not isinstance(shape, dict) or not isinstance(shape.get("label"), str):
+        label = shape.get("label") if isinstance(shape, dict) else None
+        if not isinstance(label, str) or not label.strip():
             raise UserError(f"{where}: has no label. Correct it, or remove it.")
         kind, points = shape.get("shape_type") or "polygon", shape.get("points") or []
         fewest = {"polygon": 3, "rotation": 3}.get(kind, 2)
@@ -70,7 +71,8 @@ def read_shapes(file: Path, read: Content = json_object) -> list[dict[str, Any]]
             )
         if not _are_points(points) or len(points) < fewest:
             raise UserError(
-                f"{where}: a {kind} needs {fewest} or more points [x, y]. Correct it, or remove it."
+                f"{where}: a {kind} needs {fewest} or more points [x, y], none of them beyond any "
+                "image. Correct it, or remove it."
             )
     return shapes
 
@@ -79,7 +81,7 @@ def _are_points(points: Any) -> bool:
     return isinstance(points, list) and all(
         isinstance(point, list)
         and len(point) == 2
-        and all(isinstance(x, int | float) and np.isfinite(x) for x in point)
+        and all(isinstance(x, int | float) and abs(x) < FARTHEST for x in point)  # NaN is not
         for point in points
     )
 
@@ -100,8 +102,9 @@ class ShapeFiles:
 
     def size(self, reference: str) -> Size | None:
         content = self.content(Path(reference))
-        height, width = content.get("imageHeight"), content.get("imageWidth")
-        return (height, width) if isinstance(height, int) and isinstance(width, int) else None
+        sides = [content.get(key) for key in ("imageHeight", "imageWidth")]
+        height, width = (int(x) if isinstance(x, int | float) else None for x in sides)
+        return None if height is None or width is None else (height, width)
 
     def read(self, reference: str, size: Size) -> np.ndarray:
         """Class ids of the shapes, `UNCOUNTED` in ignored ones, `NO_OBJECT` elsewhere; int32."""
@@ -150,7 +153,7 @@ def _filled(kind: str, points: list[list[float]], holes: Any, size: Size, where:
     for hole in holes:
         if not _are_points(hole) or len(hole) < 3:
             raise UserError(f"{where}: a hole needs 3 or more points [x, y]. Correct it.")
-    outline, *others = (np.rint(part).astype(np.int32) for part in (points, *holes))
+    outline, *others = (np.floor(part).astype(np.int32) for part in (points, *holes))
     if kind == "rectangle":
         cv2.rectangle(mask, outline[0].tolist(), outline[1].tolist(), 1, cv2.FILLED)
     else:
@@ -179,6 +182,7 @@ def _inside(image: Image.Image) -> np.ndarray:
     if image.mode in ("LA", "RGBA"):
         image = image.getchannel("A")
     part = np.array(image)
+    part = part.max(-1) if part.ndim == 3 else part  # of RGB
     return part > part.max(initial=0) / 2
 
 

@@ -3,7 +3,7 @@
 Format: https://docs.supervisely.com/data-organization/00_ann_format_navi (`objects` with
 `classTitle`, `geometryType`, and `points` or `bitmap`). As in Supervisely's SDK, the points of a
 polygon or rectangle are pixels that belong to it: https://github.com/supervisely/supervisely
-(`supervisely/geometry`).
+(`supervisely/geometry`), which takes fractions of the labelling tool down to their pixel.
 """
 
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 import json
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -47,10 +48,17 @@ def cvat(
     if content is None:
         raise UserError(f"{file}: is not CVAT's XML for images. Correct data.annotations.")
     folder = root / images.replace("{split}", split)
-    rows = [r for r in content.images if "{split}" in annotations or r.subset in ("", split)]
+    subsets = sorted({row.subset for row in content.images})
+    is_whole = "{split}" in annotations or len(subsets) == 1
+    rows = [row for row in content.images if is_whole or row.subset in ("", split)]
     if not rows:
-        subsets = ", ".join(sorted({row.subset for row in content.images})) or "no images"
-        raise UserError(f"{file}: has no subset {split!r}; it has {subsets}.")
+        there = ", ".join(subsets) or "no images"
+        raise UserError(f"{file}: has no subset {split!r}; it has {there}.")
+    if twice := [name for name, count in Counter(row.name for row in rows).items() if count > 1]:
+        raise UserError(
+            f"{file}: the image {twice[0]!r} stands twice, as where two tasks have images of one "
+            "name. Export each task on its own, or remove one of them."
+        )
     used = {shape["label"] for row in rows for shape in row.shapes}
     wrong = list(content.wrong)
     if unknown := sorted(used - set(labels.names)):

@@ -163,7 +163,8 @@ def _references(layout: Layout, faults: list[Fault] | None, preset: str | None =
 
 def _with_background(names: Sequence[str], thing: str) -> tuple[list[str], str, list[str]]:
     """The names with a background class, that class, and lines about it."""
-    background = next(filter(is_outside, names), None)
+    outside = sorted(filter(is_outside, names), key="background".__ne__)
+    background = next(iter(outside), None)
     if background is not None:
         return [*names], background, [f"pixels outside of every {thing} are {background}"]
     assumed = f"pixels outside of every {thing} are a new class, background (labels.background)"

@@ -138,6 +138,21 @@ def test_a_project_with_subsets(tmp_path):
     }
 
 
+def test_a_project_with_one_subset(tmp_path):
+    rows = [image(f"{i}.png", square("box", i, 1, 9, 9), 'subset="default"') for i in range(4)]
+    put(tmp_path, rows, folder="images/default")
+    _, _, splits = read_back(tmp_path)
+    masks = {**splits["train"], **splits["held_back"]}
+    for i in range(4):
+        np.testing.assert_array_equal(masks[f"{i}"], np.where(boxes((1, i, 1, 9, 9)), 0, 2))
+
+
+def test_an_image_of_two_tasks(tmp_path):
+    put(tmp_path, [image("a.png", square("box", 1, 1, 9, 9), 'task_id="3"'), image("a.png")])
+    with pytest.raises(UserError, match=r"the image 'a\.png' stands twice"):
+        cvat(tmp_path, "", LABELS, images="images", annotations="annotations.xml")
+
+
 def test_one_export_for_each_split(tmp_path):
     for split in ("train", "val"):
         rows = [image(f"{split}{i}.png", square("box", 1, 1, 9, 9)) for i in range(2)]
@@ -157,6 +172,8 @@ def test_one_export_for_each_split(tmp_path):
         (polygon("box", (1, 1), (2, 2)), "its polygon is not 3 or more pairs"),
         (BRUSH.format("1, 2"), "the counts of its rle do not add up to its box"),
         (BRUSH.format("0,6").replace('left="8"', 'left="58"'), "is not inside of the image"),
+        (polygon("box", (1, 1), (9, 1), (9, 1e12)), "lies beyond any image"),
+        (square(" ", 1, 1, 9, 9), "shape 1: has no label"),
         ('<mask label="box" rle="4"/>', "shape 1: left"),
         (square("cat", 1, 1, 9, 9), "the label 'cat' is none of labels.names"),
     ],

@@ -81,6 +81,10 @@ SHAPES = {
         [shape("disc", [[8, 4], [19, 13]], "mask", mask=png(np.ones((10, 12), bool)))],
         boxes((2, 8, 4, 20, 14)),
     ),
+    "mask of colours": (
+        [shape("disc", [[8, 4], [19, 13]], "mask", mask=png(np.full((10, 12, 3), 255, np.uint8)))],
+        boxes((2, 8, 4, 20, 14)),
+    ),
     "the later one wins": (
         [shape("box", square(5, 6, 25, 30)), shape("disc", square(0, 0, 60, 20))],
         boxes((1, 5, 6, 25, 30), (2, 0, 0, 60, 20)),
@@ -127,6 +131,15 @@ def test_a_folder_as_labelme_leaves_it(tmp_path):
     assert any("not_yet" in line and "left out" in line for line in layout.assumed)
 
 
+def test_of_two_names_of_the_background_the_plain_one_counts(tmp_path):
+    for i in range(2):
+        put(tmp_path, f"p{i}", [shape("Background", square(i, 2, 9, 9))])
+    put(tmp_path, "p2", [shape("background", square(1, 2, 9, 9))])
+    _, labels, masks = read_back(tmp_path)
+    assert labels["names"] == ["Background", "background"]
+    np.testing.assert_array_equal(masks["p1"], 1 - boxes((1, 1, 2, 9, 9)))
+
+
 def test_folders_of_splits_and_a_list_of_classes(tmp_path):
     for split in ("train", "val"):
         for i in range(3):
@@ -146,7 +159,9 @@ def test_folders_of_splits_and_a_list_of_classes(tmp_path):
         (shape("box", [[1, 1]], "point"), "shape 1: is a point"),
         (shape("box", [[1, 1], [2, 2]]), "a polygon needs 3 or more points"),
         (shape("box", [[1, 1], [2, None], [3, 3]]), "a polygon needs 3 or more points"),
+        (shape("box", square(1, 1, 2, 1e12)), "a polygon needs 3 .* none of them beyond any image"),
         (shape(None, square(1, 1, 2, 2)), "shape 1: has no label"),
+        (shape(" ", square(1, 1, 2, 2)), "shape 1: has no label"),
         (shape("cat", square(1, 1, 2, 2)), "the label 'cat' is none of labels.names"),
         (shape("box", [[1, 1], [2, 2]], "mask", mask="?"), "its mask cannot be read"),
     ],
@@ -173,8 +188,9 @@ def test_files_without_a_partner(tmp_path):
     assert len(labelme(tmp_path, "", LABELS, **options, without_mask="skip")) == 1
 
 
-def test_another_size_than_the_image(tmp_path):
-    put(tmp_path, "a", [], imageHeight=41)
+@pytest.mark.parametrize("height", [41, 41.0])
+def test_another_size_than_the_image(tmp_path, height):
+    put(tmp_path, "a", [], imageHeight=height)
     data = labelme(tmp_path, "", LABELS, images=".", masks=".")
     with pytest.raises(UserError, match=r"60 x 41 pixels .* 60 x 40"):
         upright_sizes(data)

@@ -84,6 +84,10 @@ SHAPES = {
         [figure("box", "polygon", ANGLE)],
         boxes((1, 5, 4, 51, 21), (1, 5, 4, 31, 36)),
     ),
+    "fractions, as the labelling tool has them": (
+        [figure("box", "rectangle", [[5.9, 6.5], [25.5, 30.9]])],
+        boxes((1, 5, 6, 26, 31)),
+    ),
     "hole": (
         [figure("box", "polygon", ANGLE, [HOLE])],
         boxes((1, 5, 4, 51, 21), (1, 5, 4, 31, 36), (0, 10, 8, 21, 17)),
