@@ -182,7 +182,7 @@ def _live(row: Mapping[str, Any], keys: Iterable[str]) -> tuple[list[dict[str, A
     live.sort(
         key=lambda own: (
             own.get("ground_truth") is True,
-            str(own.get("updated_at") or own.get("created_at") or ""),
+            str(own.get("updated_at") or own.get("created_at") or "").removesuffix("Z"),
         )
     )
     return live, len(live) < len(entries)
@@ -249,7 +249,7 @@ def _regions(annotation: Mapping[str, Any], where: str) -> _Found:
         if kind == "keypoint":
             found.keypoints += key is not None
             continue
-        labels = [str(label).strip() for label in value[key]] if key else []
+        labels = [text for label in value[key] if (text := str(label).strip())] if key else []
         if kind is None and (not labels or _SIDES[0] not in item):
             continue
         _check(item, kind or key or "", labels, f"{where}, {name}")

@@ -36,13 +36,19 @@ def _regions(regions: Any) -> list[dict[str, Any]]:
 def via_attributes(entries: Sequence[dict[str, Any]]) -> dict[str, list[str]]:
     """The attributes in which every region has a text or number, with their values, sorted.
 
-    It is {"": ["object"]} if no region has any attribute.
+    It is {"": ["object"]} if no region has any attribute. An attribute that most regions have, with
+    fewer values than each of those that all have, is the likelier class: then it is {}.
     """
     regions = [own.get("region_attributes") or {} for row in entries for own in row["regions"]]
     values = {key: [_text(own.get(key)) for own in regions] for own in regions for key in own}
     if not any(map(any, values.values())):
         return {"": [_ONLY]}
-    return {key: sorted(set(own)) for key, own in values.items() if all(own)}
+    found = {key: sorted(set(own)) for key, own in values.items() if all(own)}
+    fewest = min(map(len, found.values()), default=0)
+    gaps = [[text for text in own if text] for key, own in values.items() if key not in found]
+    if any(2 * len(own) > len(regions) and len(set(own)) < fewest for own in gaps):
+        return {}  # the others may number the regions
+    return found
 
 
 def _text(value: Any) -> str:

@@ -44,8 +44,8 @@ def via_files(tree: Tree) -> Iterator[Layout]:
         attributes = via_attributes(entries)
         if not attributes:
             raise UserError(
-                f"{min(files.values())}: no attribute has a value in every region, so none names "
-                "the classes. Give each region its class."
+                f"{min(files.values())}: no attribute has a value in every region, or none but one "
+                "of more values, as numbers are. Give each region its class."
             )
         for attribute, classes in attributes.items():
             for file in files.values():  # a region without pixels stops here

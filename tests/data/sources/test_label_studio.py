@@ -246,7 +246,7 @@ def annotation(number, mask, **more):
 
 def test_which_annotation_counts(tmp_path):
     first, second, third = box(0, 0, 9, 9), box(9, 9, 20, 20), box(20, 20, 40, 40)
-    early, late = {"updated_at": "2024-01-01T10:00:00Z"}, {"updated_at": "2024-02-01T10:00:00Z"}
+    early, late = ({"updated_at": f"2024-01-01T10:00:00{end}Z"} for end in ("", ".5"))
     own = {
         1: [annotation(1, first, **late), annotation(2, second, **early)],
         2: [annotation(3, first, **early, ground_truth=True), annotation(4, second, **late)],

@@ -97,6 +97,14 @@ def test_several_attributes_that_may_be_the_class_are_a_question(tmp_path):
     assert kinds == {key: {"role", "state"} for key in ("more.json", "via_region_data.json")}
 
 
+def test_numbers_of_regions_are_not_the_classes_where_one_class_is_missing(tmp_path):
+    regions = [polygon(i, 6, 25, 30, id=str(i), type="box") for i in range(5)]
+    del regions[3]["region_attributes"]["type"]
+    put(tmp_path, {"a": regions})
+    with pytest.raises(UserError, match="Give each region its class"):
+        recognise(tmp_path)
+
+
 def test_without_attributes_there_is_one_class(tmp_path):
     put(tmp_path, {f"p{i}": [polygon(i, 6, 25, 30)] for i in range(6)}, project=True)
     layout, labels, masks = read_back(tmp_path)
