@@ -47,6 +47,28 @@ SPLITS = {"train_split": "train", "val_split": "val"}
 FOLDERS = {"images": "images/{split}", "masks": "masks/{split}", **SPLITS}
 
 
+_NOTHING_MARKED = {
+    "labelme": ("a.json", json.dumps({"version": "5.0", "shapes": [], "imagePath": "a.jpg"})),
+    "VIA": ("via.json", json.dumps({"a.jpg9": {"filename": "a.jpg", "size": 9, "regions": []}})),
+    "CVAT": (
+        "annotations.xml",
+        "<annotations><meta><label><name>a</name></label></meta>"
+        '<image id="0" name="a.jpg" width="32" height="24"></image></annotations>',
+    ),
+    "Supervisely": ("ann/a.jpg.json", '{"objects": [], "size": {"height": 24, "width": 32}}'),
+}
+
+
+@pytest.mark.parametrize("tool", _NOTHING_MARKED)
+def test_a_file_that_marks_nothing_does_not_hide_masks(tmp_path, tool):
+    pairs(tmp_path, "img/{name}.jpg", "masks/{name}.png")
+    name, text = _NOTHING_MARKED[tool]
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text)
+    (layout,) = recognise(tmp_path)
+    assert (layout.data["source"], layout.data["masks"]) == ("folder", "masks")
+
+
 # ------------------------------------------------------------------------------------------- splits
 
 

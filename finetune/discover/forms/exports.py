@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -80,12 +80,12 @@ def cvat_files(tree: Tree) -> Iterator[Layout]:
         UserError: A file holds tracks or cannot be read, or its images are in no folder.
     """
     groups: dict[tuple[str, str], dict[str, CvatFile]] = defaultdict(dict)
-    for file in tree.xml_files[:_NUM_TRIED]:
-        if b"<annotations" not in file.read_bytes()[:4096]:
-            continue
-        content = read_cvat(file)
-        if content is None or not content.images:
-            continue
+    files = (f for f in tree.xml_files[:_NUM_TRIED] if b"<annotations" in f.read_bytes()[:4096])
+    contents = [own for own in map(read_cvat, files) if own is not None and own.images]
+    if not any(own.wrong or any(row.shapes for row in own.images) for own in contents):
+        return  # masks may lie beside a task that marks nothing
+    for content in contents:
+        file = content.file
         relative = PurePosixPath(file.relative_to(tree.root).as_posix())
         subsets = sorted({row.subset for row in content.images} - {""})
         split = split_in(relative.with_suffix(""))
@@ -98,8 +98,8 @@ def cvat_files(tree: Tree) -> Iterator[Layout]:
         else:
             images = split_pattern(folder, split.name) if split.name else str(folder)
             groups[split.pattern + relative.suffix, images][split.name] = content
-    for (annotations, images), files in groups.items():
-        yield _of_cvat(tree, annotations, images, files)
+    for (annotations, images), by_split in groups.items():
+        yield _of_cvat(tree, annotations, images, by_split)
 
 
 def _of_cvat(tree: Tree, pattern: str, images: str, by_split: Mapping[str, CvatFile]) -> Layout:
@@ -144,21 +144,22 @@ def labelme_files(tree: Tree) -> Iterator[Layout]:
             continue
         if found is not None:
             shapes[file] = found
-    if not shapes:
+    if not any(shapes.values()):  # masks may lie beside files that mark nothing
         return
     folders = {PurePosixPath(f.parent.relative_to(tree.root).as_posix()) for f in shapes}
     names = [split_in(folder) for folder in sorted(folders)]
     patterns = {name.pattern for name in names}
     masks = patterns.pop() if len(patterns) == 1 else "."
     splits = [name.name for name in names] if "{split}" in masks else [""]
-    images = _images_beside(tree, masks, splits, {file.stem for file in shapes})
+    keys = {key for s in splits for key in _keys_of(tree, masks.replace("{split}", s), shapes)}
+    images = _images_beside(tree, masks, splits, keys)
     counts = Counter(shape["label"].strip() for found in shapes.values() for shape in found)
     classes = tuple(sorted(counts.keys() - {IGNORED}))
     data = {"source": "labelme", "path": str(tree.root), "images": images, "masks": masks}
     data["overlap"] = "order"  # as labelme draws them
-    stems = {stem for s in splits for stem in _stems(tree, images.replace("{split}", s))}
+    pictures = {key for s in splits for key in _keys(tree, images.replace("{split}", s))}
     assumed = ["where shapes overlap, the later one wins, as in labelme (data.overlap)"]
-    if alone := stems - {file.stem for file in shapes}:
+    if alone := pictures - keys:
         data["without_mask"] = "skip"
         assumed.append(
             f"{len(alone)} images, such as {min(alone)}, have no JSON file, as pictures that are "
@@ -176,14 +177,28 @@ def _stems(tree: Tree, folder: str) -> set[str]:
     return {stem for stems in own for stem in stems}
 
 
-def _images_beside(tree: Tree, masks: str, splits: Sequence[str], names: set[str]) -> str:
+def _keys(tree: Tree, folder: str) -> set[str]:
+    """The pictures below a folder, by their paths from there without file type."""
+    path = PurePosixPath(folder)
+    own = ((at, stems) for at, stems in tree.folders.items() if path in (at, *at.parents))
+    return {str((at / stem).relative_to(path)) for at, stems in own for stem in stems}
+
+
+def _keys_of(tree: Tree, folder: str, files: Iterable[Path]) -> Iterator[str]:
+    """Files below a folder, by their paths from there without file type."""
+    above = tree.root / folder
+    own = (file.relative_to(above) for file in files if above in file.parents)
+    return (file.with_suffix("").as_posix() for file in own)
+
+
+def _images_beside(tree: Tree, masks: str, splits: Sequence[str], keys: set[str]) -> str:
     """The folder that holds most images of the JSON files; theirs, if the images are in them."""
     candidates = {masks: -1}
     for folder in tree.folders:
         pattern = split_in(folder).pattern if splits != [""] else "/".join(folder.parts) or "."
         candidates.setdefault(pattern, 0)
     share = {
-        pattern: sum(len(_stems(tree, pattern.replace("{split}", s)) & names) for s in splits)
+        pattern: sum(len(_keys(tree, pattern.replace("{split}", s)) & keys) for s in splits)
         for pattern in candidates
     }
     # Among equals the folder of the JSON files, then the deepest.

@@ -30,7 +30,7 @@ def supervisely_project(tree: Tree) -> Iterator[Layout]:
         images.setdefault(own, {picture.name for picture in pictures.values()}).discard(file.stem)
         if not shapes:
             empty.append(file.stem)
-    if not images:
+    if not counts:  # masks may lie beside a project without shapes
         return
     names = [split_in(folder) for folder in sorted(images)]
     patterns = {name.pattern for name in names}

@@ -24,21 +24,23 @@ def via_files(tree: Tree) -> Iterator[Layout]:
     groups: dict[tuple[str, str], dict[str, Path]] = defaultdict(dict)
     rows: dict[Path, list[dict[str, Any]]] = {}
     for file in tree.json_files:
-        if b'"regions"' not in file.read_bytes():  # parsing takes longer
+        if b'"regions"' not in file.read_bytes().replace(b"\0", b""):  # parsing takes longer
             continue
         try:
             entries = via_entries(parsed(file))
         except UserError:
             continue
-        if entries is None:
-            continue
+        if entries is not None:
+            rows[file] = entries
+    if not any(row["regions"] for entries in rows.values() for row in entries):
+        return  # masks may lie beside a project that marks nothing
+    for file, entries in rows.items():
         relative = PurePosixPath(file.relative_to(tree.root).as_posix())
         split = split_in(relative.with_suffix(""))
         names = [row["filename"] for row in entries[:_NUM_TRIED]]
         folder = images_of(tree, file, names, split.name, None)
         key = split.pattern + relative.suffix, split_pattern(folder, split.name)
         groups[key][split.name] = file
-        rows[file] = entries
     for (pattern, images), files in groups.items():
         entries = [row for file in files.values() for row in rows[file]]
         attributes = via_attributes(entries)

@@ -131,6 +131,16 @@ def test_a_folder_as_labelme_leaves_it(tmp_path):
     assert any("not_yet" in line and "left out" in line for line in layout.assumed)
 
 
+def test_images_in_a_folder_below_the_json_files(tmp_path):
+    for i in range(3):
+        put(tmp_path, f"p{i}", [shape("box", square(i, 2, 9, 9))], image=False)
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", SIZE[::-1]).save(tmp_path / "pictures" / f"p{i}.png")
+    layout, _, masks = read_back(tmp_path)
+    assert (layout.data["images"], layout.data["masks"]) == ("pictures", ".")
+    np.testing.assert_array_equal(masks["p1"], 1 - boxes((1, 1, 2, 9, 9)))
+
+
 def test_of_two_names_of_the_background_the_plain_one_counts(tmp_path):
     for i in range(2):
         put(tmp_path, f"p{i}", [shape("Background", square(i, 2, 9, 9))])
