@@ -205,11 +205,17 @@ def are_along_rows(table: RleTable, images: Mapping[str, Path], file: Path) -> b
     for name in named[:_NUM_TRIED]:
         height, width = image_size(images[key_of(name)])
         for _, runs, line in table.rows[name]:
-            counts = _counts(runs, height * width, f"{file}, line {line}")
-            flat = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-            down += int((flat[:-height] & flat[height:]).sum())
-            along += int((flat[:-width] & flat[width:]).sum())
+            pixels = _pixels(_counts(runs, height * width, f"{file}, line {line}"))
+            down += _num_beside(pixels, height)
+            along += _num_beside(pixels, width)
     return along > 2 * down  # equal in square images
+
+
+def _num_beside(pixels: np.ndarray, length: int) -> int:
+    """How many pixels have one of another run beside them, if a row or column has this length."""
+    run = np.cumsum(np.diff(pixels, prepend=-2) > 1)
+    at = np.minimum(np.searchsorted(pixels, pixels + length), len(pixels) - 1)
+    return int(((pixels[at] == pixels + length) & (run[at] != run)).sum())
 
 
 def _as_they_are(counts: list[int], height: int, width: int) -> list[int]:
@@ -218,10 +224,16 @@ def _as_they_are(counts: list[int], height: int, width: int) -> list[int]:
 
 def _down_columns(counts: list[int], height: int, width: int) -> list[int]:
     """Counts along rows as those of the same pixels down the columns."""
-    ends = np.cumsum(counts)
-    pixels = np.concatenate([np.arange(a, b) for a, b in zip(ends[:-1:2], ends[1::2], strict=True)])
+    pixels = _pixels(counts)
     moved = np.sort(pixels % width * height + pixels // width)
     jumps = np.flatnonzero(np.diff(moved) > 1)
     starts, stops = moved[[0, *jumps + 1]], moved[[*jumps, -1]] + 1
     edges = np.stack([starts, stops], 1).ravel()
     return np.diff(edges, prepend=0, append=height * width).tolist()
+
+
+def _pixels(counts: list[int]) -> np.ndarray:
+    """The places of the pixels in an object, as `counts` count them, from 0."""
+    ends = np.cumsum(counts)
+    spans = [np.arange(a, b) for a, b in zip(ends[:-1:2], ends[1::2], strict=True)]
+    return np.concatenate(spans) if spans else np.zeros(0, np.intp)

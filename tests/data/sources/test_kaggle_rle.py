@@ -93,6 +93,16 @@ def test_runs_along_rows(tmp_path, count):
         np.testing.assert_array_equal(sample["mask"], truth_)
 
 
+@pytest.mark.parametrize("size", [SIZE, SIZE[::-1]])
+def test_thin_upright_lines_down_columns_stay_so(tmp_path, size):
+    Image.new("RGB", size[::-1]).save(tmp_path / "p0.jpg")
+    mask = np.zeros(size, int)
+    mask[1:, 4::6] = 1
+    (tmp_path / "t.csv").write_text(f"ImageId,EncodedPixels\np0.jpg,{runs(mask)}\n")
+    (sample,) = kaggle_rle(tmp_path, "", LABELS, images=".", annotations="t.csv")
+    np.testing.assert_array_equal(sample["mask"], mask)
+
+
 def test_one_class_with_empty_images_and_several_objects(tmp_path):
     put(tmp_path, 3)
     left, right = np.zeros(SIZE, int), np.zeros(SIZE, int)
