@@ -206,7 +206,9 @@ def _drawn_groups(
         members.setdefault(_group_of(name, group), []).append(index)
     if len(members) < 2:
         why = (
-            f"data.split_group={group!r} puts all into one group" if group else "there is only one"
+            f"data.split_group={group!r} puts all into one group"
+            if group
+            else "there is only one, so add others"
         )
         raise UserError(f"data.{key}: the samples cannot be split: {why}.")
     ordered = sorted(members, key=lambda name: hashlib.sha256(f"{seed}/{name}".encode()).digest())
