@@ -222,6 +222,8 @@ def with_splits(layout: Layout, splits: Iterable[str]) -> Layout:
     ]
     if left_out := [lower[name] for name in within if name in lower]:
         assumed.append(f"{left_out[0]} is not used: it is probably a part of {train}")
+    elif others := [name for name in names if name and name != only]:
+        assumed.append(f"{', '.join(others)}: not used, since no name says what a split is for")
     return replace(layout, data=data, found=found, assumed=tuple(assumed))
 
 

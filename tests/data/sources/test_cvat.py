@@ -138,6 +138,18 @@ def test_a_project_with_subsets(tmp_path):
     }
 
 
+def test_subsets_that_are_no_splits_are_named(tmp_path):
+    rows = [
+        image(f"{own}{i}.png", square("box", i, 1, 9, 9), f'subset="{own}"')
+        for own in "ab"
+        for i in range(4)
+    ]
+    put(tmp_path, rows, files=[f"{own}/{own}{i}.png" for own in "ab" for i in range(4)])
+    (layout,) = recognise(tmp_path)
+    assert layout.data["train_split"] == "a"
+    assert "b: not used, since no name says what a split is for" in layout.assumed
+
+
 def test_a_project_with_one_subset(tmp_path):
     rows = [image(f"{i}.png", square("box", i, 1, 9, 9), 'subset="default"') for i in range(4)]
     put(tmp_path, rows, folder="images/default")
