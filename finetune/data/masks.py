@@ -15,7 +15,7 @@ import numpy as np
 from finetune.errors import UserError
 from finetune.labels.rules import NO_OBJECT, UNCOUNTED
 from finetune.labels.translation import Labels
-from finetune.pictures.opening import named
+from finetune.pictures.opening import named, opened
 from finetune.pictures.reading import mask_size, read_colors, read_mask
 from finetune.pictures.references import PATHS, Pictures, is_lossy
 
@@ -122,7 +122,7 @@ class ClassFiles:
         return raw
 
     def _mask(self, file: Path, size: Size) -> np.ndarray:
-        return read_mask(file)
+        return _of_class(file)
 
 
 class FaceParts(ClassFiles):
@@ -174,6 +174,17 @@ class PanopticMasks:
                 kind="bad-annotation",
             )
         return values[places]
+
+
+def _of_class(file: Path) -> np.ndarray:
+    """The numbers in a class's own file; of a palette of greys the greys: number 0 may be white."""
+    with opened(file) as image:
+        is_palette = image.mode == "P"
+    if is_palette:
+        colors = read_colors(file)
+        if (colors >> 16 == colors & 255).all() and (colors >> 8 & 255 == colors & 255).all():
+            return (colors & 255).astype(np.uint8)
+    return read_mask(file)
 
 
 def _covers(mask: np.ndarray) -> np.ndarray:

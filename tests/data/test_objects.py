@@ -145,6 +145,17 @@ def test_one_file_a_class(camvid, expected, tmp_path, masks):
     assert_equal(data, expected)
 
 
+def test_one_file_a_class_with_white_as_number_0(camvid, expected, tmp_path):
+    """As programs that sort a palette by brightness or use write them."""
+    for name, image, mask in camvid:
+        copied(image, tmp_path / f"images/val/{name}.jpg")
+        for value in np.unique(mask[mask != UNLABELLED]):
+            file = tmp_path / f"masks/{NAMES[value]}/{name}.png"
+            saved((mask != value).astype(np.uint8), file, [(255, 255, 255), (0, 0, 0)])
+    data = image_folder(tmp_path, "val", OBJECT_LABELS, masks="masks/{class}")
+    assert_equal(data, expected)
+
+
 def test_voc(camvid, expected, tmp_path):
     labels = Labels.build(NAMES)
     root = tmp_path / "VOCdevkit/VOC2012"
