@@ -7,6 +7,7 @@ folders, or endings of names, that belong together.
 """
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 from finetune.discover.forms.annotations import coco_files, ultralytics
@@ -18,7 +19,7 @@ from finetune.discover.forms.supervisely import supervisely_project
 from finetune.discover.forms.tables import table, table_folder
 from finetune.discover.forms.via import via_files
 from finetune.discover.layouts.glances import glance
-from finetune.discover.layouts.layout import Layout, refuse_without_training, walk
+from finetune.discover.layouts.layout import Layout, Tree, refuse_without_training, walk
 from finetune.discover.layouts.pairs import pairs
 from finetune.discover.layouts.split_lists import with_lists
 from finetune.discover.nothing_fits import why_nothing_fits
@@ -42,9 +43,7 @@ def recognise(root: Path) -> list[Layout]:
         return sets
     tree = walk(root)
     look = functools.cache(glance)  # looks at each file once
-    layouts = [*coco_files(tree)] or [*labelme_files(tree)] or [*label_studio_files(tree)]
-    layouts = layouts or [*supervisely_project(tree)] or [*via_files(tree)] or [*cvat_files(tree)]
-    layouts = layouts or pairs(tree, look) or [*rle_tables(tree)]
+    layouts = _of_tools(tree) or pairs(tree, look) or [*rle_tables(tree)]
     if not layouts and (known := table_folder(root)) is not None:
         return [known]
     if not layouts:
@@ -55,4 +54,32 @@ def recognise(root: Path) -> list[Layout]:
         )
     layouts = [with_lists(tree, layout) for layout in layouts]
     refuse_without_training(tree, layouts)
+    return layouts
+
+
+_TOOLS = (
+    coco_files,
+    labelme_files,
+    label_studio_files,
+    supervisely_project,
+    via_files,
+    cvat_files,
+)
+
+
+def _of_tools(tree: Tree) -> list[Layout]:
+    """The layouts of all tools that annotated the folder: files of two may disagree.
+
+    Raises:
+        UserError: A file of the first tool that has any is invalid.
+    """
+    layouts: list[Layout] = []
+    for read in _TOOLS:
+        known = {own.file for layout in layouts for own in layout.categories}
+        left = tuple(file for file in tree.json_files if file not in known)  # COCO's can be large
+        try:
+            layouts += read(replace(tree, json_files=left))
+        except UserError:
+            if not layouts:
+                raise
     return layouts

@@ -500,3 +500,24 @@ def test_recipes_beside_the_data_are_no_data_yaml(tmp_path):
     pairs(tmp_path, "images/{split}/{name}.jpg", "masks/{split}/{name}.png")
     (tmp_path / "recipe.yaml").write_text("data: {source: folder}\ntrain: {steps: 5}\n")
     assert recognise(tmp_path)[0].data["source"] == "folder"
+
+
+def test_files_of_two_tools_are_a_question(tmp_path):
+    """They may be copies, or disagree: labelme's files and an older COCO export of them."""
+    for name in NAMES:
+        put(tmp_path / f"images/{name}.jpg", PHOTO)
+        shape = {"label": "cat", "shape_type": "polygon", "points": [[1, 1], [9, 1], [9, 9]]}
+        content = {"shapes": [shape], "imagePath": f"{name}.jpg", "imageData": None}
+        content |= {"imageHeight": PHOTO.shape[0], "imageWidth": PHOTO.shape[1]}
+        (tmp_path / f"images/{name}.json").write_text(json.dumps(content))
+    coco = {
+        "images": [{"id": i, "file_name": f"{name}.jpg"} for i, name in enumerate(NAMES)],
+        "annotations": [
+            {"id": i, "image_id": i, "category_id": 1, "segmentation": [[2, 2, 8, 2, 8, 8]]}
+            for i in range(len(NAMES))
+        ],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "export.json").write_text(json.dumps(coco))
+    layouts = recognise(tmp_path)
+    assert [layout.data["source"] for layout in layouts] == ["coco", "labelme"]
